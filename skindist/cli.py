@@ -1,0 +1,104 @@
+"""The two command lines: `launch/train.py` (one run) and `skindist COMMAND` (everything around it). Thin on purpose."""
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from skindist.config import parse_config
+from skindist.errors import TrainingError, UserError
+
+
+def train(args: Sequence[str] | None = None) -> int:
+    """Run `fit` with the config of the command line, on one of the processes that a launcher started.
+
+    Returns:
+        The exit status: 0 done, 2 a user's mistake, 1 training diverged, 130 interrupted.
+    """
+    show_log()
+    try:
+        config = parse_config(args, prog="launch/train.py")
+        from skindist.training.trainer import fit  # after parsing: --help must not wait for torch
+
+        fit(config)
+    except (UserError, TrainingError) as error:
+        return fail_together(str(error), 2 if isinstance(error, UserError) else 1)
+    except KeyboardInterrupt:
+        return fail("interrupted; the same command with the same --run.dir goes on from the last finished epoch", 130)
+    return 0
+
+
+def show_log() -> None:
+    """Plain lines on stdout from the main process; warnings are marked."""
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("skindist").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+
+
+def is_main_process() -> bool:
+    """Whether this is the launch's first process; needs no process group."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def fail(message: str, status: int) -> int:
+    """Print one message from the main process."""
+    if is_main_process():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+def fail_together(message: str, status: int) -> int:
+    """Print one message from the main process, and let no process end before it is out.
+
+    A launcher ends the whole group as soon as one process has ended, maybe before the main process has spoken.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return fail(message, status)
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=1))
+    fail(message, status)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return status
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """`skindist COMMAND`: each command is a function below, its arguments the command's."""
+    import jsonargparse
+
+    commands = {"demo-data": demo_data, "curves": curves}
+    show_log()
+    try:
+        jsonargparse.auto_cli(commands, args=args, prog="skindist", exit_on_error=False)  # type: ignore[arg-type]
+    except (UserError, jsonargparse.ArgumentError) as error:
+        return fail(str(error), 2)
+    return 0
+
+
+def demo_data(directory: Path, count: int = 600, size: int = 96, seed: int = 0) -> None:
+    """Draw a labelled folder of lesion-like pictures, to try the trainer without data.
+
+    Args:
+        directory: New or empty folder; gets benign/ and malignant/.
+        count: Pictures, half of each class.
+        size: Side in pixels.
+        seed: Another seed draws other pictures.
+    """
+    from skindist.data.demo import write_demo_data
+
+    write_demo_data(directory, count, size, seed)
+    print(f"{count} pictures in {directory}; train on them with launch/train.py --config launch/demo.yaml")
+
+
+def curves(run: Path) -> None:
+    """Draw the curves of a run to RUN/curves.png.
+
+    Args:
+        run: Run folder.
+    """
+    from skindist.report.curves import draw_curves
+
+    print(draw_curves(run))

@@ -1,0 +1,228 @@
+"""The experiment, as data: frozen dataclasses whose defaults are the reference recipe.
+
+Values come from these defaults, then `--config FILE.yaml`, then `--section.key value`. Processes, devices and precision
+are not here: they belong to `accelerate launch` and its YAML file. This module imports no framework, so that `--help`
+answers at once.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import jsonargparse
+
+from skindist.errors import UserError
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+Monitor = Literal[
+    "val/loss", "val/accuracy", "val/balanced_accuracy", "val/auroc", "val/sensitivity", "val/specificity"
+]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Data: a folder with the class folders benign/ and malignant/, or the same under train/, val/ and test/."""
+
+    path: str | None = None
+    """Folder of images; a folder already split into train/, val/ and test/ keeps its split."""
+    fractions: tuple[float, float, float] = (0.90, 0.05, 0.05)
+    """Shares of train, validation and test, for a folder that is not split; they add up to 1."""
+    image_size: int = 224
+    """Side in pixels of the square that the model sees."""
+    augment: bool = True
+    """Random crop, flips and colour jitter on training images."""
+    num_workers: int | None = None
+    """Loader processes for each training process; null: 0 on CPU, else up to 8 by the cores there are."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Model: any timm image model, with a new two-class head."""
+
+    name: str = "efficientnet_b0"
+    """timm model name."""
+    pretrained: bool = True
+    """Start from timm's pretrained weights (Hugging Face cache or download); false: random weights."""
+    weights: str | None = None
+    """Start from this local .safetensors or .pth file instead; every backbone key must match."""
+    drop_rate: float = 0.0
+    """Dropout before the head."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer: Adadelta as in the reference recipe, or any other that timm or torch knows by name."""
+
+    name: str = "adadelta"
+    """Optimizer name, as in timm.optim.list_optimizers()."""
+    lr: float = 0.1
+    """Learning rate at its peak."""
+    rho: float = 0.9
+    """Adadelta's decay of the squared averages."""
+    eps: float = 1e-6
+    """Term added for numerical stability, for the optimizers that have one."""
+    weight_decay: float = 0.0
+    """Weight decay (not applied to biases and normalisation layers)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate after warm-up: held, or cosine to zero at the last step of train.epochs."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from zero."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training loop."""
+
+    epochs: int = 10
+    """Epochs at most."""
+    batch_size: int = 32
+    """GLOBAL batch of one optimizer step: it is split over processes and accumulation steps."""
+    accumulation_steps: int = 1
+    """Forward and backward passes that make one optimizer step."""
+    eval_batch_size: int = 64
+    """Images in one evaluation batch on one process; memory and speed only."""
+    channels_last: bool = True
+    """Keep images and weights in channels-last memory order: faster convolutions."""
+    freeze_batchnorm: bool = False
+    """Keep BatchNorm statistics as they are in the starting weights."""
+    log_every: int = 10
+    """Optimizer steps between two logged points of the training curves."""
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Early stopping; the best epoch's weights are tested and saved."""
+
+    patience: int = 2
+    """Epochs in a row without improvement after which training stops."""
+    min_delta: float = 0.001
+    """Smallest change that counts as an improvement."""
+    monitor: Monitor = "val/loss"
+    """Value to watch: the loss should fall, every other one should rise."""
+
+    @property
+    def mode(self) -> Literal["min", "max"]:
+        """The direction in which the monitored value improves."""
+        return "min" if self.metric == "loss" else "max"
+
+    @property
+    def metric(self) -> str:
+        """The monitored metric's own name, without the split."""
+        return self.monitor.removeprefix("val/")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run: where it writes, its seed, how it resumes."""
+
+    dir: str | None = None
+    """Folder of the run; null: runs/<time>-<model>."""
+    seed: int = 0
+    """Seed of the split, the order of images, the augmentation and dropout."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: continue the run in run.dir if there is one; never: refuse then; must: refuse where there is none."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Weights & Biases; metrics.jsonl in the run folder is written in any case."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: online with an API key, else offline."""
+    project: str = "skindist"
+    """W&B project."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. The defaults are the reference recipe."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by section, as config.yaml holds them."""
+        return {
+            section: {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+            for section, values in asdict(self).items()
+        }
+
+
+def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> Config:
+    """Read the command line (`sys.argv` when `args` is None) into a checked Config.
+
+    Raises:
+        UserError: unknown flag or key, a value of the wrong type or out of range.
+        SystemExit: status 0 after `--help` and `--print_config`.
+    """
+    parser = jsonargparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--config FILE.yaml] [--section.key VALUE ...]",
+        description="Fine-tune an ImageNet-pretrained model on a folder of benign and malignant skin lesions.",
+        epilog="Processes, devices and precision belong to the launcher: accelerate launch --config_file "
+        "accelerate_config.yaml [--num_processes N] [--mixed_precision no|bf16|fp16] %(prog)s ...",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", metavar="FILE.yaml", help="File with the same sections and keys.")
+    parser.add_class_arguments(Config)
+    try:
+        values = parser.instantiate(parser.parse_args(args))
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_with_nearest(str(error))) from None
+    return check(Config(**{section.name: values[section.name] for section in fields(Config)}))
+
+
+def _with_nearest(message: str) -> str:
+    """Name the valid key that an unknown one resembles most."""
+    message = " ".join(message.split())
+    known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
+    if unknown := re.search(r"(?:unrecognized arguments: --|Option '|does not accept option ')([\w.]+)", message):
+        nearest = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.3)
+        message += f"; nearest: --{nearest[0]}" if nearest else "; --help lists them all"
+    return message
+
+
+def check(config: Config) -> Config:
+    """Return the config, or raise UserError naming the flag whose value is out of range."""
+    fractions, model, optim, train = config.data.fractions, config.model, config.optim, config.train
+    rules = {
+        "data.fractions": (
+            abs(sum(fractions) - 1) < 1e-6 and min(fractions) > 0,
+            "three shares above 0 that add up to 1",
+        ),
+        "data.image_size": (config.data.image_size >= 32, "at least 32 pixels"),
+        "data.num_workers": ((config.data.num_workers or 0) >= 0, "0 or more"),
+        "model.drop_rate": (0 <= model.drop_rate < 1, "from 0 to below 1"),
+        "model.drop_path_rate": (0 <= model.drop_path_rate < 1, "from 0 to below 1"),
+        "optim.lr": (0 < optim.lr < math.inf, "above 0"),
+        "optim.rho": (0 <= optim.rho < 1, "from 0 to below 1"),
+        "optim.eps": (0 < optim.eps < math.inf, "above 0"),
+        "optim.weight_decay": (0 <= optim.weight_decay < math.inf, "0 or more"),
+        "optim.warmup_epochs": (0 <= optim.warmup_epochs <= train.epochs, "from 0 to train.epochs"),
+        "train.epochs": (train.epochs >= 1, "1 or more"),
+        "train.batch_size": (train.batch_size >= 1, "1 or more"),
+        "train.accumulation_steps": (train.accumulation_steps >= 1, "1 or more"),
+        "train.eval_batch_size": (train.eval_batch_size >= 1, "1 or more"),
+        "train.log_every": (train.log_every >= 1, "1 or more"),
+        "early_stopping.patience": (config.early_stopping.patience >= 1, "1 or more"),
+        "early_stopping.min_delta": (0 <= config.early_stopping.min_delta < math.inf, "0 or more"),
+        "run.seed": (config.run.seed >= 0, "0 or more"),
+    }
+    values = config.to_dict()
+    for flag, (valid, wanted) in rules.items():
+        if not valid:
+            section, key = flag.split(".")
+            raise UserError(f"--{flag} {values[section][key]}: must be {wanted}")
+    return config

@@ -1,0 +1,1 @@
+"""How good a classifier is: metrics, and the intervals that say how far to trust them."""

@@ -1,0 +1,44 @@
+"""The optimizer by name, and the learning rate as a pure function of the step."""
+
+import difflib
+import inspect
+import math
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+from skindist.config import OptimConfig
+from skindist.errors import UserError
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Any optimizer that timm or torch knows; it gets those of rho and eps that it has.
+
+    Raises:
+        UserError: unknown name.
+    """
+    known = [str(name) for name in timm.optim.list_optimizers()]
+    if config.name.lower() not in known:
+        nearest = difflib.get_close_matches(config.name.lower(), known, n=3) or ["adadelta"]
+        raise UserError(f"--optim.name {config.name}: no such optimizer; nearest: {', '.join(nearest)}")
+    accepted = inspect.signature(timm.optim.get_optimizer_class(config.name, bind_defaults=False)).parameters
+    options: dict[str, Any] = {
+        key: value for key, value in {"rho": config.rho, "eps": config.eps}.items() if key in accepted
+    }
+    optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
+        model, config.name, lr=config.lr, weight_decay=config.weight_decay, **options
+    )
+    return optimizer
+
+
+def learning_rate(step: int, steps_per_epoch: int, epochs: int, config: OptimConfig) -> float:
+    """Learning rate of optimizer step `step` (from 0): the same on any number of processes, and nothing to save."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - warmup) / max(1, epochs * steps_per_epoch - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))

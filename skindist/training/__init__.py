@@ -1,0 +1,1 @@
+"""One run: the story (trainer), the loop (engine), and what they stand on."""

@@ -1,0 +1,106 @@
+"""Checkpoints that are whole or absent: a hidden folder, flushed to disk, manifest last, renamed, then old ones pruned.
+
+checkpoints/step-00000000/   model.safetensors, optimizer.pt, state.json, manifest.json (SHA-256 of each file)
+checkpoints/last, best       links to the newest one and to the best epoch's
+"""
+
+import hashlib
+import io
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from skindist.errors import TrainingError
+from skindist.files import sync_folder, write_atomic, write_json
+
+log = logging.getLogger("skindist")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights by name (bare model, no DDP or compile prefix), the optimizer's state dict, and JSON values."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    state: dict[str, Any]
+
+
+def step_folder(checkpoints: Path, global_step: int) -> Path:
+    """The folder of the checkpoint taken after `global_step` optimizer steps."""
+    return checkpoints / f"step-{global_step:08d}"
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write `folder` atomically; call it on the main process only.
+
+    Raises:
+        TrainingError: the disk is full or refuses.
+    """
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+        optimizer = io.BytesIO()
+        torch.save(checkpoint.optimizer, optimizer)
+        write_atomic(temporary / "model.safetensors", save(tensors))
+        write_atomic(temporary / "optimizer.pt", optimizer.getvalue())
+        write_json(temporary / "state.json", checkpoint.state)
+        write_json(temporary / "manifest.json", {path.name: _sha256(path) for path in sorted(temporary.iterdir())})
+        shutil.rmtree(folder, ignore_errors=True)  # only ever a damaged one: training does not come by a step twice
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise TrainingError(f"cannot write the checkpoint {folder}: {error.strerror or error}") from error
+
+
+def keep_last_and_best(last: Path, best: Path) -> None:
+    """Point the links `last` and `best` at two checkpoints and delete all others."""
+    folder = last.parent
+    for name, target in (("last", last), ("best", best)):
+        link = folder / f".{name}.tmp"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target.name)
+        link.replace(folder / name)
+    for old in folder.glob("step-*"):
+        if old not in (last, best):
+            shutil.rmtree(old)
+
+
+def newest_intact(checkpoints: Path) -> Path | None:
+    """The newest checkpoint whose files are all there and unchanged; damaged ones are passed over with a warning."""
+    for folder in sorted(checkpoints.glob("step-*"), reverse=True):
+        if is_intact(folder):
+            return folder
+        log.warning(f"checkpoint {folder} is damaged: trying the one before it")
+    return None
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether the manifest is there and every file it lists has the SHA-256 it gives."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return bool(manifest) and all(_sha256(folder / name) == digest for name, digest in manifest.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint to the CPU; nothing that is read can run code."""
+    return Checkpoint(
+        load_file(folder / "model.safetensors"),
+        torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
+        json.loads((folder / "state.json").read_text()),
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,154 @@
+"""Processes and devices: the only place that builds an Accelerator, checks the launch and decides for all ranks."""
+
+import logging
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from torch import Tensor, nn
+
+from skindist.data.loading import available_cores
+from skindist.errors import TrainingError, UserError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=10)  # of a collective: how long a rank that hangs holds the others
+log = logging.getLogger("skindist")
+
+
+def start(log_with: str | None = None) -> Accelerator:
+    """Join the process group and build the Accelerator, in the precision that fits the launch and the device.
+
+    Raises:
+        UserError: fp16 on a CPU, or a launch that started several processes which do not see each other.
+    """
+    cpu = not torch.accelerator.is_available()  # Accelerate makes a gloo group of CPU processes only if told cpu=True
+    precision = choose_precision(requested_precision(), None if cpu else torch.accelerator.current_accelerator())
+    world_size, local_size = _launched("WORLD_SIZE"), _launched("LOCAL_WORLD_SIZE")
+    if cpu:  # `accelerate launch` sets OMP_NUM_THREADS=1 even for one process
+        torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", 1)), available_cores() // local_size, 1))
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        log_with=log_with,
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=TIMEOUT),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        ],
+    )
+    if world_size != accelerator.num_processes:
+        raise UserError(
+            f"the launcher started {world_size} processes but Accelerate sees {accelerator.num_processes}: they would "
+            "train independently. Use accelerate launch --config_file accelerate_config.yaml --num_processes N, "
+            "without --cpu"
+        )
+    visible = torch.cuda.device_count()
+    if visible > local_size:
+        log.info(f"{visible} GPUs are visible and {local_size} used; --num_processes {visible} would use them all")
+    return accelerator
+
+
+def _launched(variable: str) -> int:
+    return int(os.environ.get(variable, 1))
+
+
+def requested_precision() -> str | None:
+    """The precision that the launch asked for; None where it said nothing.
+
+    `accelerate launch` exports "no" both when told so and when told nothing: only its command line tells which.
+    """
+    requested = os.environ.get("ACCELERATE_MIXED_PRECISION")
+    if requested != "no":
+        return requested
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent else []
+    told = any(word.split("=")[0] == "--mixed_precision" for word in words)
+    return "no" if told or "launch" not in " ".join(words[:4]) else None
+
+
+def choose_precision(requested: str | None, device: torch.device | None) -> str:
+    """What was requested, else bf16 on a GPU that has it, fp16 on an older one, and none on a CPU.
+
+    Args:
+        requested: "no", "bf16", "fp16", or None.
+        device: the accelerator, or None on a CPU.
+    """
+    if requested not in (None, "no", "bf16", "fp16"):
+        raise UserError(f"--mixed_precision {requested}: choose no, bf16 or fp16")
+    if requested == "fp16" and device is None:
+        raise UserError("--mixed_precision fp16 does nothing on a CPU: choose bf16 or no, or run on a GPU")
+    if requested is not None:
+        return requested
+    if device is None or device.type != "cuda":
+        return "no"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any) -> T:
+    """Run `function(*args)` on the main process alone and give its result to every process.
+
+    A UserError or TrainingError that it raises is raised on every process, so that all of them end.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function(*args)
+        except (UserError, TrainingError) as error:
+            outcome[1] = error
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    result: T = outcome[0]
+    return result
+
+
+def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """Concatenate the rows (N_rank, K) of all ranks in rank order; every rank gets the whole."""
+    if accelerator.num_processes == 1:
+        return rows
+    parts: list[Any] = [None] * accelerator.num_processes
+    torch.distributed.all_gather_object(parts, rows.cpu())
+    return torch.cat(parts)
+
+
+def average_buffers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Give every rank the mean of all ranks' BatchNorm statistics.
+
+    DDP leaves each rank with those of its own images. The mean over ranks is the running mean of the whole batch, and
+    closer to its running variance than any one rank's.
+    """
+    if accelerator.num_processes == 1:
+        return
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    if not buffers:
+        return
+    flat = accelerator.reduce(torch.cat([buffer.flatten() for buffer in buffers]), reduction="mean")
+    for buffer, mean in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def local_processes() -> int:
+    """Processes that the launcher started on this machine."""
+    return _launched("LOCAL_WORLD_SIZE")
+
+
+def describe(accelerator: Accelerator) -> str:
+    """Processes, device and precision in one line."""
+    device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type.upper()
+    threads = f" x {torch.get_num_threads()} threads" if accelerator.device.type == "cpu" else ""
+    processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
+    return f"device: {processes}{threads} on {device}, mixed precision {accelerator.mixed_precision}"
+
+
+def finish(accelerator: Accelerator) -> None:
+    """Leave the process group, so that a process that ends first does not look like one that died."""
+    accelerator.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

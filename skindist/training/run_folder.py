@@ -1,0 +1,120 @@
+"""The run folder: where it is, whether it may be continued, who writes it."""
+
+import dataclasses
+import fcntl
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from skindist.config import Config
+from skindist.data.scan import scan_folder
+from skindist.data.split import Row, make_split, read_split, refuse_changed_images, write_split
+from skindist.errors import UserError
+from skindist.files import write_atomic
+
+# Keys that do not change the result, so that a run may be continued with other values of them.
+FREE_KEYS = {"run.dir", "run.resume", "data.num_workers", "train.eval_batch_size", "train.log_every"}
+FREE_SECTIONS = {"tracking"}
+
+
+def resolve(config: Config) -> Config:
+    """The config with absolute paths, so that the saved one means the same from any folder."""
+
+    def absolute(path: str | None) -> str | None:
+        return path and str(Path(path).expanduser().resolve())
+
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, path=absolute(config.data.path)),
+        model=dataclasses.replace(config.model, weights=absolute(config.model.weights)),
+        run=dataclasses.replace(config.run, dir=absolute(config.run.dir)),
+    )
+
+
+def find_run(config: Config) -> Path:
+    """The folder of this run; nothing is written yet.
+
+    Raises:
+        UserError: `run.resume` forbids what is there, or the run there has another config.
+    """
+    run = Path(config.run.dir or Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}").absolute())
+    if run.exists() and not run.is_dir():
+        raise UserError(f"--run.dir {run}: is not a folder")
+    started = (run / "config.yaml").exists()
+    if config.run.resume == "must" and not list(run.glob("checkpoints/step-*")):
+        raise UserError(f"--run.resume must: no checkpoint in {run}; give the --run.dir of the run to continue")
+    if config.run.resume == "never" and started:
+        raise UserError(f"--run.resume never: {run} already holds a run; give another --run.dir")
+    if started and (changes := _changes(run / "config.yaml", config)):
+        raise UserError(
+            f"--run.dir {run} holds a run with another config: {'; '.join(changes)}. "
+            "Give the same values to continue it, or another --run.dir to start a new one"
+        )
+    return run
+
+
+def _changes(path: Path, config: Config) -> list[str]:
+    """What differs between a saved config and this one, as "key saved -> new"."""
+    saved: dict[str, Any] = yaml.safe_load(path.read_text())
+    return [
+        f"{section}.{key} {saved.get(section, {}).get(key)!r} -> {value!r}"
+        for section, values in config.to_dict().items()
+        for key, value in values.items()
+        if f"{section}.{key}" not in FREE_KEYS
+        and section not in FREE_SECTIONS
+        and saved.get(section, {}).get(key) != value
+    ]
+
+
+def prepare_split(config: Config, run: Path) -> list[Row]:
+    """Scan the images; keep the split of the run being continued, or make a new one. Nothing is written yet."""
+    if config.data.path is None:
+        raise UserError("--data.path is missing: give the folder that holds the class folders benign/ and malignant/")
+    images = scan_folder(Path(config.data.path), progress=True)
+    if not (run / "split.csv").exists():
+        return make_split(images, config.data.fractions, config.run.seed)
+    rows = read_split(run / "split.csv")
+    refuse_changed_images(rows, images)
+    return rows
+
+
+def open_run(run: Path, config: Config, rows: Sequence[Row]) -> list[Row]:
+    """Create or claim the run folder; write config.yaml and split.csv once, and return what split.csv says.
+
+    The saved config names no run folder, so `--config RUN/config.yaml` repeats the run in a new one.
+
+    Raises:
+        UserError: another process is writing this run.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run.dir {run}: cannot be created ({error.strerror})") from None
+    _lock(run)
+    if not (run / "config.yaml").exists():
+        write_split(run / "split.csv", rows)
+        saved = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=None))
+        write_atomic(run / "config.yaml", yaml.safe_dump(saved.to_dict(), sort_keys=False))
+    return read_split(run / "split.csv")
+
+
+_locks: list[int] = []  # held until the process ends, however it ends
+
+
+def _lock(run: Path) -> None:
+    """Refuse a folder that a living process writes: workers can outlive a launcher that was killed."""
+    while _locks:
+        os.close(_locks.pop())
+    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise UserError(
+            f"--run.dir {run}: another process is writing this run; stop it first, or give another folder"
+        ) from None
+    _locks.append(descriptor)

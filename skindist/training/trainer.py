@@ -1,0 +1,162 @@
+"""`fit`: the story of one run. `launch/train.py` calls it; so can a script or a notebook:
+
+from skindist import Config, DataConfig, fit
+results = fit(Config(data=DataConfig(path="lesions")))
+"""
+
+import logging
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from skindist.config import Config, check
+from skindist.data.loading import Batch, LesionImages, TrainBatches, eval_batches, loader_workers, make_loader
+from skindist.data.split import SPLITS, Row, describe
+from skindist.data.transforms import normalizer
+from skindist.early_stopping import EarlyStopping
+from skindist.evaluation.metrics import compute
+from skindist.model import build_model, preprocessing
+from skindist.optim import build_optimizer
+from skindist.randomness import Stream, derived_seed
+from skindist.training import distributed
+from skindist.training.checkpoint import (
+    Checkpoint,
+    keep_last_and_best,
+    load_checkpoint,
+    newest_intact,
+    save_checkpoint,
+    step_folder,
+)
+from skindist.training.distributed import decide
+from skindist.training.engine import Learner, evaluate, train_one_epoch, warm_up
+from skindist.training.results import summary, write_results
+from skindist.training.run_folder import find_run, open_run, prepare_split, resolve
+from skindist.training.state import TrainState
+from skindist.training.tracking import Tracker, rewind
+
+log = logging.getLogger("skindist")
+
+
+def fit(config: Config) -> dict[str, Any]:
+    """Train, stop early, test the best epoch, and leave the run folder.
+
+    Returns:
+        What results.json holds, on every process.
+
+    Raises:
+        UserError: a mistake in the config, the data, the weights or the launch; raised on every process.
+        TrainingError: training diverged or the disk is full; raised on every process.
+    """
+    config = resolve(check(config))
+    accelerator = distributed.start(log_with=None if config.tracking.wandb == "disabled" else "wandb")
+    run = decide(accelerator, find_run, config)
+    rows = decide(accelerator, prepare_split, config, run)
+    learner = build_learner(accelerator, config)
+    batches, loaders, ids = build_loaders(accelerator, config, rows)
+    decide(accelerator, open_run, run, config, rows)
+    log.info(f"{describe(rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
+
+    warm_up(learner, config.data.image_size)
+    state, stopping = restore(learner, run, config)
+    tracker = Tracker(accelerator, run, config, state.wandb_id)
+    while state.epoch < config.train.epochs and not stopping.should_stop:
+        train_one_epoch(learner, loaders["train"], batches, state, config, tracker.log)
+        val = evaluate(learner, loaders["val"], ids["val"], "val")
+        metrics = decide(accelerator, compute, val.probabilities, val.labels)
+        stopping = decide(accelerator, judge, stopping, metrics[config.early_stopping.metric], state.epoch)
+        if stopping.best_epoch == state.epoch:
+            state.best_step = state.global_step
+        tracker.log_epoch(state, metrics, is_best=state.best_step == state.global_step)
+        decide(accelerator, save, run, learner, state, stopping)
+
+    best = decide(accelerator, load_checkpoint, step_folder(run / "checkpoints", state.best_step))
+    learner.module.load_state_dict(best.weights)
+    final = {split: evaluate(learner, loaders[split], ids[split], split) for split in ("val", "test")}
+    results = decide(accelerator, write_results, run, config, rows, learner, state, stopping, final)
+    tracker.finish(results, final["test"])
+    log.info(summary(results, run))
+    distributed.finish(accelerator)
+    return results
+
+
+def build_learner(accelerator: Accelerator, config: Config) -> Learner:
+    """The model and its optimizer, prepared. Only the main process loads weights: DDP hands them to the others."""
+    torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
+    loaded: list[nn.Module] = []
+    decide(accelerator, lambda: loaded.append(build_model(config.model)))
+    module = loaded[0] if accelerator.is_main_process else build_model(config.model, load=False)
+    if config.train.channels_last:
+        module.to(memory_format=torch.channels_last)
+    model, optimizer = accelerator.prepare(module, build_optimizer(module, config.optim))
+    pixels = preprocessing(module)
+    normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
+    return Learner(accelerator, model, module, optimizer, normalize, config.train.channels_last)
+
+
+def build_loaders(
+    accelerator: Accelerator, config: Config, rows: list[Row]
+) -> tuple[TrainBatches, dict[str, DataLoader[Batch]], dict[str, list[int]]]:
+    """The training batches, and by split the loaders of this process and the sample ids of all processes."""
+    rank, world_size, seed = accelerator.process_index, accelerator.num_processes, config.run.seed
+    ids = {split: [sample_id for sample_id, row in enumerate(rows) if row.split == split] for split in SPLITS}
+    batches = TrainBatches(ids["train"], config.train, seed, rank, world_size)
+    workers = loader_workers(config.data, accelerator.device, distributed.local_processes())
+    root, size = Path(config.data.path or ""), config.data.image_size
+    plain = LesionImages(root, rows, size, seed, augmented=False)
+    augmented = LesionImages(root, rows, size, seed, augmented=True) if config.data.augment else plain
+    loaders = {"train": make_loader(augmented, batches, accelerator.device, workers)}
+    for split in ("val", "test"):
+        mine = eval_batches(ids[split], config.train.eval_batch_size, rank, world_size)
+        loaders[split] = make_loader(plain, mine, accelerator.device, workers)
+    return batches, loaders, ids
+
+
+def judge(stopping: EarlyStopping, value: float, epoch: int) -> EarlyStopping:
+    """The tracker after one more epoch: decided once, then handed to every process."""
+    stopping.update(value, epoch)
+    return stopping
+
+
+def save(run: Path, learner: Learner, state: TrainState, stopping: EarlyStopping) -> None:
+    """Write this epoch's checkpoint, then keep it and the best one."""
+    scaler = learner.accelerator.scaler
+    values = {
+        "train": asdict(state),
+        "early_stopping": stopping.state_dict(),
+        "scaler": scaler.state_dict() if scaler else None,
+        "world_size": learner.accelerator.num_processes,
+    }
+    last = step_folder(run / "checkpoints", state.global_step)
+    save_checkpoint(last, Checkpoint(learner.module.state_dict(), learner.optimizer.state_dict(), values))
+    keep_last_and_best(last, step_folder(run / "checkpoints", state.best_step))
+
+
+def restore(learner: Learner, run: Path, config: Config) -> tuple[TrainState, EarlyStopping]:
+    """Start afresh, or go on from the newest intact checkpoint, which the main process reads for all."""
+    asked = config.early_stopping
+    state, stopping = TrainState(), EarlyStopping(asked.patience, asked.min_delta, asked.mode)
+
+    def read() -> Checkpoint | None:
+        folder = newest_intact(run / "checkpoints")
+        checkpoint = load_checkpoint(folder) if folder else None
+        rewind(run / "metrics.jsonl", checkpoint.state["train"]["global_step"] if checkpoint else 0)
+        return checkpoint
+
+    checkpoint = decide(learner.accelerator, read)
+    if checkpoint is None:
+        state.wandb_id = decide(learner.accelerator, secrets.token_hex, 4)
+        return state, stopping
+    learner.module.load_state_dict(checkpoint.weights)
+    learner.optimizer.load_state_dict(checkpoint.optimizer)
+    if learner.accelerator.scaler and checkpoint.state["scaler"]:
+        learner.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+    stopping.load_state_dict(checkpoint.state["early_stopping"])
+    state = TrainState(**checkpoint.state["train"])
+    log.info(f"resumed after epoch {state.epoch}, step {state.global_step}")
+    return state, stopping

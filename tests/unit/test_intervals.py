@@ -1,0 +1,185 @@
+"""Intervals against hand-computed figures, a plain bootstrap and the coverage they promise."""
+
+import math
+import time
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from skindist.evaluation.intervals import Estimate, estimates, wilson
+from skindist.evaluation.metrics import METRICS
+
+TRUE_AUROC = float(norm.cdf(1 / math.sqrt(2)))
+BOOTSTRAPPED = ("loss", "balanced_accuracy", "auroc")
+
+
+def draw(n: int, seed: int, decimals: int = 17) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """A classifier of n images, half of them malignant, whose AUROC in the long run is `TRUE_AUROC`."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    return norm.cdf(rng.normal(labels - 0.5)).round(decimals), labels
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (920, 1000, 0.902, 0.935),
+        (488, 530, 0.895, 0.941),
+        (152, 165, 0.870, 0.953),
+        (4, 4, 0.510, 1.0),  # 4 / (4 + 1.96 ** 2)
+        (0, 4, 0.0, 0.490),
+        (2, 4, 0.150, 0.850),  # 1/2 -+ 1.96 / (2 sqrt(4 + 1.96 ** 2))
+    ],
+)
+def test_wilson_gives_the_hand_computed_figures(successes: int, n: int, low: float, high: float) -> None:
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-4)
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(1000, 0.902, 0.935), (530, 0.894, 0.940), (165, 0.868, 0.952)])
+def test_wilson_at_92_percent(n: int, low: float, high: float) -> None:
+    around = [math.floor(0.92 * n), math.floor(0.92 * n) + 1]
+    lows, highs = zip(*(wilson(successes, n) for successes in around), strict=True)
+    interpolated = np.interp(0.92 * n, around, lows), np.interp(0.92 * n, around, highs)
+    assert interpolated == pytest.approx((low, high), abs=6e-4)
+
+
+def test_wilson_without_images_is_nan() -> None:
+    assert all(math.isnan(end) for end in wilson(0, 0))
+
+
+def test_wilson_widens_with_confidence() -> None:
+    assert wilson(8, 10, 0.99)[0] < wilson(8, 10, 0.95)[0] < wilson(8, 10, 0.5)[0]
+
+
+@pytest.mark.parametrize(("successes", "n"), [(5, 4), (1, 0), (-1, 4)])
+def test_wilson_refuses_impossible_counts(successes: int, n: int) -> None:
+    with pytest.raises(ValueError, match="must"):
+        wilson(successes, n)
+
+
+@pytest.mark.parametrize(("n", "decimals"), [(8, 1), (30, 1), (300, 2), (301, 17)])
+def test_estimates_hold_the_metric_inside_the_interval(n: int, decimals: int) -> None:
+    probabilities, labels = draw(n, seed=n, decimals=decimals)
+    result = estimates(probabilities, labels, seed=0, resamples=500)
+    assert list(result) == list(METRICS)
+    for name, estimate in result.items():
+        assert estimate.value == METRICS[name](probabilities, labels)
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_estimates_name_the_images_they_rest_on() -> None:
+    result = estimates([0.1, 0.6, 0.2, 0.3, 0.9], [0, 0, 0, 1, 1], seed=0, resamples=10)
+    assert {name: estimate.n for name, estimate in result.items()} == {
+        "loss": 5,
+        "accuracy": 5,
+        "balanced_accuracy": 5,
+        "auroc": 5,
+        "sensitivity": 2,
+        "specificity": 3,
+    }
+    assert result["accuracy"] == Estimate(3 / 5, *wilson(3, 5), n=5)
+    assert result["sensitivity"] == Estimate(1 / 2, *wilson(1, 2), n=2)
+    assert result["specificity"] == Estimate(2 / 3, *wilson(2, 3), n=3)
+
+
+def test_bootstrap_of_few_images_gives_the_hand_computed_figures() -> None:
+    # A class of 2 images is drawn as twice its worse one in 1/4 of the resamples, so both are in 1/16: more than 2.5 %.
+    result = estimates([0.2, 0.8, 0.4, 0.9], [0, 0, 1, 1], seed=0)
+    worst, best = -math.log(0.2 * 0.4) / 2, -math.log(0.8 * 0.9) / 2
+    assert (result["loss"].low, result["loss"].high) == pytest.approx((best, worst))
+    assert (result["balanced_accuracy"].low, result["balanced_accuracy"].high) == pytest.approx((0, 1))
+    assert (result["auroc"].low, result["auroc"].high) == pytest.approx((0, 1))
+
+
+def test_perfect_separation_is_certain_for_the_bootstrap_only() -> None:
+    result = estimates([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0, 0, 0, 1, 1, 1], seed=0, resamples=100)
+    assert result["auroc"] == Estimate(1, 1, 1, n=6)
+    assert result["accuracy"].low == pytest.approx(0.610, abs=5e-4)
+
+
+@pytest.mark.parametrize("decimals", [1, 17])  # with many ties, and with none
+def test_bootstrap_agrees_with_a_plain_one(decimals: int) -> None:
+    probabilities, labels = draw(100, seed=3, decimals=decimals)
+    rng = np.random.default_rng(4)
+    values: dict[str, list[float]] = {name: [] for name in BOOTSTRAPPED}
+    for _ in range(1500):
+        rows = np.concatenate([rng.choice(np.flatnonzero(labels == label), 50) for label in (0, 1)])
+        for name in BOOTSTRAPPED:
+            values[name].append(METRICS[name](probabilities[rows], labels[rows]))
+    result = estimates(probabilities, labels, seed=5, resamples=4000)
+    for name in BOOTSTRAPPED:
+        low, high = np.quantile(values[name], [0.025, 0.975])
+        width = high - low
+        assert (result[name].low, result[name].high) == pytest.approx((low, high), abs=0.08 * width)
+
+
+def test_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
+    covered = 0
+    for seed in range(200):
+        estimate = estimates(*draw(80, seed), seed=seed, resamples=300)["auroc"]
+        covered += estimate.low <= TRUE_AUROC <= estimate.high
+    assert 180 <= covered <= 199
+
+
+def test_the_seed_decides_the_intervals() -> None:
+    probabilities, labels = draw(60, seed=1)
+    first = estimates(probabilities, labels, seed=2, resamples=200)
+    assert estimates(probabilities, labels, seed=2, resamples=200) == first
+    assert estimates(probabilities, labels, seed=3, resamples=200)["auroc"] != first["auroc"]
+
+
+def test_the_order_of_the_images_does_not_matter() -> None:
+    probabilities, labels = draw(60, seed=1)
+    forwards = estimates(probabilities, labels, seed=2, resamples=200)
+    backwards = estimates(probabilities[::-1], labels[::-1], seed=2, resamples=200)
+    assert backwards["auroc"].low == pytest.approx(forwards["auroc"].low)
+    assert backwards["loss"].high == pytest.approx(forwards["loss"].high)
+
+
+def test_intervals_narrow_with_more_images() -> None:
+    few, many = (estimates(*draw(n, seed=1), seed=0, resamples=300) for n in (50, 1000))
+    assert all(many[name].high - many[name].low < few[name].high - few[name].low for name in METRICS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "undefined"),
+    [
+        ([0, 0, 0], {"balanced_accuracy", "auroc", "sensitivity"}),
+        ([1, 1, 1], {"balanced_accuracy", "auroc", "specificity"}),
+        ([], set(METRICS)),
+    ],
+)
+def test_an_absent_class_makes_nan(labels: list[int], undefined: set[str]) -> None:
+    result = estimates([0.2, 0.5, 0.7][: len(labels)], labels, seed=0, resamples=50)
+    for name, estimate in result.items():
+        assert [math.isnan(x) for x in (estimate.value, estimate.low, estimate.high)] == [name in undefined] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([0.1], [0, 1], 0), "shape"),
+        (([0.1, math.nan], [0, 1], 0), "finite"),
+        (([0.1, 0.9], [0, 3], 0), "labels"),
+        (([0.1, 0.9], [0, 1], 0, 0), "resamples"),
+    ],
+)
+def test_estimates_refuse_bad_arguments(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        estimates(*arguments)
+
+
+def test_memory_is_bounded_and_time_short() -> None:
+    probabilities, labels = draw(10_000, seed=0)
+    tracemalloc.start()
+    start = time.perf_counter()
+    estimates(probabilities, labels, seed=0, resamples=400)
+    seconds = time.perf_counter() - start
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6  # the resamples at once would be 32 MB in each array
+    assert seconds < 10  # loose, for a busy machine: 0.4 on an idle one
