@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from jsonargparse import ArgumentError, ArgumentParser
+
 from skindist.config import parse_config
 from skindist.errors import TrainingError, UserError
 
@@ -67,13 +69,19 @@ def fail_together(message: str, status: int) -> int:
 
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
-    import jsonargparse
-
     commands = {"demo-data": demo_data, "curves": curves}
+    parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
+    subcommands = parser.add_subcommands()
+    for name, function in commands.items():
+        title = str(function.__doc__).splitlines()[0]
+        command = ArgumentParser(description=title, exit_on_error=False)
+        command.add_function_arguments(function, as_group=False, as_positional=True)
+        subcommands.add_subcommand(name, command, help=title)
     show_log()
     try:
-        jsonargparse.auto_cli(commands, args=args, prog="skindist", exit_on_error=False)  # type: ignore[arg-type]
-    except (UserError, jsonargparse.ArgumentError) as error:
+        chosen = parser.parse_args(args)
+        commands[chosen.subcommand](**chosen[chosen.subcommand].as_dict())
+    except (UserError, ArgumentError) as error:
         return fail(str(error), 2)
     return 0
 

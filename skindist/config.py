@@ -5,6 +5,7 @@ are not here: they belong to `accelerate launch` and its YAML file. This module 
 answers at once.
 """
 
+import argparse
 import difflib
 import math
 import re
@@ -177,6 +178,9 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
     )
     parser.add_argument("--config", action="config", metavar="FILE.yaml", help="File with the same sections and keys.")
     parser.add_class_arguments(Config)
+    for action in parser._actions:
+        if action.dest in Config.__dataclass_fields__:
+            action.help = argparse.SUPPRESS  # `--data FILE`, a config file for one section, is one way too many
     try:
         values = parser.instantiate(parser.parse_args(args))
     except jsonargparse.ArgumentError as error:
@@ -185,8 +189,9 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
 
 
 def _with_nearest(message: str) -> str:
-    """Name the valid key that an unknown one resembles most."""
-    message = " ".join(message.split())
+    """Name the flag that is wrong, and the valid one that an unknown one resembles most."""
+    message = re.sub(r'^Parser key "([\w.]+)": Expected a', r"--\1: expected", " ".join(message.split()))
+    message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
     known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
     if unknown := re.search(r"(?:unrecognized arguments: --|Option '|does not accept option ')([\w.]+)", message):
         nearest = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.3)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ def start(log_with: str | None = None) -> Accelerator:
     if cpu:  # `accelerate launch` sets OMP_NUM_THREADS=1 even for one process
         torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", 1)), available_cores() // local_size, 1))
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir is newer than torch 2.8
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=precision,
@@ -116,6 +118,13 @@ def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
     parts: list[Any] = [None] * accelerator.num_processes
     torch.distributed.all_gather_object(parts, rows.cpu())
     return torch.cat(parts)
+
+
+def broadcast_weights(accelerator: Accelerator, module: nn.Module) -> None:
+    """Give every rank the main process's weights and buffers (DDP hands out buffers only in some versions)."""
+    if accelerator.num_processes > 1:
+        for tensor in module.state_dict().values():
+            torch.distributed.broadcast(tensor, 0)
 
 
 def average_buffers(accelerator: Accelerator, model: nn.Module) -> None:

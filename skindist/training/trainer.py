@@ -86,7 +86,7 @@ def fit(config: Config) -> dict[str, Any]:
 
 
 def build_learner(accelerator: Accelerator, config: Config) -> Learner:
-    """The model and its optimizer, prepared. Only the main process loads weights: DDP hands them to the others."""
+    """The model and its optimizer, prepared. Only the main process loads weights, and hands them to the others."""
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
     loaded: list[nn.Module] = []
     decide(accelerator, lambda: loaded.append(build_model(config.model)))
@@ -94,6 +94,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(module, build_optimizer(module, config.optim))
+    distributed.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
     return Learner(accelerator, model, module, optimizer, normalize, config.train.channels_last)
