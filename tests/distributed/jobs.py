@@ -1,0 +1,107 @@
+"""What the ranks of a test do; they return plain values, and the tests compare those between ranks and group sizes."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from skindist.config import Config, parse_config
+from skindist.data.loading import Batch
+from skindist.errors import TrainingError, UserError
+from skindist.training import distributed, trainer
+from skindist.training.engine import evaluate, set_train_mode, train_step, warm_up
+from skindist.training.run_folder import prepare_split
+from tests.conftest import TINY
+
+
+def tiny_config(data: Path, run: Path, *flags: str) -> Config:
+    """The config of a run that takes seconds."""
+    return parse_config([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
+
+
+def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
+    """What this rank loads in two epochs, predicts with the first weights, and has learnt after 5 steps."""
+    config = tiny_config(data, run, *flags)
+    accelerator = distributed.start()
+    rows = distributed.decide(accelerator, prepare_split, config, run)
+    learner = trainer.build_learner(accelerator, config)
+    batches, loaders, ids = trainer.build_loaders(accelerator, config, rows)
+    warm_up(learner, config.data.image_size)
+    torch.manual_seed(1)
+    nn.init.normal_(learner.module.get_classifier().weight)  # a zero head would predict the same for every image
+
+    loaded = []
+    for epoch in range(2):
+        batches.epoch = epoch
+        loaded.append([_fingerprints(batch) for batch in loaders["train"]])
+    before = evaluate(learner, loaders["val"], ids["val"], "val")
+
+    set_train_mode(learner.model, config.train.freeze_batchnorm)
+    batches.epoch = 0
+    micro_batches, losses = iter(loaders["train"]), []
+    for step, size in enumerate((batches.sizes() * 2)[:5]):
+        if step == len(batches.sizes()):
+            batches.epoch, micro_batches = 1, iter(loaders["train"])
+        losses.append(accelerator.reduce(train_step(learner, micro_batches, size, step, config))[0].item())
+    distributed.average_buffers(accelerator, learner.module)
+    after = evaluate(learner, loaders["val"], ids["val"], "val")
+    result = {
+        "loaded": loaded,
+        "micro_batches_per_step": config.train.accumulation_steps,
+        "train_ids": ids["train"],
+        "first_probabilities": before.probabilities.tolist(),
+        "probabilities": after.probabilities.tolist(),
+        "losses": losses,
+        "weights": {name: tensor.numpy() for name, tensor in learner.module.state_dict().items()},
+        "backend": str(accelerator.distributed_type),
+    }
+    distributed.finish(accelerator)
+    return result
+
+
+def _fingerprints(batch: Batch) -> list[tuple[int, str]]:
+    pixels = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images_BCHW]
+    return list(zip(batch.ids_B.tolist(), pixels, strict=True))
+
+
+def fit(data: Path, run: Path, *flags: str) -> dict[str, Any]:
+    """A whole run."""
+    return trainer.fit(tiny_config(data, run, *flags))
+
+
+def fit_until(epochs: int, data: Path, run: Path, *flags: str) -> int:
+    """A run that dies on every rank right after the checkpoint of epoch `epochs`; returns the epochs it finished."""
+    original, done = trainer.save, []
+
+    def save_and_die(*args: Any) -> None:
+        original(*args)
+        done.append(args[2].epoch)
+        if len(done) == epochs:
+            raise TrainingError("died on purpose")
+
+    trainer.save = save_and_die
+    try:
+        trainer.fit(tiny_config(data, run, *flags))
+    except TrainingError:
+        return epochs
+    raise AssertionError("the run ended before it could die")
+
+
+def one_decision(values: list[float]) -> list[Any]:
+    """Each rank has an opinion; the main process's counts, an error of its is everyone's."""
+    accelerator = distributed.start()
+    mine = values[accelerator.process_index]
+    decided = distributed.decide(accelerator, lambda: mine)
+
+    def refuse() -> None:
+        raise UserError("no such folder")
+
+    try:
+        distributed.decide(accelerator, refuse)
+    except UserError as error:
+        return [decided, str(error)]
+    return [decided, None]
+
+

@@ -1,0 +1,130 @@
+"""One config on 1, 2, 3 and 4 processes: same images, same pixels, same figures, same weights."""
+
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.distributed import jobs
+from tests.distributed.ranks import run_ranks
+
+WORLD_SIZES = (1, 2, 3)
+EXACT = ("--train.freeze_batchnorm=true",)  # BatchNorm sees one rank's images only: the one thing that differs
+Observed = dict[int, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def observed(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Observed:
+    """What each rank of each group saw and learnt."""
+    folder = tmp_path_factory.mktemp("observe")
+    return {n: run_ranks(n, folder / str(n), jobs.observe, demo, folder / "run", *EXACT) for n in WORLD_SIZES}
+
+
+def global_batches(ranks: list[dict[str, Any]], epoch: int) -> list[list[tuple[int, str]]]:
+    """The (id, pixels) of each global batch: the ranks' parts in rank order."""
+    return [list(chain(*parts)) for parts in zip(*(rank["loaded"][epoch] for rank in ranks), strict=True)]
+
+
+def test_cpu_processes_form_a_real_group(observed: Observed) -> None:
+    assert [observed[n][0]["backend"].rpartition(".")[2] for n in WORLD_SIZES] == ["NO", "MULTI_CPU", "MULTI_CPU"]
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_global_batches_and_augmented_pixels_are_the_same(observed: Observed, epoch: int) -> None:
+    expected = global_batches(observed[1], epoch)
+    assert sorted(sample_id for batch in expected for sample_id, _ in batch) == observed[1][0]["train_ids"]
+    for n in WORLD_SIZES[1:]:
+        assert global_batches(observed[n], epoch) == expected
+
+
+def test_epochs_differ_in_order_and_pixels(observed: Observed) -> None:
+    first, second = (list(chain(*global_batches(observed[1], epoch))) for epoch in (0, 1))
+    assert [sample_id for sample_id, _ in first] != [sample_id for sample_id, _ in second]
+    pixels = dict(first)
+    assert sum(pixels[sample_id] != image for sample_id, image in second) > len(second) * 0.9
+
+
+def test_every_rank_gets_the_same_predictions_bit_for_bit(observed: Observed) -> None:
+    expected = observed[1][0]["first_probabilities"]
+    assert len(set(expected)) == 12
+    for rank in chain(*observed.values()):
+        assert rank["first_probabilities"] == expected
+
+
+def test_losses_agree(observed: Observed) -> None:
+    for rank in chain(*observed.values()):
+        assert rank["losses"] == pytest.approx(observed[1][0]["losses"], abs=1e-5)
+
+
+def test_weights_agree_within_1e_5_after_5_steps(observed: Observed) -> None:
+    expected = observed[1][0]["weights"]
+    for rank in chain(*observed.values()):
+        for name, value in expected.items():
+            np.testing.assert_allclose(rank["weights"][name], value, rtol=0, atol=1e-5, err_msg=name)
+        assert rank["probabilities"] == pytest.approx(observed[1][0]["probabilities"], abs=1e-5)
+
+
+def test_ranks_of_a_group_have_the_same_bits(observed: Observed) -> None:
+    for ranks in observed.values():
+        for rank in ranks[1:]:
+            assert all(np.array_equal(value, ranks[0]["weights"][name]) for name, value in rank["weights"].items())
+
+
+def test_4_ranks_accumulation_and_uneven_batches(demo: Path, observed: Observed, tmp_path: Path) -> None:
+    """36 training images in batches of 16 make 3 of 12: 4 ranks x 2 micro-batches get 1 or 2 images each."""
+    flags = (*EXACT, "--train.batch_size=16")
+    alone = run_ranks(1, tmp_path / "1", jobs.observe, demo, tmp_path / "run", *flags)[0]
+    ranks = run_ranks(4, tmp_path / "4", jobs.observe, demo, tmp_path / "run", *flags, "--train.accumulation_steps=2")
+    for rank in ranks:
+        assert {len(micro_batch) for micro_batch in rank["loaded"][0]} <= {1, 2}
+        assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+        for name, value in alone["weights"].items():
+            np.testing.assert_allclose(rank["weights"][name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_one_decision_for_all(tmp_path: Path) -> None:
+    results = run_ranks(3, tmp_path, jobs.one_decision, [0.25, 0.5, 0.75])
+    assert results == [[0.25, "no such folder"]] * 3
+
+
+@pytest.mark.slow
+def test_runs_stop_at_the_same_epoch_with_the_same_figures(demo: Path, tmp_path: Path) -> None:
+    flags = (*EXACT, "--train.epochs=8", "--early_stopping.patience=1", "--early_stopping.min_delta=0.05")
+    runs = {n: run_ranks(n, tmp_path / str(n), jobs.fit, demo, tmp_path / f"run{n}", *flags) for n in WORLD_SIZES}
+    alone = runs[1][0]
+    assert alone["early_stopping"]["stopped_early"]
+    for n, ranks in runs.items():
+        assert all(rank == ranks[0] for rank in ranks)
+        assert ranks[0]["world_size"] == n
+        for key in ("epochs", "best_epoch", "stopped_early"):
+            assert ranks[0]["early_stopping"][key] == alone["early_stopping"][key]
+        for metric in ("loss", "accuracy", "auroc"):
+            assert ranks[0]["test"][metric]["value"] == pytest.approx(alone["test"][metric]["value"], abs=1e-4)
+        assert (tmp_path / f"run{n}/split.csv").read_text() == (tmp_path / "run1/split.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(demo: Path, tmp_path: Path, world_size: int) -> None:
+    """With BatchNorm, dropout and Adadelta's state; 3 ranks, because 2 cannot show a change of summation order."""
+    flags = ("--train.epochs=3", "--model.drop_rate=0.3", "--early_stopping.patience=9")
+
+    def launch(name: str, job: Callable[..., Any], *args: Any) -> Any:
+        return run_ranks(world_size, tmp_path / name, job, *args)[0]
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    expected = launch("a", jobs.fit, demo, whole, *flags)
+    assert launch("b", jobs.fit_until, 1, demo, cut, *flags) == 1
+    resumed = launch("c", jobs.fit, demo, cut, *flags, "--run.resume=must")
+    last = sorted((whole / "checkpoints").glob("step-*"))[-1].name
+    for file in ("model.safetensors", "optimizer.pt"):
+        assert (whole / "checkpoints" / last / file).read_bytes() == (cut / "checkpoints" / last / file).read_bytes()
+    for file in ("predictions-val.csv", "predictions-test.csv", "split.csv", "model/model.safetensors"):
+        assert (whole / file).read_bytes() == (cut / file).read_bytes()
+    assert resumed["test"] == expected["test"]
+    assert resumed["early_stopping"] == expected["early_stopping"]
+    assert resumed["images_seen"] == expected["images_seen"]
+
