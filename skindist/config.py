@@ -192,8 +192,9 @@ def _with_nearest(message: str) -> str:
     """Name the flag that is wrong, and the valid one that an unknown one resembles most."""
     message = re.sub(r'^Parser key "([\w.]+)": Expected a', r"--\1: expected", " ".join(message.split()))
     message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
+    message = re.sub(r"^Group '(\w+)' does not accept option '(\w+)'", r"Option '\1.\2' is not accepted", message)
     known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
-    if unknown := re.search(r"(?:unrecognized arguments: --|Option '|does not accept option ')([\w.]+)", message):
+    if unknown := re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", message):
         nearest = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.3)
         message += f"; nearest: --{nearest[0]}" if nearest else "; --help lists them all"
     return message

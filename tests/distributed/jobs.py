@@ -103,5 +103,3 @@ def one_decision(values: list[float]) -> list[Any]:
     except UserError as error:
         return [decided, str(error)]
     return [decided, None]
-
-

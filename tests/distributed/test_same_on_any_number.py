@@ -127,4 +127,3 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(demo: Path, tmp_path
     assert resumed["test"] == expected["test"]
     assert resumed["early_stopping"] == expected["early_stopping"]
     assert resumed["images_seen"] == expected["images_seen"]
-

@@ -1,0 +1,56 @@
+"""Optimizers by name, and the learning rate as a function of the step."""
+
+import pytest
+import torch
+from torch import nn
+
+from skindist.config import OptimConfig
+from skindist.errors import UserError
+from skindist.optim import build_optimizer, learning_rate
+
+
+def test_the_recipe_is_adadelta_with_its_rho_and_eps() -> None:
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig())
+    assert isinstance(optimizer, torch.optim.Adadelta)
+    assert {key: optimizer.defaults[key] for key in ("rho", "eps", "weight_decay")} == {
+        "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0
+    }  # fmt: skip
+    assert optimizer.param_groups[0]["lr"] == OptimConfig().lr
+
+
+def test_one_adadelta_step_by_hand() -> None:
+    weight = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(weight.weight)
+    optimizer = build_optimizer(weight, OptimConfig(lr=0.5))
+    (3 * weight.weight).sum().backward()
+    optimizer.step()
+    # square_avg = 0.1 * 3^2; step = sqrt(0 + eps) / sqrt(square_avg + eps) * 3
+    assert weight.weight.item() == pytest.approx(1 - 0.5 * (1e-6**0.5 / (0.9 + 1e-6) ** 0.5 * 3), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "lamb", "AdamW", "lion"])
+def test_other_optimizers_by_name(name: str) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.01, weight_decay=0.1))
+    before = model.weight.detach().clone()
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1, 0.0}  # not on the bias
+
+
+def test_an_unknown_optimizer_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--optim\.name adadleta.*adadelta"):
+        build_optimizer(nn.Linear(2, 2), OptimConfig(name="adadleta"))
+
+
+def test_constant_after_warm_up() -> None:
+    config = OptimConfig(lr=1.0, warmup_epochs=0.5)
+    rates = [learning_rate(step, 8, 2, config) for step in range(16)]
+    assert rates == [0.25, 0.5, 0.75] + [1.0] * 13
+
+
+def test_cosine_ends_at_zero() -> None:
+    config = OptimConfig(lr=2.0, schedule="cosine")
+    rates = [learning_rate(step, 4, 2, config) for step in (0, 2, 4, 6, 8)]
+    assert rates == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])
