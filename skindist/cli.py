@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def fail_together(message: str, status: int) -> int:
 
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
-    commands = {"demo-data": demo_data, "curves": curves}
+    commands: dict[str, Callable[..., None]] = {"demo-data": demo_data, "curves": curves}
     parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
     subcommands = parser.add_subcommands()
     for name, function in commands.items():

@@ -62,7 +62,7 @@ class OptimConfig:
 
     name: str = "adadelta"
     """Optimizer name, as in timm.optim.list_optimizers()."""
-    lr: float = 0.1
+    lr: float = 0.01
     """Learning rate at its peak."""
     rho: float = 0.9
     """Adadelta's decay of the squared averages."""

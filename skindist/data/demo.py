@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
+from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 
-LABELS = ("benign", "malignant")
 SMALLEST_SIZE = 32
 
 Array = NDArray[np.floating]
@@ -77,11 +77,11 @@ def write_demo_data(directory: Path, count: int = 600, size: int = 96, seed: int
         raise UserError(f"seed is {seed}: give a number from 0 up")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is not an empty directory; nothing in it was changed: name a new or empty one")
-    for name in LABELS:
+    for name in CLASSES:
         (directory / name).mkdir(parents=True)
     with tqdm(total=count, unit="image") as progress:
         for index in range(count // 2):
-            for label, name in enumerate(LABELS):
+            for label, name in enumerate(CLASSES):
                 picture = draw_lesion(np.random.default_rng([seed, label, index]), bool(label), size)
                 picture.save(directory / name / f"{index:04d}.png")
                 progress.update()

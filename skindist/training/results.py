@@ -1,6 +1,5 @@
 """What a finished run leaves: predictions, results.json, the best model as timm and transformers load it."""
 
-import logging
 import os
 import platform
 from collections.abc import Sequence
@@ -27,7 +26,6 @@ from skindist.training.state import TrainState
 
 THRESHOLD = 0.5  # probability from which an image counts as malignant
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
-log = logging.getLogger("skindist")
 
 
 def write_results(

@@ -71,6 +71,7 @@ class Tracker:
                 raise
             log.warning(f"W&B cannot be reached ({_first_line(error)}): recording offline")
             self.accelerator.trackers.clear()
+            wandb.teardown()  # it still holds the run's id
             self.mode = "offline"
             init("offline")
         self.wandb = self.accelerator.get_tracker("wandb", unwrap=True)
@@ -121,11 +122,9 @@ class Tracker:
         self.wandb.summary.update({"best_epoch": results["early_stopping"]["best_epoch"]})
 
     def _finish_wandb(self) -> None:
-        folder, url = Path(self.wandb.dir).parent, self.wandb.url if self.mode == "online" else ""
+        offline = f"recorded offline; to see the curves: wandb login, then wandb sync {Path(self.wandb.dir).parent}"
+        where = self.wandb.url if self.mode == "online" else offline
         self.wandb.finish()
-        where = (
-            url if self.mode == "online" else f"recorded offline; to see the curves: wandb login; wandb sync {folder}"
-        )
         log.info(f"W&B: {where}")
 
     def _attempt(self, action: Callable[[], None]) -> None:

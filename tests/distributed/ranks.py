@@ -33,10 +33,10 @@ def run_ranks(world_size: int, folder: Path, function: Callable[..., Any], *args
         with (folder / f"rank{rank}.log").open("wb") as log:
             ranks.append(subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT))
     try:
-        statuses = [rank.wait(timeout=240) for rank in ranks]
+        statuses = [process.wait(timeout=240) for process in ranks]
     finally:
-        for rank in ranks:
-            rank.kill()
+        for process in ranks:
+            process.kill()
     words = "\n".join((folder / f"rank{rank}.log").read_text() for rank in range(world_size))
     assert statuses == [0] * world_size, words
     return [pickle.loads((folder / f"result{rank}.pkl").read_bytes()) for rank in range(world_size)]

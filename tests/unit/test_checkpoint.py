@@ -114,5 +114,5 @@ def test_code_in_an_optimizer_file_is_not_run(tmp_path: Path) -> None:
 
     save_checkpoint(tmp_path / "step-00000001", example())
     torch.save({"state": Evil()}, tmp_path / "step-00000001/optimizer.pt")
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
         load_checkpoint(tmp_path / "step-00000001")

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from skindist.data.demo import LABELS, draw_lesion, write_demo_data
+from skindist.data.demo import draw_lesion, write_demo_data
+from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 
 Floats = NDArray[np.float64]
@@ -78,7 +79,7 @@ def test_larger_count_keeps_the_earlier_pictures(tmp_path: Path) -> None:
 def test_half_of_the_pictures_go_to_each_class(tmp_path: Path) -> None:
     write_demo_data(tmp_path / "new" / "folder", count=8, size=40)
     names = [f"{index:04d}.png" for index in range(4)]
-    assert sorted(contents(tmp_path / "new" / "folder")) == [f"{label}/{name}" for label in LABELS for name in names]
+    assert sorted(contents(tmp_path / "new" / "folder")) == [f"{label}/{name}" for label in CLASSES for name in names]
     with Image.open(tmp_path / "new" / "folder" / "benign" / "0000.png") as picture:
         assert (picture.size, picture.mode) == ((40, 40), "RGB")
 

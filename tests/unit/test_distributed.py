@@ -69,7 +69,7 @@ def test_a_launch_that_accelerate_did_not_see_is_refused(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(distributed, "Accelerator", Alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="started 2 processes but Accelerate sees 1.*--num_processes N"):
+    with pytest.raises(UserError, match=r"started 2 processes but Accelerate sees 1.*--num_processes N"):
         distributed.start()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert isinstance(distributed.start(), Alone)

@@ -22,7 +22,7 @@ def test_one_adadelta_step_by_hand() -> None:
     weight = nn.Linear(1, 1, bias=False)
     nn.init.ones_(weight.weight)
     optimizer = build_optimizer(weight, OptimConfig(lr=0.5))
-    (3 * weight.weight).sum().backward()
+    torch.autograd.backward((3 * weight.weight).sum())
     optimizer.step()
     # square_avg = 0.1 * 3^2; step = sqrt(0 + eps) / sqrt(square_avg + eps) * 3
     assert weight.weight.item() == pytest.approx(1 - 0.5 * (1e-6**0.5 / (0.9 + 1e-6) ** 0.5 * 3), abs=1e-7)

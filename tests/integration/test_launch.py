@@ -1,0 +1,117 @@
+"""`accelerate launch` as a user types it, on 1 and 2 processes: runs, mistakes, help."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_run import BAD_INPUT, NAMES, flags
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [
+    sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+    f"--config_file={ROOT / 'accelerate_config.yaml'}",
+]  # fmt: skip
+
+
+def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; it must come."""
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | env,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def launch(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(*LAUNCH, f"--num_processes={processes}", ROOT / "launch/train.py", *words)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_launched_run(demo: Path, tmp_path: Path, processes: int) -> None:
+    folder = tmp_path / "run"
+    done = launch(processes, *flags(demo, folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("data: 60 images") == 1
+    assert done.stdout.count("epoch 1: val loss") == 1
+    assert "Warning" not in done.stderr
+    results = json.loads((folder / "results.json").read_text())
+    assert results["world_size"] == processes
+    assert results["images_seen"] == 72
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1, "W&B runs on the main process only"
+
+
+def test_plain_python_is_one_process(demo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run(sys.executable, ROOT / "launch/train.py", *flags(demo, folder, "--tracking.wandb=disabled"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads((folder / "results.json").read_text())["world_size"] == 1
+    assert not (folder / "wandb").exists()
+
+
+def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
+    """The script said one line from one process; what else there is, the launcher said."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert message in errors[0]
+    assert "skindist/" not in done.stderr.replace(str(ROOT), ""), "a traceback of ours"
+    assert done.returncode != 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("spoil", "message"), BAD_INPUT, ids=NAMES)
+def test_bad_input_on_2_processes(
+    demo: Path, tmp_path: Path, spoil: Callable[[Path, Path], list[str]], message: str
+) -> None:
+    words = flags(demo, tmp_path / "run", *spoil(demo, tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    done = launch(2, *words)
+    refused(done, message)
+    assert "exitcode: 2" in done.stderr.replace(" ", "").replace("exitcode:", "exitcode: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_wrong_flag_on_2_processes_is_said_once(demo: Path, tmp_path: Path) -> None:
+    refused(launch(2, *flags(demo, tmp_path, "--train.epoch=1")), "nearest: --train.epochs")
+
+
+def test_fp16_on_cpu_is_refused_on_2_processes(demo: Path, tmp_path: Path) -> None:
+    words = [*LAUNCH, "--num_processes=2", "--mixed_precision=fp16", str(ROOT / "launch/train.py")]
+    refused(run(*words, *flags(demo, tmp_path / "run"), CUDA_VISIBLE_DEVICES=""), "does nothing on a CPU")
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_on_cpu_runs_when_asked(demo: Path, tmp_path: Path) -> None:
+    words = [
+        *LAUNCH,
+        "--mixed_precision=bf16",
+        str(ROOT / "launch/train.py"),
+        *flags(demo, tmp_path, "--train.epochs=1"),
+    ]
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "results.json").read_text())["mixed_precision"] == "bf16"
+
+
+@pytest.mark.parametrize("command", [[str(ROOT / "launch/train.py"), "--help"], ["-m", "skindist.cli", "--help"]])
+def test_help_needs_no_framework(command: list[str]) -> None:
+    """It must answer in under a second: the frameworks, which take several, are not imported."""
+    code = "import runpy, sys; sys.argv = sys.argv[1:]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    code += "finally: print(sorted({'torch', 'accelerate', 'timm', 'datasets'} & set(sys.modules)))"
+    path = command[0] if command[0] != "-m" else str(ROOT / "skindist/cli.py")
+    done = run(sys.executable, "-c", code, path, "--help")
+    assert done.stdout.strip().endswith("[]"), done.stderr
+
+
+def test_the_demo_recipe_is_valid() -> None:
+    done = run(sys.executable, ROOT / "launch/train.py", f"--config={ROOT / 'launch/demo.yaml'}", "--print_config")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,325 @@
+"""One whole run in this process: what it leaves, how it resumes, what it says about bad input."""
+
+import csv
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+
+from skindist.cli import main, train
+from skindist.config import parse_config
+from skindist.data.transforms import eval_transform, normalizer
+from skindist.model import preprocessing
+from skindist.training import engine, trainer
+from tests.conftest import TINY
+
+
+def flags(demo: Path, run: Path, *more: str) -> list[str]:
+    return [*TINY, f"--data.path={demo}", f"--run.dir={run}", *more]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def events(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    assert train(flags(demo, folder)) == 0
+    return folder
+
+
+def test_the_run_folder_is_the_contract(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} - {".lock"} == {
+        "checkpoints", "config.yaml", "metrics.jsonl", "model", "predictions-test.csv", "predictions-val.csv",
+        "results.json", "split.csv", "wandb",
+    }  # fmt: skip
+    assert {path.name for path in (run / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_metrics_are_logged_by_step_and_by_epoch(run: Path) -> None:
+    logged = events(run)
+    assert [event["global_step"] for event in logged if "train/loss" in event] == [2, 3, 5, 6]
+    ends = [event for event in logged if "val/loss" in event]
+    assert [(event["epoch"], event["global_step"]) for event in ends] == [(1, 3), (2, 6)]
+    assert {"val/auroc", "val/balanced_accuracy", "train/images_per_second"} <= set(ends[0])
+
+
+def test_split_csv_holds_every_image_once(run: Path, demo: Path) -> None:
+    split = rows(run / "split.csv")
+    assert sorted(row["path"] for row in split) == sorted(
+        path.relative_to(demo).as_posix() for path in demo.glob("*/*")
+    )
+    assert [sum(row["split"] == name for row in split) for name in ("train", "val", "test")] == [36, 12, 12]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_figures_can_be_recomputed_from_the_predictions(run: Path, split: str) -> None:
+    predictions = rows(run / f"predictions-{split}.csv")
+    assert [row["path"] for row in predictions] == [r["path"] for r in rows(run / "split.csv") if r["split"] == split]
+    truth = np.array([row["label"] == "malignant" for row in predictions])
+    probability = np.array([float(row["probability"]) for row in predictions])
+    results = json.loads((run / "results.json").read_text())[split]
+    assert results["accuracy"]["value"] == pytest.approx(accuracy_score(truth, probability >= 0.5))
+    assert results["auroc"]["value"] == pytest.approx(roc_auc_score(truth, probability))
+    assert results["loss"]["value"] == pytest.approx(log_loss(truth, probability))
+    matrix = results["confusion_matrix"]
+    assert sum(matrix["malignant"].values()) == truth.sum() == 6
+    assert matrix["benign"]["malignant"] == ((probability >= 0.5) & ~truth).sum()
+    for figure in ("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity", "loss"):
+        assert results[figure]["low"] <= results[figure]["value"] <= results[figure]["high"]
+
+
+def test_results_tell_how_they_came_about(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert results["images"] == {
+        split: {"benign": n, "malignant": n} for split, n in (("train", 18), ("val", 6), ("test", 6))
+    }
+    assert (results["world_size"], results["images_seen"], results["mixed_precision"]) == (1, 72, "no")
+    stop = results["early_stopping"]
+    ends = {event["epoch"]: event["val/loss"] for event in events(run) if "val/loss" in event}
+    assert stop["best"] == ends[stop["best_epoch"]] == pytest.approx(results["val"]["loss"]["value"], abs=1e-6)
+    assert torch.__version__.startswith(results["versions"]["torch"])
+    assert results["images_per_second"] > 0
+
+
+def test_the_saved_model_loads_with_timm_and_predicts_the_same(run: Path, demo: Path) -> None:
+    model = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()
+    config = json.loads((run / "model/config.json").read_text())
+    assert config["label_names"] == ["benign", "malignant"]
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    row = rows(run / "predictions-test.csv")[0]
+    pixels = preprocessing(model)
+    image = eval_transform(32)(Image.open(demo / row["path"]))[None]
+    with torch.inference_mode():
+        logits = model(normalizer(pixels.mean, pixels.std, torch.device("cpu"))(image))
+    assert logits.softmax(1)[0, 1].item() == pytest.approx(float(row["probability"]), abs=1e-6)
+    best = load_file(run / "checkpoints/best/model.safetensors")
+    saved = load_file(run / "model/model.safetensors")
+    assert best.keys() == saved.keys()
+    assert all(torch.equal(best[name], saved[name]) for name in best)
+
+
+def test_the_saved_config_repeats_the_run_in_a_new_folder(run: Path, tmp_path: Path) -> None:
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["run"]["dir"] is None
+    again = tmp_path / "again"
+    assert train([f"--config={run / 'config.yaml'}", f"--run.dir={again}"]) == 0
+    for file in ("split.csv", "predictions-test.csv", "predictions-val.csv", "model/model.safetensors"):
+        assert (again / file).read_bytes() == (run / file).read_bytes()
+
+
+def test_wandb_records_offline_and_keeps_the_secrets(run: Path, demo: Path) -> None:
+    (record,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    content = record.read_bytes()
+    for wanted in (b"val/auroc", b"train/loss", b"test/confusion_matrix", b"test/roc", b"test/precision_recall"):
+        assert wanted in content
+    for private in (str(demo), str(run), "benign/0000", *(Path(row["path"]).name for row in rows(run / "split.csv"))):
+        assert private.encode() not in content
+
+
+def test_console_says_what_matters(demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert train(flags(demo, tmp_path / "r", "--train.epochs=1")) == 0
+    said = caplog.text
+    assert "data: 60 images: train 18 benign + 18 malignant, val 6 benign + 6 malignant" in said
+    assert "epoch 1: val loss" in said
+    assert "95 % interval" in said
+    assert "wandb sync" in said
+    assert str(tmp_path / "r/results.json") in said
+
+
+def test_a_finished_run_is_not_trained_again(run: Path, demo: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    assert train(flags(demo, copy)) == 0
+    for file in ("metrics.jsonl", "predictions-test.csv", "split.csv", "config.yaml"):
+        assert (copy / file).read_bytes() == (run / file).read_bytes()
+
+
+def test_a_killed_run_goes_on_and_logs_nothing_twice(
+    run: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut, original = tmp_path / "cut", engine.evaluate
+
+    def die_in_epoch_2(*args: Any) -> Any:
+        if len(list((cut / "checkpoints").glob("step-*"))) == 1:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(trainer, "evaluate", die_in_epoch_2)
+    assert train(flags(demo, cut)) == 130
+    assert [event["global_step"] for event in events(cut)] == [2, 3, 3, 5, 6]
+    monkeypatch.undo()
+    assert train(flags(demo, cut, "--run.resume=must")) == 0
+    assert [event["global_step"] for event in events(cut)] == [event["global_step"] for event in events(run)]
+    for file in ("predictions-test.csv", "model/model.safetensors"):
+        assert (cut / file).read_bytes() == (run / file).read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = trainer.build_learner
+
+    def poison(*args: Any) -> Any:
+        learner = original(*args)
+        steps = []
+
+        def spoil(module: object, inputs: object, logits: torch.Tensor) -> torch.Tensor:
+            steps.append(1)
+            return logits * float("nan") if len(steps) == 2 else logits
+
+        learner.module.register_forward_hook(spoil)
+        return learner
+
+    monkeypatch.setattr(trainer, "build_learner", poison)
+    assert train(flags(demo, tmp_path / "nan")) == 1
+    error = capsys.readouterr().err
+    assert "the training loss is nan at step 2" in error
+    assert "Traceback" not in error
+
+
+def missing(demo: Path, tmp: Path) -> list[str]:
+    return [f"--data.path={tmp / 'nowhere'}"]
+
+
+def not_given(demo: Path, tmp: Path) -> list[str]:
+    return ["--data.path=null"]
+
+
+def empty(demo: Path, tmp: Path) -> list[str]:
+    (tmp / "empty").mkdir()
+    return [f"--data.path={tmp / 'empty'}"]
+
+
+def one_class(demo: Path, tmp: Path) -> list[str]:
+    shutil.copytree(demo / "benign", tmp / "one/benign")
+    return [f"--data.path={tmp / 'one'}"]
+
+
+def one_image(demo: Path, tmp: Path) -> list[str]:
+    shutil.copytree(demo / "benign", tmp / "single/benign")
+    (tmp / "single/malignant").mkdir()
+    shutil.copy(next((demo / "malignant").iterdir()), tmp / "single/malignant")
+    return [f"--data.path={tmp / 'single'}"]
+
+
+def other_weights(demo: Path, tmp: Path) -> list[str]:
+    save_file(timm.create_model("test_vit").state_dict(), tmp / "vit.safetensors")
+    return [f"--model.weights={tmp / 'vit.safetensors'}"]
+
+
+def other_config(demo: Path, tmp: Path) -> list[str]:
+    (tmp / "run").mkdir()
+    saved = parse_config(flags(demo, tmp / "run", "--optim.lr=0.7")).to_dict()
+    (tmp / "run/config.yaml").write_text(yaml.safe_dump(saved))
+    return []
+
+
+BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
+    (missing, "no such folder"),
+    (not_given, "--data.path is missing"),
+    (empty, "must hold exactly the class folders benign/ and malignant/"),
+    (one_class, "it holds benign/"),
+    (one_image, "class malignant has 1 different image"),
+    (lambda *_: ["--model.nmae=x"], "nearest: --model.name"),
+    (lambda *_: ["--model.name=efficientnet_b00"], "--model.name efficientnet_b00"),
+    (lambda *_: ["--model.name=efficientnet_b0", "--model.pretrained=true"], "--model.pretrained false"),
+    (other_weights, "does not fit --model.name test_resnet"),
+    (lambda *_: ["--optim.name=adadleta"], "--optim.name adadleta"),
+    (lambda *_: ["--train.accumulation_steps=5"], "must be divisible by processes"),
+    (lambda *_: ["--run.resume=must"], "--run.resume must: no checkpoint"),
+    (other_config, "optim.lr 0.7 -> 0.01"),
+]
+NAMES = [
+    "missing", "not given", "empty", "one class", "one image", "unknown flag", "unknown model", "no network",
+    "other weights", "unknown optimizer", "indivisible", "nothing to resume", "other config",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_INPUT, ids=NAMES)
+def test_bad_input_gets_one_message_and_status_2(
+    demo: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Callable[[Path, Path], list[str]],
+    message: str,
+) -> None:
+    words = flags(demo, tmp_path / "run", *spoil(demo, tmp_path))
+    before = sorted(tmp_path.rglob("*"))
+    started = time.monotonic()
+    assert train(words) == 2
+    assert time.monotonic() - started < 15
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before, "a refused run must leave nothing behind"
+
+
+def test_fp16_on_a_cpu_is_refused(
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert train(flags(demo, tmp_path / "run")) == 2
+    assert "--mixed_precision fp16 does nothing on a CPU" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_never_refuses_a_folder_that_holds_a_run(run: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(flags(demo, run, "--run.resume=never")) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_being_written_is_refused(
+    run: Path, demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import subprocess
+    import sys
+
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    code = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(copy / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    assert train(flags(demo, copy)) == 2
+    assert "another process" in capsys.readouterr().err
+    holder.communicate(b"\n")
+    assert train(flags(demo, copy)) == 0
+
+
+def test_curves_are_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    assert main(["curves", str(copy)]) == 0
+    with Image.open(copy / "curves.png") as picture:
+        assert picture.width > 800
+    assert main(["curves", str(tmp_path)]) == 2
+    assert "no metrics.jsonl here" in capsys.readouterr().err
+
+
+def test_demo_data_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo-data", str(tmp_path / "d"), "--count", "4", "--size=32"]) == 0
+    assert len(list((tmp_path / "d").glob("*/*"))) == 4
+    assert main(["demo-data", str(tmp_path / "d")]) == 2
+    assert main(["demo-dat"]) == 2
+    assert "Traceback" not in capsys.readouterr().err

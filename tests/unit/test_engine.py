@@ -1,0 +1,107 @@
+"""The loop's parts on one process: accumulation, frozen BatchNorm, logging, and no waiting for the device."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from skindist.config import Config
+from skindist.data.loading import Batch
+from skindist.errors import TrainingError
+from skindist.training import distributed, trainer
+from skindist.training.engine import Learner, evaluate, mean_of_window, set_train_mode, train_step
+from tests.distributed.jobs import head_weight, tiny_config
+
+
+def learner_and_batch(*flags: str) -> tuple[Learner, Batch, Config]:
+    config = tiny_config(Path("unused"), Path("unused"), *flags)
+    learner = trainer.build_learner(distributed.start(), config)
+    pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return learner, Batch(torch.arange(12), pixels, torch.arange(12) % 2), config
+
+
+def parts(batch: Batch, count: int) -> list[Batch]:
+    return [Batch(*tensors) for tensors in zip(*(tensor.tensor_split(count) for tensor in batch), strict=True)]
+
+
+def weights_after_a_step(count: int) -> dict[str, torch.Tensor]:
+    learner, batch, config = learner_and_batch(f"--train.accumulation_steps={count}", "--train.freeze_batchnorm=true")
+    set_train_mode(learner.model, True)
+    for step in range(2):  # the first step moves the zero head alone
+        train_step(learner, iter(parts(batch, count)), 12, step, config)
+    return {name: tensor.clone() for name, tensor in learner.module.state_dict().items()}
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_accumulation_is_one_step_over_the_whole_batch(count: int) -> None:
+    """5 parts of 12 images differ in size (3, 3, 2, 2, 2), and still make the exact mean."""
+    expected = weights_after_a_step(1)
+    for name, tensor in weights_after_a_step(count).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-6, msg=name)
+
+
+def test_a_step_reports_the_mean_loss_and_the_share_of_right_answers() -> None:
+    learner, batch, config = learner_and_batch("--train.accumulation_steps=3")
+    set_train_mode(learner.model, False)
+    loss, right = train_step(learner, iter(parts(batch, 3)), 12, 0, config).tolist()
+    assert loss == pytest.approx(0.693147, abs=1e-5), "a zero head knows nothing: ln 2"
+    assert right == pytest.approx(0.5), "and says benign to all, half of them rightly"
+
+
+def test_dropout_is_a_function_of_the_step() -> None:
+    def loss(step: int) -> float:
+        learner, batch, config = learner_and_batch("--model.drop_rate=0.5")
+        nn.init.ones_(head_weight(learner.module)).data[0] = -1
+        set_train_mode(learner.model, True)
+        torch.rand(step * 7)
+        return train_step(learner, iter([batch]), 12, step, config)[0].item()
+
+    assert loss(3) == loss(3)
+    assert loss(3) != loss(4)
+
+
+def test_frozen_batchnorm_keeps_its_statistics() -> None:
+    learner, batch, config = learner_and_batch()
+    before = {name: buffer.clone() for name, buffer in learner.module.named_buffers()}
+    set_train_mode(learner.model, True)
+    train_step(learner, iter([batch]), 12, 0, config)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in learner.module.named_buffers())
+    set_train_mode(learner.model, False)
+    train_step(learner, iter([batch]), 12, 1, config)
+    assert not all(torch.equal(buffer, before[name]) for name, buffer in learner.module.named_buffers())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_first_bad_step_of_a_window_is_named(bad: float) -> None:
+    accelerator = distributed.start()
+    window = [torch.tensor([loss, 0.5]) for loss in (0.6, 0.5, bad, 0.4, bad)]
+    with pytest.raises(TrainingError, match="at step 98:"):
+        mean_of_window(accelerator, window, global_step=100)
+    assert mean_of_window(accelerator, window[:2], global_step=97) == pytest.approx((0.55, 0.5))
+
+
+def test_an_image_that_is_missing_or_comes_twice_is_an_error() -> None:
+    learner, batch, _ = learner_and_batch()
+    loader: Any = [batch]
+    assert evaluate(learner, loader, list(range(12)), "val").ids.tolist() == list(range(12))
+    for wrong in (list(range(13)), list(range(11))):
+        with pytest.raises(RuntimeError, match="val: 12 predictions of 12 images, not"):
+            evaluate(learner, loader, wrong, "val")
+    with pytest.raises(RuntimeError, match="val: 24 predictions of 12 images"):
+        evaluate(learner, [batch, batch], list(range(12)), "val")  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_does_not_wait_for_the_device() -> None:
+    learner, batch, config = learner_and_batch()
+    set_train_mode(learner.model, False)
+    pinned = Batch(*(tensor.pin_memory() for tensor in batch))
+    train_step(learner, iter([pinned]), 12, 0, config)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(learner, iter([pinned]), 12, 1, config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
