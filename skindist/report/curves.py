@@ -9,6 +9,8 @@ from skindist.errors import UserError
 def draw_curves(run: Path) -> Path:
     """Plot loss, accuracy and AUROC over epochs; return the path of the PNG.
 
+    The dotted line marks the epoch with the lowest validation loss.
+
     Raises:
         UserError: the folder holds no metrics.jsonl, or that holds no finished epoch.
     """
@@ -30,7 +32,7 @@ def draw_curves(run: Path) -> Path:
     for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         for key in keys:
             points = [(event["epoch"], event[key]) for event in events if event.get(key) is not None]
-            style = {"marker": "o", "linewidth": 2} if key.startswith("val/") else {"linewidth": 1, "alpha": 0.7}
+            style = {"color": "C1", "marker": "o"} if key.startswith("val/") else {"color": "C0", "linewidth": 1}
             axes.plot(*zip(*points, strict=True), label=key, **style)
         best = min((event for event in events if "val/loss" in event), key=lambda event: event["val/loss"])
         axes.axvline(best["epoch"], color="grey", linestyle=":", linewidth=1)
