@@ -93,7 +93,13 @@ def is_intact(folder: Path) -> bool:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU; nothing that is read can run code."""
+    """Read a checkpoint to the CPU; nothing that is read can run code.
+
+    Raises:
+        TrainingError: a file is missing or has changed since it was written.
+    """
+    if not is_intact(folder):
+        raise TrainingError(f"the checkpoint {folder} is damaged: start a new run with another --run.dir")
     return Checkpoint(
         load_file(folder / "model.safetensors"),
         torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),

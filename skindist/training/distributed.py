@@ -71,7 +71,7 @@ def requested_precision() -> str | None:
     parent = psutil.Process().parent()
     words = parent.cmdline() if parent else []
     told = any(word.split("=")[0] == "--mixed_precision" for word in words)
-    return "no" if told or "launch" not in " ".join(words[:4]) else None
+    return "no" if told or "accelerate" not in " ".join(words[:4]) else None
 
 
 def choose_precision(requested: str | None, device: torch.device | None) -> str:

@@ -149,15 +149,15 @@ def evaluate(learner: Learner, loader: DataLoader[Batch], expected_ids: list[int
         RuntimeError: an image is missing or came twice.
     """
     learner.module.eval()
-    rows: list[Tensor] = []
+    known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
     for batch in progress(loader, f"evaluating {name}", "batch", learner.accelerator):
-        images_BCHW, labels_B = learner.to_device(batch)
+        images_BCHW, _ = learner.to_device(batch)
         with learner.accelerator.autocast():
-            logits_BK = learner.module(images_BCHW)
-        probabilities_B = logits_BK.double().softmax(dim=1)[:, 1]
-        rows.append(torch.stack([batch.ids_B.to(probabilities_B), probabilities_B, labels_B.double()], dim=1))
-    mine = torch.cat(rows) if rows else torch.empty(0, 3, dtype=torch.float64)
-    table = gather_rows(learner.accelerator, mine.cpu()).numpy()
+            logits.append(learner.module(images_BCHW).float())
+        known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
+    probabilities_N = torch.cat(logits).cpu().double().softmax(dim=1)[:, 1]
+    ids_N, labels_N = torch.cat([part.double() for part in known]).unbind(dim=1)
+    table = gather_rows(learner.accelerator, torch.stack([ids_N, probabilities_N, labels_N], dim=1)).numpy()
     table = table[table[:, 0].argsort()]
     ids = table[:, 0].astype(np.int64)
     if not np.array_equal(ids, np.sort(expected_ids)):

@@ -20,6 +20,7 @@ from skindist.data.loading import Batch, LesionImages, TrainBatches, eval_batche
 from skindist.data.split import SPLITS, Row, describe
 from skindist.data.transforms import normalizer
 from skindist.early_stopping import EarlyStopping
+from skindist.errors import UserError
 from skindist.evaluation.metrics import compute
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
@@ -145,6 +146,8 @@ def restore(learner: Learner, run: Path, config: Config) -> tuple[TrainState, Ea
 
     def read() -> Checkpoint | None:
         folder = newest_intact(run / "checkpoints")
+        if folder is None and config.run.resume == "must":
+            raise UserError(f"--run.resume must: no intact checkpoint in {run}")
         checkpoint = load_checkpoint(folder) if folder else None
         rewind(run / "metrics.jsonl", checkpoint.state["train"]["global_step"] if checkpoint else 0)
         return checkpoint

@@ -172,6 +172,19 @@ def test_a_killed_run_goes_on_and_logs_nothing_twice(
         assert (cut / file).read_bytes() == (run / file).read_bytes()
 
 
+def test_a_damaged_checkpoint_is_passed_over_unless_it_must_be_resumed(
+    run: Path, demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    for folder in (copy / "checkpoints").glob("step-*"):
+        (folder / "model.safetensors").write_bytes(b"x")
+    assert train(flags(demo, copy, "--run.resume=must")) == 2
+    assert "no intact checkpoint" in capsys.readouterr().err
+    assert train(flags(demo, copy)) == 0
+    assert "is damaged" in caplog.text
+    assert (copy / "predictions-test.csv").read_bytes() == (run / "predictions-test.csv").read_bytes()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
     demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
