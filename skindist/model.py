@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import timm
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import get_hf_file_metadata, get_session, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
@@ -234,7 +233,8 @@ def _from_hub(repo: str) -> str:
 def _from_url(url: str) -> str:
     """A plain web address, as a few old models have."""
     if not check_cached_file(url, check_hash=False):
-        _within(NETWORK_SECONDS, lambda: urlopen(Request(url, method="HEAD"), timeout=NETWORK_SECONDS).close())
+        ask = partial(get_session().head, url, timeout=NETWORK_SECONDS, follow_redirects=True)
+        _within(NETWORK_SECONDS, lambda: ask().raise_for_status())
     return str(download_cached_file(url))
 
 

@@ -34,7 +34,9 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[floa
     Returns (low, high) in [0, 1], or (NaN, NaN) for n = 0.
     Raises ValueError unless 0 <= successes <= n and 0 < confidence < 1.
     """
-    if successes == n == 0:
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n}: successes must be from 0 to n")
+    if n == 0:
         return float("nan"), float("nan")
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
