@@ -18,7 +18,7 @@ from skindist.data.loading import available_cores
 from skindist.errors import TrainingError, UserError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=10)  # of a collective: how long a rank that hangs holds the others
+TIMEOUT = timedelta(minutes=30)  # of a collective: the main process may verify that long while the others wait
 log = logging.getLogger("skindist")
 
 
@@ -31,8 +31,8 @@ def start(log_with: str | None = None) -> Accelerator:
     cpu = not torch.accelerator.is_available()  # Accelerate makes a gloo group of CPU processes only if told cpu=True
     precision = choose_precision(requested_precision(), None if cpu else torch.accelerator.current_accelerator())
     world_size, local_size = _launched("WORLD_SIZE"), _launched("LOCAL_WORLD_SIZE")
-    if cpu:  # `accelerate launch` sets OMP_NUM_THREADS=1 even for one process
-        torch.set_num_threads(max(int(os.environ.get("OMP_NUM_THREADS", 1)), available_cores() // local_size, 1))
+    if cpu and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # `accelerate launch` says 1 even for one process
+        torch.set_num_threads(max(1, available_cores() // local_size))
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir is newer than torch 2.8
     accelerator = Accelerator(

@@ -18,13 +18,13 @@ from skindist.data.scan import CLASSES
 from skindist.data.split import Row, count_rows
 from skindist.early_stopping import EarlyStopping
 from skindist.evaluation.intervals import estimates
+from skindist.evaluation.metrics import THRESHOLD
 from skindist.files import write_atomic, write_csv, write_json
 from skindist.model import preprocessing
 from skindist.randomness import Stream, derived_seed
 from skindist.training.engine import Learner, Predictions
 from skindist.training.state import TrainState
 
-THRESHOLD = 0.5  # probability from which an image counts as malignant
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
 
 

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from skindist.config import Config
 from skindist.data.scan import CLASSES
+from skindist.evaluation.metrics import THRESHOLD
 from skindist.files import finite, write_atomic
 from skindist.training.engine import Predictions
 from skindist.training.state import TrainState
@@ -107,7 +108,7 @@ class Tracker:
 
         labels: Any = test.labels.tolist()
         probabilities: Any = np.stack([1 - test.probabilities, test.probabilities], axis=1)
-        names, guesses = list(CLASSES), (test.probabilities >= 0.5).astype(int).tolist()
+        names, guesses = list(CLASSES), (test.probabilities >= THRESHOLD).astype(int).tolist()
         malignant: dict[str, Any] = {"labels": names, "classes_to_plot": [1]}
         self.wandb.log(
             {
