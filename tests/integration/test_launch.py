@@ -14,7 +14,7 @@ from tests.integration.test_run import BAD_INPUT, NAMES, flags
 ROOT = Path(__file__).parents[2]
 LAUNCH = [
     sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-    f"--config_file={ROOT / 'accelerate_config.yaml'}",
+    f"--config_file={ROOT / 'accelerate_config.yaml'}", "--main_process_port=0",
 ]  # fmt: skip
 
 
