@@ -1,5 +1,6 @@
 """What a finished run leaves: predictions, results.json, the best model as timm and transformers load it."""
 
+import json
 import os
 import platform
 from collections.abc import Sequence
@@ -97,7 +98,8 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def save_model(folder: Path, module: nn.Module, config: Config, results: dict[str, Any]) -> None:
-    """Save weights, config and model card: `timm.create_model("local-dir:RUN/model", pretrained=True)` loads them."""
+    """Save weights, config and model card: `timm.create_model("local-dir:RUN/model", pretrained=True)` loads them, and
+    so does `transformers.AutoModelForImageClassification.from_pretrained("RUN/model")`."""
     pixels, size = preprocessing(module), config.data.image_size
     data_config = {
         "input_size": (3, size, size), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center",
@@ -107,6 +109,9 @@ def save_model(folder: Path, module: nn.Module, config: Config, results: dict[st
     module.to(memory_format=torch.contiguous_format)  # safetensors knows no other
     timm.models.save_for_hf(module, str(folder), model_config=labels, safe_serialization=True, data_config=data_config)
     (folder / "model.safetensors").chmod(0o644)  # safetensors leaves its files unreadable to others
+    description = json.loads((folder / "config.json").read_text())
+    description.get("model_args", {}).pop("num_classes", None)  # transformers gives it too, and fails on two
+    write_json(folder / "config.json", description)
     write_atomic(folder / "README.md", model_card(config, results))
 
 

@@ -117,6 +117,16 @@ def test_the_saved_model_loads_with_timm_and_predicts_the_same(run: Path, demo: 
     assert all(torch.equal(best[name], saved[name]) for name in best)
 
 
+def test_the_saved_model_loads_with_transformers(run: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForImageClassification.from_pretrained(run / "model").eval()
+    assert model.config.id2label == {0: "benign", 1: "malignant"}
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()(images)
+        assert torch.equal(model(images).logits, expected)
+
+
 def test_the_saved_config_repeats_the_run_in_a_new_folder(run: Path, tmp_path: Path) -> None:
     saved = yaml.safe_load((run / "config.yaml").read_text())
     assert saved["run"]["dir"] is None
