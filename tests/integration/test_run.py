@@ -3,7 +3,6 @@
 import csv
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -286,9 +285,7 @@ def test_bad_input_gets_one_message_and_status_2(
 ) -> None:
     words = flags(demo, tmp_path / "run", *spoil(demo, tmp_path))
     before = sorted(tmp_path.rglob("*"))
-    started = time.monotonic()
     assert train(words) == 2
-    assert time.monotonic() - started < 15
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
