@@ -106,7 +106,8 @@ class TrainBatches:
 def eval_batches(ids: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
     """Evaluation batches of one process: whole batches dealt out in turn.
 
-    A batch holds the same images on any number of processes, so its logits are the same bits.
+    A batch holds the same images on any number of processes, so its logits are the same bits (on the same kind of
+    device, with the same number of threads).
     """
     batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
     return [[(0, int(sample_id)) for sample_id in batch] for batch in batches[rank::world_size]]

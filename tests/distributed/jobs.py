@@ -25,6 +25,7 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """What this rank loads in two epochs, predicts with the first weights, and has learnt after 5 steps."""
     config = tiny_config(data, run, *flags)
     accelerator = distributed.start()
+    torch.set_num_threads(1)  # the number of threads, like the kind of device, decides the last bit of a sum
     rows = distributed.decide(accelerator, prepare_split, config, run)
     learner = trainer.build_learner(accelerator, config)
     batches, loaders, ids = trainer.build_loaders(accelerator, config, rows)
