@@ -33,7 +33,7 @@ def train(args: Sequence[str] | None = None) -> int:
 
 
 def show_log() -> None:
-    """Plain lines on stdout from the main process; warnings are marked."""
+    """Plain lines on stdout, from the main process alone."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
     logging.getLogger("skindist").setLevel(logging.INFO if is_main_process() else logging.ERROR)
 
@@ -98,7 +98,8 @@ def demo_data(directory: Path, count: int = 600, size: int = 96, seed: int = 0) 
     from skindist.data.demo import write_demo_data
 
     write_demo_data(directory, count, size, seed)
-    print(f"{count} pictures in {directory}; train on them with launch/train.py --config launch/demo.yaml")
+    print(f"{count} pictures in {directory}; to train on them:")
+    print(f"  launch/train.py --config launch/demo.yaml --data.path {directory}")
 
 
 def curves(run: Path) -> None:

@@ -79,7 +79,7 @@ def write_demo_data(directory: Path, count: int = 600, size: int = 96, seed: int
         raise UserError(f"{directory} is not an empty directory; nothing in it was changed: name a new or empty one")
     for name in CLASSES:
         (directory / name).mkdir(parents=True)
-    with tqdm(total=count, unit="image") as progress:
+    with tqdm(total=count, unit="image", leave=False, disable=None) as progress:
         for index in range(count // 2):
             for label, name in enumerate(CLASSES):
                 picture = draw_lesion(np.random.default_rng([seed, label, index]), bool(label), size)

@@ -156,5 +156,5 @@ def summary(results: dict[str, Any], run: Path) -> str:
         f"test: accuracy {accuracy['value']:.1%} (95 % interval {accuracy['low']:.1%} to {accuracy['high']:.1%}), "
         f"sensitivity {test['sensitivity']['value']:.1%}, specificity {test['specificity']['value']:.1%}, "
         f"AUROC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f}), {accuracy['n']} images\n"
-        f"all figures: {run / 'results.json'}"
+        f"all figures: {run / 'results.json'}; curves: skindist curves {run}"
     )
