@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.test_run import BAD_INPUT, NAMES, flags
@@ -56,6 +57,27 @@ def test_plain_python_is_one_process(demo: Path, tmp_path: Path) -> None:
     assert done.stderr == ""
     assert json.loads((folder / "results.json").read_text())["world_size"] == 1
     assert not (folder / "wandb").exists()
+
+
+@pytest.mark.slow
+def test_a_run_killed_outright_goes_on(demo: Path, tmp_path: Path) -> None:
+    """SIGKILL to the launcher and both workers in the middle of training, then the same command again."""
+    folder = tmp_path / "run"
+    words = flags(demo, folder, "--train.epochs=12", "--early_stopping.patience=12")
+    command = [*LAUNCH, "--num_processes=2", str(ROOT / "launch/train.py"), *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launcher:
+        assert launcher.stdout is not None
+        assert any(line.startswith("epoch 2:") for line in launcher.stdout), "the run ended before epoch 2"
+        processes = [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes)
+    done = launch(2, *words)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after epoch" in done.stdout
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [event["epoch"] for event in events if "val/loss" in event] == list(range(1, 13))
+    assert json.loads((folder / "results.json").read_text())["images_seen"] == 12 * 36
 
 
 def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
