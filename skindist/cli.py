@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def demo_data(directory: Path, count: int = 600, size: int = 96, seed: int = 0) -> None:
+def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) -> None:
     """Draw a labelled folder of lesion-like pictures, to try the trainer without data.
 
     Args:

@@ -62,7 +62,7 @@ def draw_lesion(rng: np.random.Generator, malignant: bool, size: int = 96) -> Im
     return Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8))
 
 
-def write_demo_data(directory: Path, count: int = 600, size: int = 96, seed: int = 0) -> None:
+def write_demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) -> None:
     """Write `count` pictures, half to `directory`/benign and half to `directory`/malignant, as 0000.png, 0001.png, ...
 
     Each picture depends on the seed, its label and its index alone: a larger count keeps the earlier pictures.
