@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from skindist.config import parse_config
 from skindist.errors import TrainingError, UserError
+from skindist.machine import cache_folder
 
 
 def train(args: Sequence[str] | None = None) -> int:
@@ -69,7 +70,9 @@ def fail_together(message: str, status: int) -> int:
 
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
-    commands: dict[str, Callable[..., None]] = {"demo-data": demo_data, "curves": curves}
+    commands: dict[str, Callable[..., None]] = {
+        "curves": curves, "demo-data": demo_data, "clear-cache": clear_cache
+    }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
     subcommands = parser.add_subcommands()
     for name, function in commands.items():
@@ -100,6 +103,18 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
     write_demo_data(directory, count, size, seed)
     print(f"{count} pictures in {directory}; to train on them:")
     print(f"  launch/train.py --config launch/demo.yaml --data.path {directory}")
+
+
+def clear_cache(cache_dir: Path | None = None) -> None:
+    """Remove the prepared pixels, and what is remembered of scanned folders.
+
+    Args:
+        cache_dir: As for --data.cache_dir.
+    """
+    from skindist.data.store import clear_cache
+
+    folder = cache_folder(str(cache_dir) if cache_dir else None)
+    print(f"{clear_cache(folder) / 1e9:.2f} GB removed from {folder}")
 
 
 def curves(run: Path) -> None:

@@ -30,6 +30,16 @@ class DataConfig:
 
     path: str | None = None
     """Folder of images; a folder already split into train/, val/ and test/ keeps its split."""
+    metadata: str | None = None
+    """CSV file with one row an image, found by file name or ISIC id: patient_id, lesion_id, age, sex, site, ..."""
+    on_bad: Literal["quarantine", "error"] = "quarantine"
+    """Images that cannot be used: leave them out and list them in quarantine.csv, or refuse to start."""
+    max_bad: float = 0.05
+    """Share of bad images above which the run is refused in any case."""
+    leaks: Literal["warn", "error", "drop-from-train"] = "warn"
+    """Copies, lesions or patients on two sides of a given split: say so, refuse, or train without them."""
+    cache_dir: str | None = None
+    """Folder of prepared pixels; null: $SKINDIST_CACHE, else ~/.cache/skindist. `skindist clear-cache` empties it."""
     fractions: tuple[float, float, float] = (0.90, 0.05, 0.05)
     """Shares of train, validation and test, for a folder that is not split; they add up to 1."""
     image_size: int = 224
@@ -208,6 +218,7 @@ def check(config: Config) -> Config:
             abs(sum(fractions) - 1) < 1e-6 and min(fractions) > 0,
             "three shares above 0 that add up to 1",
         ),
+        "data.max_bad": (0 <= config.data.max_bad <= 1, "from 0 to 1"),
         "data.image_size": (config.data.image_size >= 32, "at least 32 pixels"),
         "data.num_workers": ((config.data.num_workers or 0) >= 0, "0 or more"),
         "model.drop_rate": (0 <= model.drop_rate < 1, "from 0 to below 1"),

@@ -14,7 +14,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        # File names need not be UTF-8: Python's stand-ins for such bytes go back to what they were.
+        file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -39,10 +39,12 @@ logger = logging.getLogger("skindist")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Mean and standard deviation of each colour channel, for pixel values from 0 to 1."""
+    """Mean and standard deviation of each colour channel, for pixel values from 0 to 1, and the interpolation of
+    resized images."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str
 
 
 def build_model(config: ModelConfig, num_classes: int = 2, load: bool = True) -> nn.Module:
@@ -74,9 +76,9 @@ def build_model(config: ModelConfig, num_classes: int = 2, load: bool = True) ->
 
 
 def preprocessing(model: nn.Module) -> Preprocessing:
-    """Return the normalisation that the weights of a timm `model` were trained with, 3 channels each."""
+    """Return what the weights of a timm `model` were trained with, 3 channels each."""
     data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    return Preprocessing(mean=tuple(data["mean"]), std=tuple(data["std"]))
+    return Preprocessing(mean=tuple(data["mean"]), std=tuple(data["std"]), interpolation=data["interpolation"])
 
 
 def _look_up(name: str) -> PretrainedCfg:

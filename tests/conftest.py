@@ -1,6 +1,8 @@
 """Shared by all tests: small drawn data, a config that trains in seconds, and no way out to the network."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,16 @@ TINY = [
 
 
 def pytest_configure() -> None:
-    """Whatever the shell says, tests are offline and start as one process."""
+    """Whatever the shell says, tests are offline, start as one process and keep out of the user's cache."""
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
+    os.environ["SKINDIST_CACHE"] = tempfile.mkdtemp(prefix="skindist-tests-")
     for variable in ("WANDB_API_KEY", "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(variable, None)
+
+
+def pytest_unconfigure() -> None:
+    """Remove the pixels that the tests prepared."""
+    shutil.rmtree(os.environ.pop("SKINDIST_CACHE"), ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

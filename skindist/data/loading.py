@@ -4,12 +4,9 @@ A global batch is decided by (seed, epoch) alone and then divided, so the number
 and nothing else.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,44 +14,54 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from skindist.config import DataConfig, TrainConfig
-from skindist.data.scan import CLASSES
 from skindist.data.split import Row
-from skindist.data.transforms import augment, eval_transform, train_transform
+from skindist.data.store import PixelStore
+from skindist.data.transforms import IDENTITY, central_square, crop, draw_view
 from skindist.errors import UserError
+from skindist.machine import available_cores
 from skindist.randomness import Stream, generator
 
 Key = tuple[int, int]  # (epoch, sample id): the epoch travels with the index, so that living workers cannot miss it
 
 
 class Batch(NamedTuple):
-    """Sample ids (B,) int64, images (B, 3, S, S) uint8, labels (B,) int64."""
+    """Sample ids (B,) int64, images (B, 3, S, S) uint8 in channels-last order, labels (B,) int64, and the gain and
+    offset of each image's colours (B, 2, 3), for `normalizer`."""
 
     ids_B: Tensor
     images_BCHW: Tensor
     labels_B: Tensor
+    colours_B2C: Tensor
 
 
-class LesionImages(Dataset[tuple[int, Tensor, int]]):
-    """The images of split.csv, addressed by (epoch, sample id); decoded through `datasets`."""
+class LesionImages(Dataset[Batch]):
+    """The images of split.csv from the pixel store; a list of (epoch, sample id) gives their `Batch`."""
 
-    def __init__(self, root: Path, rows: Sequence[Row], size: int, seed: int, augmented: bool) -> None:
-        features = datasets.Features(
-            {"image": datasets.Image(mode="RGB"), "label": datasets.ClassLabel(names=list(CLASSES))}
-        )
-        columns = {"image": [str(root / row.path) for row in rows], "label": [row.label for row in rows]}
-        self.rows = datasets.Dataset.from_dict(columns, features=features)
+    def __init__(self, store: PixelStore, rows: Sequence[Row], size: int, seed: int, augmented: bool) -> None:
+        self.store = store
+        self.positions = store.positions([row.sha256 for row in rows])
+        self.labels = np.array([row.label for row in rows], dtype=np.int64)
+        self.size = size
         self.seed = seed
         self.augmented = augmented
-        self.transform = train_transform(size) if augmented else eval_transform(size)
 
-    def __getitem__(self, key: Key) -> tuple[int, Tensor, int]:
-        epoch, sample_id = key
-        row = self.rows[sample_id]
-        if self.augmented:
-            image = augment(self.transform, row["image"], self.seed, epoch, sample_id)
-        else:
-            image = self.transform(row["image"])
-        return sample_id, image, row["label"]
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        ids = [sample_id for _, sample_id in keys]
+        images_BHWC = torch.empty(len(keys), self.size, self.size, 3, dtype=torch.uint8)
+        colours = []
+        for image_HWC, (epoch, sample_id) in zip(images_BHWC, keys, strict=True):
+            pixels_HWC = self.store.read(int(self.positions[sample_id]))
+            if self.augmented:
+                height, width, _ = pixels_HWC.shape
+                view = draw_view(height, width, self.seed, epoch, sample_id)
+                image_HWC.copy_(crop(pixels_HWC, view, self.size))
+                colours.append((view.gain, view.offset))
+            else:
+                image_HWC.copy_(central_square(pixels_HWC, self.size))
+        self.store.release()
+        colours_B2C = torch.tensor(colours) if colours else IDENTITY.repeat(len(keys), 1, 1)
+        labels_B = torch.from_numpy(self.labels[ids])
+        return Batch(torch.tensor(ids), images_BHWC.permute(0, 3, 1, 2), labels_B, colours_B2C)
 
 
 def global_batches(ids: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -114,20 +121,21 @@ def eval_batches(ids: Sequence[int], batch_size: int, rank: int, world_size: int
 
 
 def make_loader(images: LesionImages, batches: Any, device: torch.device, num_workers: int) -> DataLoader[Any]:
-    """A loader that yields `Batch`; pinned memory where the device copies from it."""
+    """A loader that yields `Batch`: workers live on from epoch to epoch and work ahead; memory is pinned where the
+    device copies from it."""
     return DataLoader(
         images,
         batch_sampler=batches,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
     )
 
 
-def _collate(samples: list[tuple[int, Tensor, int]]) -> Batch:
-    ids, images, labels = zip(*samples, strict=True)
-    return Batch(torch.tensor(ids), torch.stack(images), torch.tensor(labels))
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def loader_workers(config: DataConfig, device: torch.device, local_processes: int) -> int:
@@ -135,8 +143,3 @@ def loader_workers(config: DataConfig, device: torch.device, local_processes: in
     if config.num_workers is not None:
         return config.num_workers
     return 0 if device.type == "cpu" else min(8, max(1, available_cores() // local_processes))
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,71 +1,132 @@
-"""Find the images of a folder, read each of them once, and refuse with a reason whatever is ambiguous.
+"""Find the images of a folder and inspect each of them; whatever is ambiguous is refused with a reason.
 
 The layout is either DIR/{benign,malignant}/... or DIR/{train,val,test}/{benign,malignant}/... ("validation" for
 "val" is fine; without val/, validation images are drawn from train/). Class folders may hold folders. Nothing is
-guessed from file names.
+guessed from file names: a file is an image if it can be read as one. What was found out about a file is remembered
+until the file changes, so a second scan costs little more than a look at the folder.
 """
 
 import hashlib
-import io
+import json
 import os
+import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
+from skindist.data.inspection import NOT_AN_IMAGE, SUFFIXES, Facts, inspect
 from skindist.errors import UserError
+from skindist.files import write_atomic
+from skindist.machine import available_cores, cache_folder
 
 CLASSES = ("benign", "malignant")  # the index is the label
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF")  # a closed list: PIL would hand an EPS called .jpg to Ghostscript
-MODES_8_BIT = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
-LISTED = 5  # bad files named in one message
+IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
+CACHE_FORMAT = 1  # of what is remembered: raise it when `inspect` finds out other things
+SETTLED = 2_000_000_000  # nanoseconds: a file that changed later than this before a scan may change again unnoticed
+
+Stamp = list[int]  # size, modification time and change time of a file, in bytes and nanoseconds
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One readable image: path relative to the data folder, label (index into CLASSES), split ("" where the folder
-    has none), SHA-256 of its bytes."""
+    """One usable image: path relative to the data folder, label (index into CLASSES), split ("" where the folder has
+    none), and what its file told."""
 
     path: str
     label: int
     split: str
-    sha256: str
+    facts: Facts
+
+    @property
+    def sha256(self) -> str:
+        """The identity of its content."""
+        return self.facts.sha256
 
 
-def scan_folder(root: Path, progress: bool = False) -> list[ImageFile]:
-    """List and verify every image below `root`, sorted by path.
+@dataclass(frozen=True)
+class Scan:
+    """All files of a folder: usable images, (path, reason) of the images that are not, and files that are no images
+    by name or content. Each part is sorted by path."""
+
+    images: list[ImageFile]
+    bad: list[tuple[str, str]]
+    others: list[str]
+
+
+def scan_folder(root: Path, cache_dir: str | None = None, progress: bool = False) -> Scan:
+    """Inspect every file below the class folders of `root`.
 
     Raises:
-        UserError: the folder is missing, empty, laid out ambiguously, or holds an image that cannot be decoded.
+        UserError: the folder is missing, empty, laid out ambiguously, or holds no image.
     """
     found = sorted(_find(root))
-    if not found:
-        raise UserError(
-            f"--data.path {root}: no images in its class folders (looked for {', '.join(sorted(SUFFIXES))})"
-        )
-    with ThreadPoolExecutor() as pool:
-        checked = pool.map(lambda entry: _verify(root / entry[0]), found)
-        outcomes = list(
-            tqdm(checked, "verifying images", len(found), unit="image", leave=False, disable=None if progress else True)
-        )
-    bad = [f"{path}: {reason}" for (path, _, _), (_, reason) in zip(found, outcomes, strict=True) if reason]
-    if bad:
-        raise UserError(
-            f"--data.path {root}: {len(bad)} of {len(found)} images cannot be used; repair or remove them:\n  "
-            + "\n  ".join(bad[:LISTED] + ([f"... and {len(bad) - LISTED} more"] if len(bad) > LISTED else []))
-        )
-    return [
-        ImageFile(path, label, split, sha256) for (path, label, split), (sha256, _) in zip(found, outcomes, strict=True)
-    ]
+    facts = _inspect_all(root, {path: stamp for path, _, _, stamp in found}, cache_dir, progress)
+    images, bad, others = [], [], []
+    for path, label, split, _ in found:
+        fact = facts[path]
+        if not fact.reason:
+            images.append(ImageFile(path, label, split, fact))
+        elif fact.reason == NOT_AN_IMAGE and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+            others.append(path)
+        else:
+            bad.append((path, fact.reason))
+    if not images and not bad:
+        raise UserError(f"--data.path {root}: no images in its class folders")
+    return Scan(images, bad, others)
 
 
-def _find(root: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield (relative path, label, split) of every image file, having checked the layout."""
+def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None, progress: bool) -> dict[str, Facts]:
+    """What is remembered of the files that have not changed, and what the others tell now."""
+    place = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
+    memory = cache_folder(cache_dir) / "scans" / f"{place}.json"
+    known = _recall(memory)
+    facts = {path: known[path][1] for path, stamp in files.items() if path in known and known[path][0] == stamp}
+    new = [path for path in files if path not in facts]
+    if not new and len(known) == len(files):
+        return facts
+    started = time.time_ns()
+    with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        told = pool.map(inspect, (root / path for path in new))
+        bar = tqdm(told, "inspecting images", len(new), unit="image", leave=False, disable=None if progress else True)
+        facts |= dict(zip(new, bar, strict=True))
+    settled = {path: stamp for path, stamp in files.items() if max(stamp[1:]) < started - SETTLED}
+    _remember(memory, {path: (stamp, facts[path]) for path, stamp in settled.items()})
+    return facts
+
+
+def _recall(memory: Path) -> dict[str, tuple[Stamp, Facts]]:
+    """What an earlier scan wrote; nothing if there was none or its file cannot be read."""
+    try:
+        content: dict[str, Any] = json.loads(memory.read_bytes())
+        if content["format"] != CACHE_FORMAT:
+            return {}
+        return {path: (stamp, _facts(values)) for path, (stamp, values) in content["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _facts(values: list[Any]) -> Facts:
+    return Facts._make(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _remember(memory: Path, files: dict[str, tuple[Stamp, Facts]]) -> None:
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(memory, json.dumps({"format": CACHE_FORMAT, "files": files}))
+    except OSError:
+        pass  # a cache that cannot be written costs time at the next scan, nothing else
+
+
+def _find(root: Path) -> Iterator[tuple[str, int, str, Stamp]]:
+    """Yield (relative path, label, split, stamp) of every file, having checked the layout."""
     if not root.is_dir():
         raise UserError(f"--data.path {root}: {'is not a folder' if root.exists() else 'no such folder'}")
     folders = _folders(root)
@@ -89,17 +150,17 @@ def _find(root: Path) -> Iterator[tuple[str, int, str]]:
         yield from _find_classes(root, folder, split)
 
 
-def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, int, str]]:
-    found = {name.lower(): path for name, path in _folders(folder).items()}
-    if set(found) != set(CLASSES):
+def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, int, str, Stamp]]:
+    names = sorted(_folders(folder))
+    if sorted(name.lower() for name in names) != sorted(CLASSES):
         raise UserError(
             f"--data.path {root}: {folder} must hold exactly the class folders benign/ and malignant/, "
-            f"but it holds {', '.join(f'{name}/' for name in sorted(found)) or 'no folder'}"
+            f"but it holds {', '.join(f'{name}/' for name in names) or 'no folder'}"
         )
     _refuse_loose_images(root, folder)
-    for label, name in enumerate(CLASSES):
-        for path in _images_below(found[name]):
-            yield path.relative_to(root).as_posix(), label, split
+    for label, name in enumerate(sorted(names, key=str.lower)):
+        for path, stamp in _files_below(str(folder / name), set()):
+            yield path.removeprefix(f"{root}{os.sep}").replace(os.sep, "/"), label, split, stamp
 
 
 def _folders(folder: Path) -> dict[str, Path]:
@@ -107,7 +168,7 @@ def _folders(folder: Path) -> dict[str, Path]:
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _refuse_loose_images(root: Path, folder: Path) -> None:
@@ -118,35 +179,22 @@ def _refuse_loose_images(root: Path, folder: Path) -> None:
         )
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    """Walk through links too, each real folder once."""
-    seen: set[Path] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        real = Path(parent).resolve()
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        yield from (Path(parent) / name for name in names if _is_image(name))
-
-
-def _verify(path: Path) -> tuple[str, str]:
-    """SHA-256 of a file and why it cannot be used ("" if it can)."""
-    try:
-        content = path.read_bytes()
-        if not content:
-            return "", "is empty (0 bytes)"
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.mode not in MODES_8_BIT:
-                return "", f"has mode {image.mode}; convert it to 8 bits a channel"
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
-                return "", f"has {image.width} x {image.height} pixels; make it smaller"
-            image.draft(
-                "RGB", (image.width // 8, image.height // 8)
-            )  # JPEG: parse every byte, at an eighth of the work
-            image.load()
-    except UnidentifiedImageError:
-        return "", f"is not a {', '.join(FORMATS)} image"
-    except Exception as error:  # a damaged file can make a decoder raise nearly anything
-        return "", f"cannot be decoded ({error})"
-    return hashlib.sha256(content).hexdigest(), ""
+def _files_below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Stamp]]:
+    """Yield each file that is not hidden, with its stamp; links are followed too, each real folder once."""
+    status = Path(folder).stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _files_below(entry.path, seen)
+                continue
+            try:
+                status = entry.stat()
+            except OSError:  # a link to nothing: named when it is read
+                yield entry.path, [0, 0, 0]
+            else:
+                yield entry.path, [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

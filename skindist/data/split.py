@@ -1,14 +1,17 @@
 """Assign every image to train, validation or test; rank 0 writes the result to split.csv and every rank reads that.
 
-Files with the same bytes are one group, and a group is never divided: a copy of a training image cannot be tested on.
+A group (copies, near-duplicates, one lesion, one patient) is never divided: what a model has seen in training in
+another guise cannot be tested on.
 """
 
 import csv
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from skindist.data.scan import CLASSES, ImageFile
 from skindist.errors import UserError
@@ -16,7 +19,6 @@ from skindist.files import write_csv
 from skindist.randomness import Stream, generator
 
 SPLITS = ("train", "val", "test")
-log = logging.getLogger("skindist")
 
 
 @dataclass(frozen=True)
@@ -30,80 +32,104 @@ class Row:
     sha256: str
 
 
-def make_split(images: Sequence[ImageFile], fractions: tuple[float, float, float], seed: int) -> list[Row]:
-    """Split class by class; images whose folder already says train, val or test keep that.
+def make_split(
+    images: Sequence[ImageFile], groups: Sequence[str], fractions: tuple[float, float, float], seed: int
+) -> list[Row]:
+    """Draw validation and test at random, group by group and class by class; the rest is train.
+
+    Images whose folder already says train, val or test keep that; without val, it is drawn from train.
 
     Args:
         images: what `scan_folder` found.
-        fractions: shares of train, validation and test.
-        seed: with the sorted groups, it alone decides who goes where.
+        groups: the group of each image.
+        fractions: shares of train, validation and test. Each share is met within the size of one group.
+        seed: with the images and groups, it alone decides who goes where.
 
     Raises:
-        UserError: a class has too few images, or the same bytes lie in both class folders.
+        UserError: a class has too few groups, or a given split lacks a class.
     """
-    _refuse_conflicts(images)
-    rows = [Row(image.path, image.label, image.split, image.sha256[:16], image.sha256) for image in images]
+    rows = [
+        Row(image.path, image.label, image.split, group, image.sha256)
+        for image, group in zip(images, groups, strict=True)
+    ]
     given = {row.split for row in rows}
     if given == {""}:
         rows = _assign(rows, {"val": fractions[1], "test": fractions[2]}, seed)
     elif "val" not in given:
         train = [row for row in rows if row.split == "train"]
         share = fractions[1] / (fractions[0] + fractions[1])
-        log.info(f"data: no val/ folder: {share:.0%} of train/ serves as validation")
         rows = [row for row in rows if row.split != "train"] + _assign(train, {"val": share}, seed)
-    _refuse_missing_classes(rows)
-    _warn_of_leaks(rows)
+    refuse_missing_classes(rows)
     return sorted(rows, key=lambda row: row.path)
 
 
 def _assign(rows: Sequence[Row], held_out: dict[str, float], seed: int) -> list[Row]:
-    """Draw each held-out share (at least one image) class by class, group by group; the rest is train."""
-    assigned: dict[str, str] = {}
+    """Fill each held-out share with groups in random order; the rest is train."""
+    counts: dict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros(len(CLASSES), np.int64))
+    for row in rows:
+        counts[row.group][row.label] += 1
+    total = np.sum([*counts.values()], axis=0)
     for label, name in enumerate(CLASSES):
-        size = Counter(row.group for row in rows if row.label == label)
-        if len(size) <= len(held_out):
+        groups = sum(int(count[label] > 0) for count in counts.values())
+        if groups <= len(held_out):
             raise UserError(
-                f"--data.path: class {name} has {len(size)} different image{'s' * (len(size) != 1)}; each of "
-                f"train{''.join(f', {split}' for split in held_out)} needs at least one: add images to {name}/"
+                f"--data.path: class {name} has {total[label]} image{'s' * bool(total[label] != 1)} in {groups} "
+                f"group{'s' * (groups != 1)} that must stay together (copies, one lesion, one patient); each of "
+                f"train{''.join(f', {split}' for split in held_out)} needs at least one group: add images to {name}/"
             )
-        groups = sorted(size)
-        order = [groups[index] for index in generator(seed, Stream.SPLIT, label).permutation(len(groups))]
-        for split, share in held_out.items():
-            wanted = max(1, round(share * size.total()))
-            while wanted > 0 and len(order) > 1:
-                assigned[group := order.pop()] = split
-                wanted -= size[group]
+    names = sorted(counts)
+    order = [names[index] for index in generator(seed, Stream.SPLIT).permutation(len(names))]
+    assigned: dict[str, str] = {}
+    for number, (split, share) in enumerate(held_out.items(), start=1):
+        wanted = np.maximum(1, np.round(share * total)).astype(np.int64)
+        left_over = {group: counts[group] for group in order if group not in assigned}
+        assigned |= dict.fromkeys(_fill(wanted, left_over, spare=len(held_out) - number + 1), split)
     return [replace(row, split=assigned.get(row.group, "train")) for row in rows]
 
 
-def _refuse_conflicts(images: Sequence[ImageFile]) -> None:
-    by_content: dict[str, dict[int, str]] = defaultdict(dict)
-    for image in images:
-        by_content[image.sha256].setdefault(image.label, image.path)
-    if conflicts := [tuple(paths.values()) for paths in by_content.values() if len(paths) > 1]:
-        first = " and ".join(conflicts[0])
-        raise UserError(
-            f"--data.path: {len(conflicts)} image{'s' * (len(conflicts) != 1)} with the same bytes in both classes "
-            f"({first}); keep the one with the right label"
-        )
+def _fill(wanted: NDArray[np.int64], groups: dict[str, NDArray[np.int64]], spare: int) -> list[str]:
+    """Choose groups that together hold `wanted` images of each class, as nearly as whole groups can.
+
+    First, in the given random order, whatever fits; then, as long as it helps, the group that brings the counts
+    nearest. At least one group with each class is chosen, and `spare` such groups are left.
+    """
+    left = wanted.copy()
+    unused = {label: sum(int(count[label] > 0) for count in groups.values()) for label in range(len(wanted))}
+    chosen: dict[str, NDArray[np.int64]] = {}
+
+    def can_spare(count: NDArray[np.int64]) -> bool:
+        return all(unused[label] > spare for label in unused if count[label])
+
+    def take(group: str, count: NDArray[np.int64]) -> None:
+        nonlocal left
+        chosen[group] = count
+        left = left - count
+        for label in unused:
+            unused[label] -= int(count[label] > 0)
+
+    for group, count in groups.items():
+        if (count <= left).all() and can_spare(count):
+            take(group, count)
+    while True:
+        missing = [label for label in unused if not any(count[label] for count in chosen.values())]
+        gain = {
+            group: int(np.abs(left).sum() - np.abs(left - count).sum())
+            for group, count in groups.items()
+            if group not in chosen and can_spare(count) and (not missing or count[missing[0]])
+        }
+        best = max(gain, key=lambda group: gain[group], default=None)
+        if best is None or (gain[best] <= 0 and not missing):
+            return list(chosen)
+        take(best, groups[best])
 
 
-def _refuse_missing_classes(rows: Sequence[Row]) -> None:
+def refuse_missing_classes(rows: Sequence[Row]) -> None:
+    """Raise UserError unless each split has images of both classes."""
     count = Counter((row.split, row.label) for row in rows)
     for split in SPLITS:
         for label, name in enumerate(CLASSES):
             if not count[split, label]:
                 raise UserError(f"--data.path: no {name} image in {split}; each split needs both classes")
-
-
-def _warn_of_leaks(rows: Sequence[Row]) -> None:
-    splits = defaultdict(set)
-    for row in rows:
-        splits[row.group].add(row.split)
-    if leaks := sum(len(names) > 1 for names in splits.values()):
-        log.warning(
-            f"data: {leaks} images lie in more than one of train, val and test (same bytes): figures will flatter"
-        )
 
 
 def write_split(path: Path, rows: Sequence[Row]) -> None:
@@ -113,7 +139,7 @@ def write_split(path: Path, rows: Sequence[Row]) -> None:
 
 def read_split(path: Path) -> list[Row]:
     """Read split.csv; the position of a row is its sample id."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [
             Row(row["path"], int(row["label"]), row["split"], row["group"], row["sha256"])
             for row in csv.DictReader(file)

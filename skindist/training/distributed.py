@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 
-from skindist.data.loading import available_cores
 from skindist.errors import TrainingError, UserError
+from skindist.machine import available_cores
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=30)  # of a collective: the main process may verify that long while the others wait
@@ -109,6 +109,26 @@ def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any) -> 
         raise outcome[1]
     result: T = outcome[0]
     return result
+
+
+def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *args: Any) -> None:
+    """Run `function(*args)` on the first process of every machine while the others wait.
+
+    A UserError or TrainingError that any of them raises is raised on every process, so that all of them end.
+    """
+    error: Exception | None = None
+    if accelerator.is_local_main_process:
+        try:
+            function(*args)
+        except (UserError, TrainingError) as caught:
+            error = caught
+    errors = [error]
+    if accelerator.num_processes > 1:
+        errors = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(errors, error)
+    for error in errors:
+        if error is not None:
+            raise error
 
 
 def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:

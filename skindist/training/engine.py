@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from skindist.config import Config
 from skindist.data.loading import Batch, TrainBatches
+from skindist.data.transforms import IDENTITY
 from skindist.errors import TrainingError
 from skindist.optim import learning_rate
 from skindist.randomness import Stream, derived_seed
@@ -44,15 +45,16 @@ class Learner:
     model: nn.Module
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    normalize: Callable[[Tensor], Tensor]
+    normalize: Callable[[Tensor, Tensor], Tensor]
     channels_last: bool = True
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) as uint8 to the device and normalised there; labels (B,)."""
+        """Images (B, 3, S, S) as uint8 to the device, coloured and normalised there; labels (B,)."""
         device = self.accelerator.device
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         images_BCHW = batch.images_BCHW.to(device, non_blocking=True).contiguous(memory_format=memory_format)
-        return self.normalize(images_BCHW), batch.labels_B.to(device, non_blocking=True)
+        colours_B2C = batch.colours_B2C.to(device, non_blocking=True)
+        return self.normalize(images_BCHW, colours_B2C), batch.labels_B.to(device, non_blocking=True)
 
 
 def train_one_epoch(
@@ -188,8 +190,9 @@ def warm_up(learner: Learner, image_size: int) -> None:
         return
     set_train_mode(learner.model, freeze_batchnorm=True)
     images = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
+    batch = Batch(torch.arange(2), images, torch.arange(2), IDENTITY.repeat(2, 1, 1))
     for _ in range(2):
-        images_BCHW, labels_B = learner.to_device(Batch(torch.arange(2), images, torch.arange(2)))
+        images_BCHW, labels_B = learner.to_device(batch)
         learner.accelerator.backward(nn.functional.cross_entropy(learner.model(images_BCHW), labels_B))
         learner.optimizer.zero_grad(set_to_none=True)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +14,9 @@ import torch
 from torch import nn
 
 from skindist.config import Config
+from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
-from skindist.data.split import Row, count_rows
+from skindist.data.split import count_rows
 from skindist.early_stopping import EarlyStopping
 from skindist.evaluation.intervals import estimates
 from skindist.evaluation.metrics import THRESHOLD
@@ -32,7 +32,7 @@ PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets"
 def write_results(
     run: Path,
     config: Config,
-    rows: Sequence[Row],
+    data: Prepared,
     learner: Learner,
     state: TrainState,
     stopping: EarlyStopping,
@@ -42,16 +42,7 @@ def write_results(
     seed = derived_seed(config.run.seed, Stream.BOOTSTRAP)
     results: dict[str, Any] = {}
     for split, found in predictions.items():
-        write_csv(
-            run / f"predictions-{split}.csv",
-            ("path", "label", "probability"),
-            (
-                (rows[sample_id].path, CLASSES[label], repr(probability))
-                for sample_id, label, probability in zip(
-                    found.ids.tolist(), found.labels.tolist(), found.probabilities.tolist(), strict=True
-                )
-            ),
-        )
+        write_predictions(run / f"predictions-{split}.csv", found, data)
         figures = estimates(found.probabilities, found.labels, seed)
         results[split] = {name: asdict(estimate) for name, estimate in figures.items()}
         results[split]["confusion_matrix"] = confusion_matrix(found)
@@ -63,7 +54,8 @@ def write_results(
             "epochs": state.epoch,
             "stopped_early": stopping.should_stop and state.epoch < config.train.epochs,
         },
-        "images": count_rows(rows),
+        "images": count_rows(data.rows),
+        "left_out": len(data.quarantine),
         "images_seen": state.images_seen,
         "train_seconds": state.train_seconds,
         "images_per_second": state.images_seen / state.train_seconds if state.train_seconds else None,
@@ -75,6 +67,17 @@ def write_results(
     save_model(run / "model", learner.module, config, results)
     write_json(run / "results.json", results)
     return results
+
+
+def write_predictions(file: Path, found: Predictions, data: Prepared) -> None:
+    """One line an image: path, label, probability of malignant, and what the metadata say of it."""
+    columns = list(dict.fromkeys(column for values in data.metadata.values() for column in values))
+    lines = []
+    for sample_id, label, probability in zip(found.ids, found.labels, found.probabilities, strict=True):
+        path = data.rows[sample_id].path
+        known = data.metadata.get(path, {})
+        lines.append((path, CLASSES[label], repr(float(probability)), *(known.get(column, "") for column in columns)))
+    write_csv(file, ("path", "label", "probability", *columns), lines)
 
 
 def confusion_matrix(found: Predictions) -> dict[str, dict[str, int]]:
@@ -102,7 +105,7 @@ def save_model(folder: Path, module: nn.Module, config: Config, results: dict[st
     so does `transformers.AutoModelForImageClassification.from_pretrained("RUN/model")`."""
     pixels, size = preprocessing(module), config.data.image_size
     data_config = {
-        "input_size": (3, size, size), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center",
+        "input_size": (3, size, size), "interpolation": pixels.interpolation, "crop_pct": 1.0, "crop_mode": "center",
         "mean": pixels.mean, "std": pixels.std,
     }  # fmt: skip
     labels = {"label_names": list(CLASSES), "num_classes": len(CLASSES)}

@@ -4,20 +4,21 @@ import dataclasses
 import fcntl
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from skindist.config import Config
-from skindist.data.scan import scan_folder
-from skindist.data.split import Row, make_split, read_split, refuse_changed_images, write_split
+from skindist.data.prepare import Prepared, prepare, prepare_again
+from skindist.data.split import read_split, write_split
 from skindist.errors import UserError
-from skindist.files import write_atomic
+from skindist.files import write_atomic, write_csv
 
 # Keys that do not change the result, so that a run may be continued with other values of them.
-FREE_KEYS = {"run.dir", "run.resume", "data.num_workers", "train.eval_batch_size", "train.log_every"}
+FREE_KEYS = {
+    "run.dir", "run.resume", "data.cache_dir", "data.num_workers", "train.eval_batch_size", "train.log_every"
+}  # fmt: skip
 FREE_SECTIONS = {"tracking"}
 
 
@@ -29,7 +30,12 @@ def resolve(config: Config) -> Config:
 
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, path=absolute(config.data.path)),
+        data=dataclasses.replace(
+            config.data,
+            path=absolute(config.data.path),
+            metadata=absolute(config.data.metadata),
+            cache_dir=absolute(config.data.cache_dir),
+        ),
         model=dataclasses.replace(config.model, weights=absolute(config.model.weights)),
         run=dataclasses.replace(config.run, dir=absolute(config.run.dir)),
     )
@@ -70,20 +76,15 @@ def _changes(path: Path, config: Config) -> list[str]:
     ]
 
 
-def prepare_split(config: Config, run: Path) -> list[Row]:
-    """Scan the images; keep the split of the run being continued, or make a new one. Nothing is written yet."""
-    if config.data.path is None:
-        raise UserError("--data.path is missing: give the folder that holds the class folders benign/ and malignant/")
-    images = scan_folder(Path(config.data.path), progress=True)
+def prepare_data(config: Config, run: Path) -> Prepared:
+    """Scan the images; keep the split of the run being continued, or make a new one. Nothing is written to the run."""
     if not (run / "split.csv").exists():
-        return make_split(images, config.data.fractions, config.run.seed)
-    rows = read_split(run / "split.csv")
-    refuse_changed_images(rows, images)
-    return rows
+        return prepare(config.data, config.run.seed)
+    return prepare_again(config.data, read_split(run / "split.csv"))
 
 
-def open_run(run: Path, config: Config, rows: Sequence[Row]) -> list[Row]:
-    """Create or claim the run folder; write config.yaml and split.csv once, and return what split.csv says.
+def open_run(run: Path, config: Config, prepared: Prepared) -> None:
+    """Create or claim the run folder; write config.yaml, split.csv and quarantine.csv once.
 
     The saved config names no run folder, so `--config RUN/config.yaml` repeats the run in a new one.
 
@@ -96,10 +97,10 @@ def open_run(run: Path, config: Config, rows: Sequence[Row]) -> list[Row]:
         raise UserError(f"--run.dir {run}: cannot be created ({error.strerror})") from None
     _lock(run)
     if not (run / "config.yaml").exists():
-        write_split(run / "split.csv", rows)
+        write_csv(run / "quarantine.csv", ("path", "reason"), prepared.quarantine)
+        write_split(run / "split.csv", prepared.rows)
         saved = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=None))
         write_atomic(run / "config.yaml", yaml.safe_dump(saved.to_dict(), sort_keys=False))
-    return read_split(run / "split.csv")
 
 
 _locks: list[int] = []  # held until the process ends, however it ends

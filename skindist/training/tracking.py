@@ -25,7 +25,9 @@ from skindist.training.state import TrainState
 
 log = logging.getLogger("skindist")
 SUMMARY_PARTS = {"": "value", "_low": "low", "_high": "high"}  # of a figure and its 95 % interval
-PATHS = (("data", "path"), ("model", "weights"), ("run", "dir"))  # local paths may name people: not uploaded
+PATHS = (  # local paths may name people: not uploaded
+    ("data", "path"), ("data", "metadata"), ("data", "cache_dir"), ("model", "weights"), ("run", "dir")
+)  # fmt: skip
 
 
 class Tracker:

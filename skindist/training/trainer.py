@@ -17,11 +17,14 @@ from torch.utils.data import DataLoader
 
 from skindist.config import Config, check
 from skindist.data.loading import Batch, LesionImages, TrainBatches, eval_batches, loader_workers, make_loader
+from skindist.data.prepare import Prepared
 from skindist.data.split import SPLITS, Row, describe
+from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.early_stopping import EarlyStopping
 from skindist.errors import UserError
 from skindist.evaluation.metrics import compute
+from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
@@ -37,7 +40,7 @@ from skindist.training.checkpoint import (
 from skindist.training.distributed import decide
 from skindist.training.engine import Learner, evaluate, train_one_epoch, warm_up
 from skindist.training.results import summary, write_results
-from skindist.training.run_folder import find_run, open_run, prepare_split, resolve
+from skindist.training.run_folder import find_run, open_run, prepare_data, resolve
 from skindist.training.state import TrainState
 from skindist.training.tracking import Tracker, rewind
 
@@ -57,11 +60,12 @@ def fit(config: Config) -> dict[str, Any]:
     config = resolve(check(config))
     accelerator = distributed.start(log_with=None if config.tracking.wandb == "disabled" else "wandb")
     run = decide(accelerator, find_run, config)
-    rows = decide(accelerator, prepare_split, config, run)
+    data = decide(accelerator, prepare_data, config, run)
     learner = build_learner(accelerator, config)
-    batches, loaders, ids = build_loaders(accelerator, config, rows)
-    decide(accelerator, open_run, run, config, rows)
-    log.info(f"{describe(rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
+    batches = build_batches(accelerator, config, data.rows)
+    decide(accelerator, open_run, run, config, data)
+    log.info(f"{describe(data.rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
+    loaders, ids = build_loaders(learner, config, data, batches)
 
     warm_up(learner, config.data.image_size)
     state, stopping = restore(learner, run, config)
@@ -79,7 +83,7 @@ def fit(config: Config) -> dict[str, Any]:
     best = decide(accelerator, load_checkpoint, step_folder(run / "checkpoints", state.best_step))
     learner.module.load_state_dict(best.weights)
     final = {split: evaluate(learner, loaders[split], ids[split], split) for split in ("val", "test")}
-    results = decide(accelerator, write_results, run, config, rows, learner, state, stopping, final)
+    results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
     tracker.finish(results, final["test"])
     log.info(summary(results, run))
     distributed.finish(accelerator)
@@ -101,22 +105,33 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     return Learner(accelerator, model, module, optimizer, normalize, config.train.channels_last)
 
 
+def build_batches(accelerator: Accelerator, config: Config, rows: list[Row]) -> TrainBatches:
+    """This process's part of every global batch of the training images."""
+    ids = [sample_id for sample_id, row in enumerate(rows) if row.split == "train"]
+    return TrainBatches(ids, config.train, config.run.seed, accelerator.process_index, accelerator.num_processes)
+
+
 def build_loaders(
-    accelerator: Accelerator, config: Config, rows: list[Row]
-) -> tuple[TrainBatches, dict[str, DataLoader[Batch]], dict[str, list[int]]]:
-    """The training batches, and by split the loaders of this process and the sample ids of all processes."""
-    rank, world_size, seed = accelerator.process_index, accelerator.num_processes, config.run.seed
-    ids = {split: [sample_id for sample_id, row in enumerate(rows) if row.split == split] for split in SPLITS}
-    batches = TrainBatches(ids["train"], config.train, seed, rank, world_size)
+    learner: Learner, config: Config, data: Prepared, batches: TrainBatches
+) -> tuple[dict[str, DataLoader[Batch]], dict[str, list[int]]]:
+    """By split, the loaders of this process and the sample ids of all processes. Each machine makes the pixels once."""
+    accelerator, size, seed = learner.accelerator, config.data.image_size, config.run.seed
+    root, cache = Path(config.data.path or ""), cache_folder(config.data.cache_dir)
+    sources = [Source(root / row.path, row.sha256, *shape) for row, shape in zip(data.rows, data.sizes, strict=True)]
+    interpolation = preprocessing(learner.module).interpolation
+    distributed.on_each_machine(accelerator, ensure_store, cache, sources, size, interpolation)
+    store = PixelStore(store_folder(cache, sources, size, interpolation))
+    ids = {split: [sample_id for sample_id, row in enumerate(data.rows) if row.split == split] for split in SPLITS}
     workers = loader_workers(config.data, accelerator.device, distributed.local_processes())
-    root, size = Path(config.data.path or ""), config.data.image_size
-    plain = LesionImages(root, rows, size, seed, augmented=False)
-    augmented = LesionImages(root, rows, size, seed, augmented=True) if config.data.augment else plain
+    plain = LesionImages(store, data.rows, size, seed, augmented=False)
+    augmented = LesionImages(store, data.rows, size, seed, augmented=config.data.augment)
     loaders = {"train": make_loader(augmented, batches, accelerator.device, workers)}
     for split in ("val", "test"):
-        mine = eval_batches(ids[split], config.train.eval_batch_size, rank, world_size)
+        mine = eval_batches(
+            ids[split], config.train.eval_batch_size, accelerator.process_index, accelerator.num_processes
+        )
         loaders[split] = make_loader(plain, mine, accelerator.device, workers)
-    return batches, loaders, ids
+    return loaders, ids
 
 
 def judge(stopping: EarlyStopping, value: float, epoch: int) -> EarlyStopping:

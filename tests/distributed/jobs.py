@@ -12,7 +12,7 @@ from skindist.data.loading import Batch
 from skindist.errors import TrainingError, UserError
 from skindist.training import distributed, trainer
 from skindist.training.engine import evaluate, set_train_mode, train_step, warm_up
-from skindist.training.run_folder import prepare_split
+from skindist.training.run_folder import prepare_data
 from tests.conftest import TINY
 
 
@@ -26,9 +26,10 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     config = tiny_config(data, run, *flags)
     accelerator = distributed.start()
     torch.set_num_threads(1)  # the number of threads, like the kind of device, decides the last bit of a sum
-    rows = distributed.decide(accelerator, prepare_split, config, run)
+    prepared = distributed.decide(accelerator, prepare_data, config, run)
     learner = trainer.build_learner(accelerator, config)
-    batches, loaders, ids = trainer.build_loaders(accelerator, config, rows)
+    batches = trainer.build_batches(accelerator, config, prepared.rows)
+    loaders, ids = trainer.build_loaders(learner, config, prepared, batches)
     warm_up(learner, config.data.image_size)
     torch.manual_seed(1)
     nn.init.normal_(head_weight(learner.module))  # a zero head would predict the same for every image
@@ -62,6 +63,21 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     return result
 
 
+def prepare(data: Path, run: Path, *flags: str) -> dict[str, Any]:
+    """What this rank knows of a folder: the rows, what was left out, and the pixels of every image."""
+    config = tiny_config(data, run, *flags)
+    accelerator = distributed.start()
+    prepared = distributed.decide(accelerator, prepare_data, config, run)
+    learner = trainer.build_learner(accelerator, config)
+    batches = trainer.build_batches(accelerator, config, prepared.rows)
+    loaders, _ = trainer.build_loaders(learner, config, prepared, batches)
+    images: Any = loaders["val"].dataset
+    images = images.__getitems__([(0, sample_id) for sample_id in range(len(prepared.rows))])
+    pixels = hashlib.sha256(images.images_BCHW.numpy().tobytes()).hexdigest()
+    distributed.finish(accelerator)
+    return {"rows": prepared.rows, "quarantine": prepared.quarantine, "pixels": pixels}
+
+
 def head_weight(module: nn.Module) -> torch.Tensor:
     """The weight of a timm model's classifier."""
     head: Any = module
@@ -70,7 +86,8 @@ def head_weight(module: nn.Module) -> torch.Tensor:
 
 
 def _fingerprints(batch: Batch) -> list[tuple[int, str]]:
-    pixels = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in batch.images_BCHW]
+    looks = zip(batch.images_BCHW, batch.colours_B2C, strict=True)
+    pixels = [hashlib.sha256(image.numpy().tobytes() + colour.numpy().tobytes()).hexdigest() for image, colour in looks]
     return list(zip(batch.ids_B.tolist(), pixels, strict=True))
 
 

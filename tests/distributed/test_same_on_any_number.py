@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from skindist.data.store import clear_cache
 from tests.distributed import jobs
 from tests.distributed.ranks import run_ranks
+from tests.torture import BAD, BENIGN, CONFLICTING, MALIGNANT, write_torture_folder
 
 WORLD_SIZES = (1, 2, 3)
 EXACT = ("--train.freeze_batchnorm=true",)  # BatchNorm sees one rank's images only: the one thing that differs
@@ -83,6 +85,18 @@ def test_4_ranks_accumulation_and_uneven_batches(demo: Path, observed: Observed,
         assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-5)
         for name, value in alone["weights"].items():
             np.testing.assert_allclose(rank["weights"][name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_the_torture_folder_is_the_same_on_1_and_3_processes(tmp_path: Path) -> None:
+    root = tmp_path / "torture"
+    write_torture_folder(root)
+    flags = ("--data.max_bad=0.5", f"--data.cache_dir={tmp_path / 'cache'}")
+    (alone,) = run_ranks(1, tmp_path / "1", jobs.prepare, root, tmp_path / "run", *flags)
+    assert dict(alone["quarantine"]) == BAD | CONFLICTING
+    assert len(alone["rows"]) == BENIGN + MALIGNANT
+    clear_cache(tmp_path / "cache")
+    for rank in run_ranks(3, tmp_path / "3", jobs.prepare, root, tmp_path / "run", *flags):
+        assert rank == alone
 
 
 def test_one_decision_for_all(tmp_path: Path) -> None:

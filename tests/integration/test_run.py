@@ -18,8 +18,6 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from skindist.cli import main, train
 from skindist.config import parse_config
-from skindist.data.transforms import eval_transform, normalizer
-from skindist.model import preprocessing
 from skindist.training import engine, trainer
 from tests.conftest import TINY
 
@@ -48,7 +46,7 @@ def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_folder_is_the_contract(run: Path) -> None:
     assert {path.name for path in run.iterdir()} - {".lock"} == {
         "checkpoints", "config.yaml", "metrics.jsonl", "model", "predictions-test.csv", "predictions-val.csv",
-        "results.json", "split.csv", "wandb",
+        "quarantine.csv", "results.json", "split.csv", "wandb",
     }  # fmt: skip
     assert {path.name for path in (run / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
 
@@ -104,12 +102,13 @@ def test_the_saved_model_loads_with_timm_and_predicts_the_same(run: Path, demo: 
     config = json.loads((run / "model/config.json").read_text())
     assert config["label_names"] == ["benign", "malignant"]
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
-    row = rows(run / "predictions-test.csv")[0]
-    pixels = preprocessing(model)
-    image = eval_transform(32)(Image.open(demo / row["path"]))[None]
+    preprocessing: Any = timm.data.resolve_model_data_config  # its types are lost on mypy
+    transform = timm.data.create_transform(**preprocessing(model), is_training=False)
+    predictions = rows(run / "predictions-test.csv")
+    images = [transform(Image.open(demo / row["path"]).convert("RGB")) for row in predictions]
     with torch.inference_mode():
-        logits = model(normalizer(pixels.mean, pixels.std, torch.device("cpu"))(image))
-    assert logits.softmax(1)[0, 1].item() == pytest.approx(float(row["probability"]), abs=1e-6)
+        found = model(torch.stack(images)).softmax(1)[:, 1].tolist()
+    assert found == pytest.approx([float(row["probability"]) for row in predictions], abs=1e-6)
     best = load_file(run / "checkpoints/best/model.safetensors")
     saved = load_file(run / "model/model.safetensors")
     assert best.keys() == saved.keys()
@@ -124,6 +123,44 @@ def test_the_saved_model_loads_with_transformers(run: Path) -> None:
     with torch.inference_mode():
         expected = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()(images)
         assert torch.equal(model(images).logits, expected)
+
+
+def test_bad_files_and_metadata_of_a_run(demo: Path, tmp_path: Path) -> None:
+    """What is bad is in quarantine.csv, before and after a resume; what the table says is in the predictions."""
+    data, folder = shutil.copytree(demo, tmp_path / "data"), tmp_path / "run"
+    (data / "benign/half.png").write_bytes((demo / "benign/0000.png").read_bytes()[:500])
+    lines = [f"{path.stem}-{path.parent.name},{path.relative_to(data).as_posix()},61" for path in data.glob("*/0*.png")]
+    (tmp_path / "table.csv").write_text("\n".join(["patient_id,file_name,age_approx", *lines]))
+    words = flags(data, folder, f"--data.metadata={tmp_path / 'table.csv'}", "--tracking.wandb=disabled")
+    assert train([*words, "--train.epochs=1"]) == 0
+    assert rows(folder / "quarantine.csv") == [{"path": "benign/half.png", "reason": "truncated"}]
+    assert json.loads((folder / "results.json").read_text())["left_out"] == 1
+    predictions = rows(folder / "predictions-test.csv")
+    for row in predictions:
+        folder_name, file_name = row["path"].split("/")
+        assert (row["patient_id"], row["age"]) == (f"{file_name[:4]}-{folder_name}", "61")
+    assert train([*words, "--train.epochs=1", "--run.resume=must"]) == 0
+    assert rows(folder / "predictions-test.csv") == predictions
+    assert len(rows(folder / "quarantine.csv")) == 1
+
+
+def test_pixels_are_prepared_once_for_all_runs(demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    words = [f"--data.cache_dir={tmp_path / 'cache'}", "--tracking.wandb=disabled", "--train.epochs=1"]
+    caplog.set_level("INFO", "skindist")
+    assert train(flags(demo, tmp_path / "a", *words)) == 0
+    assert caplog.text.count("pixels: preparing 60 images at 32 px") == 1
+    assert train(flags(demo, tmp_path / "b", *words, "--run.seed=1")) == 0
+    assert caplog.text.count("pixels: preparing") == 1
+
+
+def test_clear_cache_command(demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = tmp_path / "cache"
+    words = [f"--data.cache_dir={cache}", "--tracking.wandb=disabled", "--train.epochs=1"]
+    assert train(flags(demo, tmp_path / "run", *words)) == 0
+    capsys.readouterr()
+    assert main(["clear-cache", "--cache_dir", str(cache)]) == 0
+    assert capsys.readouterr().out.startswith("0.00 GB removed from ")
+    assert list(cache.iterdir()) == []
 
 
 def test_the_saved_config_repeats_the_run_in_a_new_folder(run: Path, tmp_path: Path) -> None:
@@ -259,7 +296,7 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (not_given, "--data.path is missing"),
     (empty, "must hold exactly the class folders benign/ and malignant/"),
     (one_class, "it holds benign/"),
-    (one_image, "class malignant has 1 different image"),
+    (one_image, "class malignant has 1 image in 1 group that must stay together"),
     (lambda *_: ["--model.nmae=x"], "nearest: --model.name"),
     (lambda *_: ["--model.name=efficientnet_b00"], "--model.name efficientnet_b00"),
     (lambda *_: ["--model.name=efficientnet_b0", "--model.pretrained=true"], "--model.pretrained false"),

@@ -10,9 +10,10 @@ import skindist
 
 ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
-    {"errors", "files", "randomness", "config", "early_stopping"},
-    {"data.scan", "data.split", "data.transforms", "data.demo", "model", "optim", "training.state"},
-    {"data.loading", "evaluation.metrics", "evaluation.intervals"},
+    {"errors", "files", "machine", "randomness", "config", "early_stopping"},
+    {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
+    {"data.prepare", "data.store", "data.loading", "model", "optim", "training.state"},
+    {"evaluation.metrics", "evaluation.intervals"},
     {"training.distributed", "training.engine", "training.checkpoint", "training.run_folder"},
     {"training.tracking", "training.results"},
     {"training.trainer", "report.curves"},

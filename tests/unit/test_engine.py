@@ -9,6 +9,7 @@ from torch import nn
 
 from skindist.config import Config
 from skindist.data.loading import Batch
+from skindist.data.transforms import IDENTITY
 from skindist.errors import TrainingError
 from skindist.training import distributed, trainer
 from skindist.training.engine import Learner, evaluate, mean_of_window, set_train_mode, train_step
@@ -19,7 +20,7 @@ def learner_and_batch(*flags: str) -> tuple[Learner, Batch, Config]:
     config = tiny_config(Path("unused"), Path("unused"), *flags)
     learner = trainer.build_learner(distributed.start(), config)
     pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return learner, Batch(torch.arange(12), pixels, torch.arange(12) % 2), config
+    return learner, Batch(torch.arange(12), pixels, torch.arange(12) % 2, IDENTITY.repeat(12, 1, 1)), config
 
 
 def parts(batch: Batch, count: int) -> list[Batch]:

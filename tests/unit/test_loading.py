@@ -1,4 +1,4 @@
-"""Batches: who gets which images, and that the pixels are a function of (seed, epoch, sample id)."""
+"""Batches: who gets which images, and that what they look like is a function of (seed, epoch, sample id)."""
 
 from itertools import chain
 from pathlib import Path
@@ -10,9 +10,9 @@ from PIL import Image
 
 from skindist.config import DataConfig, TrainConfig
 from skindist.data.loading import LesionImages, TrainBatches, eval_batches, global_batches, loader_workers, make_loader
-from skindist.data.scan import scan_folder
-from skindist.data.split import make_split
-from skindist.data.transforms import eval_transform, normalizer, train_transform
+from skindist.data.prepare import Prepared, prepare
+from skindist.data.store import PixelStore, Source, ensure_store
+from skindist.data.transforms import IDENTITY
 from skindist.errors import UserError
 
 CPU = torch.device("cpu")
@@ -66,77 +66,63 @@ def test_evaluation_deals_out_whole_batches(world_size: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def images(demo: Path) -> LesionImages:
-    rows = make_split(scan_folder(demo), (0.6, 0.2, 0.2), seed=0)
-    return LesionImages(demo, rows, size=24, seed=0, augmented=True)
+def prepared(demo: Path) -> Prepared:
+    return prepare(DataConfig(path=str(demo), fractions=(0.6, 0.2, 0.2)), seed=0)
 
 
-def test_pixels_depend_on_epoch_and_id_alone(images: LesionImages) -> None:
-    first = images[2, 7][1]
+@pytest.fixture(scope="module")
+def store(demo: Path, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> PixelStore:
+    sources = [
+        Source(demo / row.path, row.sha256, *size) for row, size in zip(prepared.rows, prepared.sizes, strict=True)
+    ]
+    return PixelStore(ensure_store(tmp_path_factory.mktemp("cache"), sources, 24, "bicubic"))
+
+
+@pytest.fixture(scope="module")
+def images(store: PixelStore, prepared: Prepared) -> LesionImages:
+    return LesionImages(store, prepared.rows, size=24, seed=0, augmented=True)
+
+
+def test_views_depend_on_epoch_and_id_alone(images: LesionImages) -> None:
+    first = images.__getitems__([(2, 7), (2, 8)])
     torch.rand(11)
-    images[0, 1]
-    assert torch.equal(images[2, 7][1], first)
-    assert not torch.equal(images[3, 7][1], first)
-    assert (first.dtype, first.shape) == (torch.uint8, (3, 24, 24))
+    again = images.__getitems__([(0, 1), (2, 8), (2, 7)])
+    assert torch.equal(again.images_BCHW[[2, 1]], first.images_BCHW)
+    assert torch.equal(again.colours_B2C[[2, 1]], first.colours_B2C)
+    other = images.__getitems__([(3, 7)])
+    assert not torch.equal(other.images_BCHW[0], first.images_BCHW[0])
+    assert not torch.equal(other.colours_B2C[0], first.colours_B2C[0])
+    assert (first.images_BCHW.dtype, first.images_BCHW.shape) == (torch.uint8, (2, 3, 24, 24))
+    assert first.images_BCHW.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_labels_ids_and_plain_pixels(demo: Path, store: PixelStore, prepared: Prepared) -> None:
+    plain = LesionImages(store, prepared.rows, size=24, seed=0, augmented=False)
+    batch = plain.__getitems__([(0, 0), (5, 59), (1, 30)])
+    assert batch.ids_B.tolist() == [0, 59, 30]
+    assert batch.labels_B.tolist() == [prepared.rows[sample_id].label for sample_id in (0, 59, 30)]
+    assert torch.equal(batch.colours_B2C, IDENTITY.repeat(3, 1, 1))
+    with Image.open(demo / prepared.rows[59].path) as image:
+        expected = np.asarray(image.convert("RGB").resize((24, 24), Image.Resampling.BICUBIC))
+    assert np.array_equal(batch.images_BCHW[1].permute(1, 2, 0).numpy(), expected)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
-def test_workers_see_what_the_process_sees_in_every_epoch(images: LesionImages) -> None:
+@pytest.mark.parametrize("start_method", ["fork", "spawn"])
+def test_workers_see_what_the_process_sees_in_every_epoch(images: LesionImages, start_method: str) -> None:
     config = TrainConfig(batch_size=12)
     samplers = [TrainBatches(range(36), config, 0, 0, 1) for _ in range(2)]
     loaders = [make_loader(images, sampler, CPU, workers) for sampler, workers in zip(samplers, (0, 2), strict=True)]
+    loaders[1].multiprocessing_context = start_method
     seen = []
     for epoch in (0, 1):
         for sampler in samplers:
             sampler.epoch = epoch
         for mine, theirs in zip(*loaders, strict=True):
-            assert torch.equal(mine.ids_B, theirs.ids_B)
-            assert torch.equal(mine.images_BCHW, theirs.images_BCHW)
-            assert mine.images_BCHW.dtype == torch.uint8
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+            assert theirs.images_BCHW.is_contiguous(memory_format=torch.channels_last)
             seen.append(mine.images_BCHW)
     assert not torch.equal(seen[0], seen[3])
-
-
-def test_labels_and_plain_pixels(demo: Path) -> None:
-    rows = make_split(scan_folder(demo), (0.6, 0.2, 0.2), seed=0)
-    plain = LesionImages(demo, rows, size=32, seed=0, augmented=False)
-    for sample_id in (0, 59):
-        found_id, pixels, label = plain[0, sample_id]
-        assert (found_id, label) == (sample_id, rows[sample_id].label)
-        expected = np.asarray(Image.open(demo / rows[sample_id].path).convert("RGB"))
-        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
-
-
-def test_exif_rotation_is_applied(tmp_path: Path) -> None:
-    for name in ("benign", "malignant"):
-        (tmp_path / name).mkdir()
-        for index in range(3):
-            image = Image.new("RGB", (16, 16), (0, 0, index + 100 * (name == "benign")))
-            image.paste((255, 0, 0), (0, 0, 16, 8))  # the upper half is red
-            exif = Image.Exif()
-            exif[0x0112] = 3  # shown upside down
-            image.save(tmp_path / f"{name}/{index}.png", exif=exif)
-    rows = make_split(scan_folder(tmp_path), (0.4, 0.3, 0.3), seed=0)
-    pixels = LesionImages(tmp_path, rows, size=16, seed=0, augmented=False)[0, 0][1]
-    assert pixels[0, :8].max() == 0
-    assert pixels[0, 8:].min() == 255
-
-
-def test_eval_transform_keeps_the_middle_of_the_short_side() -> None:
-    image = Image.new("RGB", (40, 20), "black")
-    image.paste((255, 255, 255), (8, 0, 32, 20))
-    assert torch.equal(eval_transform(10)(image), torch.full((3, 10, 10), 255, dtype=torch.uint8))
-
-
-def test_train_transform_gives_squares_of_the_size_asked() -> None:
-    assert train_transform(48)(Image.new("RGB", (60, 30))).shape == (3, 48, 48)
-
-
-def test_normalizer_by_hand() -> None:
-    pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
-    result = normalizer((0.5, 0.4, 0.1), (0.5, 0.2, 0.1), CPU)(pixels)
-    assert result.dtype == torch.float32
-    assert result.flatten().tolist() == pytest.approx([-1.0, 3.0, 1.0], abs=1e-5)
 
 
 def test_workers_by_device(monkeypatch: pytest.MonkeyPatch) -> None:

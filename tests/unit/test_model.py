@@ -202,8 +202,8 @@ def test_a_model_without_drop_path() -> None:
 
 
 def test_preprocessing_is_the_models_own() -> None:
-    image_net_means = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    halves = Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    image_net_means = Preprocessing((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic")
+    halves = Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic")
     assert preprocessing(build_model(ModelConfig(name="resnet10t", pretrained=False))) == image_net_means
     assert preprocessing(build_model(ModelConfig(name="test_vit", pretrained=False))) == halves
 

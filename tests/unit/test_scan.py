@@ -1,33 +1,35 @@
-"""Scanning: what counts as data, and what is refused with a reason."""
+"""Scanning: what counts as data, what is refused with a reason, what is remembered."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from skindist.data.scan import ImageFile, scan_folder
+from skindist.data import scan
+from skindist.data.inspection import Facts, inspect
+from skindist.data.scan import scan_folder
 from skindist.errors import UserError
 
 
 def picture(path: Path, value: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (8, 8), (value, 10, 20)).save(path)
+    Image.new("RGB", (32, 32), (value, 10, 20)).save(path)
     return path
 
 
 @pytest.fixture
 def flat(tmp_path: Path) -> Path:
     """2 benign images (one of them in a folder of its own) and 1 malignant one."""
-    picture(tmp_path / "benign/a.png", 1)
-    picture(tmp_path / "benign/clinic/b.jpg", 2)
-    picture(tmp_path / "malignant/test_9.PNG", 3)
-    return tmp_path
+    picture(tmp_path / "flat/benign/a.png", 1)
+    picture(tmp_path / "flat/benign/clinic/b.jpg", 2)
+    picture(tmp_path / "flat/malignant/test_9.PNG", 3)
+    return tmp_path / "flat"
 
 
 def test_lists_every_image_with_label_and_hash(flat: Path) -> None:
-    images = scan_folder(flat)
+    images = scan_folder(flat).images
     assert [(image.path, image.label, image.split) for image in images] == [
         ("benign/a.png", 0, ""),
         ("benign/clinic/b.jpg", 0, ""),
@@ -36,21 +38,40 @@ def test_lists_every_image_with_label_and_hash(flat: Path) -> None:
     assert images[0].sha256 == hashlib.sha256((flat / "benign/a.png").read_bytes()).hexdigest()
 
 
-def test_names_decide_nothing_and_other_files_do_not_matter(flat: Path) -> None:
+def test_content_decides_and_no_file_goes_uncounted(flat: Path) -> None:
     (flat / "metadata.csv").write_text("file_name,label\n")
     (flat / "benign/notes.txt").write_text("hello")
+    (flat / "benign/broken.jpg").write_text("hello")
+    picture(flat / "malignant/really_a_picture.png").rename(flat / "malignant/c.bak")
     (flat / "benign/.DS_Store").write_bytes(b"x")
-    picture(flat / "malignant/._b.png")
+    (flat / "malignant/._b.png").write_bytes(b"x")
     (flat / ".cache").mkdir()
-    assert len(scan_folder(flat)) == 3
+    found = scan_folder(flat)
+    assert [image.path for image in found.images if image.facts.notes == ("extension",)] == ["malignant/c.bak"]
+    assert (len(found.images), found.bad, found.others) == (
+        4,
+        [("benign/broken.jpg", "not an image")],
+        ["benign/notes.txt"],
+    )
 
 
-def test_links_are_followed_once(flat: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    picture(elsewhere / "c.png", 4)
-    (flat / "malignant/linked").symlink_to(elsewhere)
-    (elsewhere / "loop").symlink_to(elsewhere)
-    assert [image.path for image in scan_folder(flat)][2:] == ["malignant/linked/c.png", "malignant/test_9.PNG"]
+def test_links_are_followed_once_and_a_dead_one_is_named(flat: Path, tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere/c.png", 4)
+    (flat / "malignant/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
+    (flat / "malignant/dead.png").symlink_to(tmp_path / "nowhere.png")
+    found = scan_folder(flat)
+    assert [image.path for image in found.images][2:] == ["malignant/linked/c.png", "malignant/test_9.PNG"]
+    assert found.bad == [("malignant/dead.png", "cannot be read (No such file or directory)")]
+
+
+def test_a_class_folder_may_be_a_link(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").mkdir()
+    for name in ("benign", "malignant"):
+        (tmp_path / "linked" / name).symlink_to(flat / name)
+    assert [image.path for image in scan_folder(tmp_path / "linked").images] == [
+        image.path for image in scan_folder(flat).images
+    ]
 
 
 @pytest.mark.parametrize("val", ["val", "validation", "Val"])
@@ -58,8 +79,67 @@ def test_a_split_folder_keeps_its_split(tmp_path: Path, val: str) -> None:
     for split in ("train", val, "test"):
         for name in ("Benign", "malignant"):
             picture(tmp_path / split / name / "x.png")
-    found = {(Path(image.path).parts[0], image.split) for image in scan_folder(tmp_path)}
+    found = {(Path(image.path).parts[0], image.split) for image in scan_folder(tmp_path).images}
     assert found == {("train", "train"), (val, "val"), ("test", "test")}
+
+
+@pytest.fixture
+def inspected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read from now on."""
+    names: list[str] = []
+    original = inspect
+
+    def note(path: Path) -> Facts:
+        names.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(scan, "inspect", note)
+    return names
+
+
+def test_only_new_and_changed_files_are_read_again(
+    flat: Path, tmp_path: Path, inspected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "SETTLED", 0)
+    cache = str(tmp_path / "cache")
+    first = scan_folder(flat, cache)
+    assert sorted(inspected) == ["a.png", "b.jpg", "test_9.PNG"]
+    inspected.clear()
+    assert scan_folder(flat, cache) == first
+    assert inspected == []
+    picture(flat / "benign/a.png", 9)
+    picture(flat / "benign/new.png", 9)
+    second = scan_folder(flat, cache)
+    assert sorted(inspected) == ["a.png", "new.png"]
+    assert second.images[0].sha256 != first.images[0].sha256
+
+
+def test_a_file_that_has_just_changed_is_not_trusted_the_next_time(
+    flat: Path, tmp_path: Path, inspected: list[str]
+) -> None:
+    """It may change again within the clock's resolution and keep its size."""
+    scan_folder(flat, str(tmp_path / "cache"))
+    scan_folder(flat, str(tmp_path / "cache"))
+    assert sorted(inspected) == ["a.png", "a.png", "b.jpg", "b.jpg", "test_9.PNG", "test_9.PNG"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0}', '{"format": 1, "files": {"benign/a.png": 3}}'])
+def test_a_damaged_memory_is_as_good_as_none(
+    flat: Path, tmp_path: Path, inspected: list[str], monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr(scan, "SETTLED", 0)
+    cache = tmp_path / "cache"
+    first = scan_folder(flat, str(cache))
+    (memory,) = (cache / "scans").iterdir()
+    memory.write_text(content)
+    inspected.clear()
+    assert scan_folder(flat, str(cache)) == first
+    assert len(inspected) == 3
+
+
+def test_a_cache_that_cannot_be_written_only_costs_time(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert len(scan_folder(flat, str(tmp_path / "file")).images) == 3
 
 
 def spoil_missing(root: Path) -> Path:
@@ -92,6 +172,11 @@ def spoil_third_class(root: Path) -> Path:
     return root
 
 
+def spoil_two_spellings(root: Path) -> Path:
+    picture(root / "Benign/a.png")
+    return root
+
+
 def spoil_loose(root: Path) -> Path:
     picture(root / "lost.png")
     return root
@@ -109,6 +194,12 @@ def spoil_no_test(root: Path) -> Path:
     return root / "s"
 
 
+def spoil_two_vals(root: Path) -> Path:
+    for split in ("train", "val", "validation", "test"):
+        picture(root / f"s/{split}/benign/a.png")
+    return root / "s"
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -118,70 +209,15 @@ def spoil_no_test(root: Path) -> Path:
         (spoil_no_images, "no images in its class folders"),
         (spoil_one_class, "it holds benign/"),
         (spoil_third_class, "it holds benign/, malignant/, nevus/"),
+        (spoil_two_spellings, "it holds Benign/, benign/, malignant/"),
         (spoil_loose, r"1 images lie in .* \(such as lost.png\)"),
         (spoil_half_split, "split into benign, malignant, train, which is ambiguous"),
         (spoil_no_test, "it has train/, val/ but no test/"),
+        (spoil_two_vals, "split into test, train, val, validation, which is ambiguous"),
     ],
 )
-def test_an_ambiguous_folder_is_refused(flat: Path, spoil: object, message: str) -> None:
-    root = spoil(flat)  # type: ignore[operator]
+def test_an_ambiguous_folder_is_refused(flat: Path, spoil: Callable[[Path], Path], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        scan_folder(root)
+        scan_folder(spoil(flat))
     assert "--data.path" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def damage(path: Path, how: str) -> None:
-    content = path.read_bytes()
-    if how == "empty":
-        path.write_bytes(b"")
-    elif how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "text":
-        path.write_text("not an image")
-    elif how == "eps":
-        path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
-    elif how == "16-bit":
-        Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(path, format="PNG")
-
-
-@pytest.mark.parametrize(
-    ("how", "reason"),
-    [
-        ("empty", "is empty"),
-        ("truncated", "cannot be decoded"),
-        ("text", "is not a JPEG"),
-        ("eps", "is not a JPEG"),
-        ("16-bit", "8 bits"),
-    ],
-)
-@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
-def test_a_damaged_image_is_named(tmp_path: Path, how: str, reason: str, name: str) -> None:
-    rng = np.random.default_rng(0)
-    for folder in ("benign", "malignant"):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(tmp_path / folder / name)
-    damage(tmp_path / "benign" / name, how)
-    with pytest.raises(UserError, match="1 of 2 images") as caught:
-        scan_folder(tmp_path)
-    assert f"benign/{name}: {'' if reason.startswith(('is', 'cannot')) else 'has mode'}" in str(caught.value)
-    assert reason in str(caught.value)
-
-
-def test_many_damaged_images_are_counted_and_five_listed(tmp_path: Path) -> None:
-    for index in range(7):
-        picture(tmp_path / f"benign/{index}.png").write_bytes(b"")
-    picture(tmp_path / "malignant/a.png")
-    with pytest.raises(UserError, match="7 of 8 images") as caught:
-        scan_folder(tmp_path)
-    assert str(caught.value).count("is empty") == 5
-    assert "and 2 more" in str(caught.value)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1"])
-def test_unusual_8_bit_modes_are_fine(tmp_path: Path, mode: str) -> None:
-    picture(tmp_path / "benign/a.png")
-    (tmp_path / "malignant").mkdir()
-    suffix = "jpg" if mode == "CMYK" else "png"
-    Image.new("RGB", (8, 8), "red").convert(mode).save(tmp_path / f"malignant/b.{suffix}")
-    assert [type(image) for image in scan_folder(tmp_path)] == [ImageFile, ImageFile]

@@ -1,0 +1,181 @@
+"""Which images belong together: copies, near-duplicates, one lesion, one patient.
+
+A near-duplicate is the same picture turned, mirrored, encoded again, resized, recoloured or slightly cropped. Two
+pictures are taken for that when their perceptual hashes are nearer than unrelated pictures of this very set come, and
+their colours are laid out alike. How near is near is calibrated: each picture's distances to a sample of the others
+say what is usual for it (a picture with little structure is near to many), and the tail of that distribution how
+improbable a distance is.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from skindist.data.inspection import HASH_SIDE, LAYOUT_SIDE, ORIENTATIONS
+from skindist.data.scan import ImageFile
+
+BITS = HASH_SIDE**2
+CERTAIN = 24  # bits: encoding again or resizing changes fewer; ISIC 2017's nearest unrelated pair differs in 40
+REACH = 64  # bits: a cropped or zoomed copy may be this far, and so may many unrelated pairs
+REFERENCES = 1000  # images that stand for the unrelated ones
+FEWEST = 200  # images below which there is no tail to read: only certain pairs count then
+CHANCE = 0.1  # unrelated pairs for each image of the set whose hashes may pass by chance
+ALIKE = 0.96  # correlation of colours: in ISIC 2017, unrelated pairs that pass by chance have 0.95 at most
+QUERIES = 4096  # images looked up at a time
+
+Kind = Literal["same bytes", "near-duplicate", "lesion", "patient"]
+Hashes = NDArray[np.uint8]  # (N, 8 orientations, BITS / 8)
+
+
+class Link(NamedTuple):
+    """Images (by their index) that belong together and why; `distance` is that of two near-duplicates, in bits."""
+
+    kind: Kind
+    members: tuple[int, ...]
+    distance: int = 0
+
+
+class _Pair(NamedTuple):
+    """Two images, a < b, the distance of their hashes in bits, and the orientation of a that brings it nearest to b."""
+
+    a: int
+    b: int
+    distance: float
+    turn: int
+
+
+def find_links(images: Sequence[ImageFile], metadata: Mapping[str, Mapping[str, str]]) -> list[Link]:
+    """Everything that ties two or more of the images together; near-duplicates as pairs, nearest first."""
+    links = [Link("same bytes", members) for members in _alike(image.sha256 for image in images)]
+    links += near_duplicates(images)
+    for kind in ("lesion", "patient"):
+        ids = (metadata.get(image.path, {}).get(f"{kind}_id", "") for image in images)
+        links += [Link(kind, members) for members in _alike(ids)]
+    return links
+
+
+def group_images(images: Sequence[ImageFile], links: Iterable[Link]) -> list[str]:
+    """The group of each image: those that links connect, directly or through others, have one; its name is the first
+    of their hashes."""
+    pairs = [(link.members[0], other) for link in links for other in link.members[1:]]
+    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(images), len(images)))
+    _, component = connected_components(graph, directed=False)
+    names: dict[int, str] = {}
+    for image, number in zip(images, component.tolist(), strict=True):
+        names[number] = min(image.sha256[:16], names.get(number, "~"))
+    return [names[number] for number in component.tolist()]
+
+
+def straddling(links: Iterable[Link], sides: Sequence[object]) -> list[Link]:
+    """The links whose images are not all on one side (of a split: leaks; of the labels: conflicts)."""
+    return [link for link in links if len({sides[member] for member in link.members}) > 1]
+
+
+def near_duplicates(images: Sequence[ImageFile]) -> list[Link]:
+    """Pairs of images with different bytes that show the same picture, nearest first."""
+    first_of: dict[str, int] = {}
+    for index, image in enumerate(images):
+        if image.facts.hashes:
+            first_of.setdefault(image.sha256, index)
+    indices = list(first_of.values())  # one of each set of copies
+    if len(indices) < 2:
+        return []
+    digits = bytes.fromhex("".join(images[index].facts.hashes for index in indices))
+    hashes = np.frombuffer(digits, np.uint8).reshape(len(indices), len(ORIENTATIONS), BITS // 8)
+    near = _pairs_within(hashes, REACH)
+    is_near = _calibrated(hashes, near)
+    layouts = [images[index].facts.layout for index in indices]
+    found = [
+        Link("near-duplicate", (indices[pair.a], indices[pair.b]), int(pair.distance))
+        for pair in near
+        if pair.distance <= CERTAIN
+        or (is_near(pair) and _correlation(_turned(layouts[pair.a], pair.turn), _turned(layouts[pair.b], 0)) >= ALIKE)
+    ]
+    return sorted(found, key=lambda link: (link.distance, link.members))
+
+
+def _pairs_within(hashes: Hashes, reach: int) -> list[_Pair]:
+    """All pairs with at most `reach` different bits in their best orientation.
+
+    An exhaustive search: quadratic, but at a billion comparisons a second; 100,000 images take a minute.
+    """
+    index = faiss.IndexBinaryFlat(BITS)
+    index.add(np.ascontiguousarray(hashes[:, 0]))
+    best: dict[tuple[int, int], _Pair] = {}
+    for start in range(0, len(hashes), QUERIES):
+        queries = np.ascontiguousarray(hashes[start : start + QUERIES].reshape(-1, BITS // 8))
+        ends, distances, others = index.range_search(queries, reach + 1)
+        query = np.repeat(np.arange(len(queries)), np.diff(ends).astype(np.int64))
+        ones, turns = start + query // len(ORIENTATIONS), query % len(ORIENTATIONS)
+        chosen = ones < others
+        for pair in map(_Pair, *(column[chosen].tolist() for column in (ones, others, distances, turns))):
+            if pair.distance < best.get(pair[:2], pair._replace(distance=BITS)).distance:
+                best[pair[:2]] = pair
+    return sorted(best.values())
+
+
+def _calibrated(hashes: Hashes, near: Sequence[_Pair]) -> Callable[[_Pair], bool]:
+    """The rule that tells whether a pair is nearer than unrelated pairs of this set come by chance.
+
+    The distances of each image to a sample of the others are scaled to that image's own median and spread. How the
+    lower tail of all these falls off from its 1 % to its 0.1 % point is taken on, as an exponential, to the point
+    beyond which chance brings `CHANCE` pairs for each image. A pair must pass it for both of its images.
+    """
+    copies = {pair.b for pair in near if pair.distance <= CERTAIN}
+    originals = np.array([index for index in range(len(hashes)) if index not in copies])
+    if len(originals) < FEWEST:
+        return lambda pair: False
+    references = originals[np.linspace(0, len(originals) - 1, min(REFERENCES, len(originals))).astype(int)]
+    signs = _signs(hashes[references].reshape(-1, BITS // 8))
+    median, spread = np.empty(len(hashes)), np.empty(len(hashes))
+    tail = []
+    for start in range(0, len(hashes), QUERIES):
+        rows = slice(start, start + QUERIES)
+        distances = (BITS - _signs(hashes[rows, 0]) @ signs.T) / 2
+        distances = distances.reshape(len(distances), len(references), len(ORIENTATIONS)).min(axis=2)
+        distances[references[None] == np.arange(start, start + len(distances))[:, None]] = BITS  # not to itself
+        low, middle = np.quantile(distances, (0.01, 0.5), axis=1)
+        median[rows], spread[rows] = middle, np.maximum((middle - low) / 2.33, 1)  # 2.33: a normal distribution's 1 %
+        scaled = (distances - median[rows, None]) / spread[rows, None]
+        tail.append(np.quantile(scaled, (0.001, 0.01)))
+    deep, shallow = np.mean(tail, axis=0)
+    others = (len(originals) - 1) / 2  # pairs for each image
+    limit = deep - (shallow - deep) * max(0.0, np.log10(0.001 * others / CHANCE))
+    return lambda pair: max((pair.distance - median[i]) / spread[i] for i in pair[:2]) < limit
+
+
+def _turned(layout: str, turn: int) -> NDArray[np.float64]:
+    """The colours of a picture in one of the 8 orientations, (64, 3), each channel about its mean."""
+    picture = Image.frombytes("RGB", (LAYOUT_SIDE, LAYOUT_SIDE), bytes.fromhex(layout))
+    way = ORIENTATIONS[turn]
+    colours = np.asarray(picture if way is None else picture.transpose(way), np.float64).reshape(-1, 3)
+    centred: NDArray[np.float64] = colours - colours.mean(axis=0)
+    return centred
+
+
+def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Pearson's correlation of two centred arrays of one shape; 0 where one is constant."""
+    scale = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return float((first * second).sum()) / scale if scale else 0.0
+
+
+def _signs(packed: Hashes) -> NDArray[np.float32]:
+    """Bits as -1 and 1, (N, BITS): the product of two rows is BITS minus twice their distance."""
+    return np.unpackbits(packed, axis=1).astype(np.float32) * 2 - 1
+
+
+def _alike(keys: Iterable[str]) -> list[tuple[int, ...]]:
+    """The indices that share a key, for each key (not empty) that more than one has."""
+    members = defaultdict(list)
+    for index, key in enumerate(keys):
+        if key:
+            members[key].append(index)
+    return [tuple(indices) for indices in members.values() if len(indices) > 1]

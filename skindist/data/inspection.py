@@ -1,0 +1,127 @@
+"""What one reading of an image file tells: whether it can be used, and its size, hashes and colours.
+
+Each file is decoded once, JPEGs at an eighth of their size: every byte is still parsed, at a fraction of the work.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp", ".dib"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+}
+FORMATS = tuple(SUFFIXES)  # a closed list: PIL would hand an EPS called .jpg to Ghostscript
+NOT_AN_IMAGE = "not an image"
+CONVERTED = {"CMYK": "CMYK", "P": "palette", "PA": "palette", "LA": "alpha", "RGBA": "alpha"}
+MODES_8_BIT = {"1", "L", "RGB", "YCbCr", *CONVERTED}
+MIN_SIDE = 32  # pixels
+THUMBNAIL = 128  # pixels that hashes and colours are computed from, at least
+HASH_SIDE = 16  # 256 bits
+LAYOUT_SIDE = 8
+BLANK = 2.0  # standard deviation in grey levels under which a hash is noise
+ORIENTATIONS = (None, *Image.Transpose)  # the 8 symmetries of a picture; the first is the picture as it is
+
+
+class Facts(NamedTuple):
+    """One file. `width` and `height` are those of the upright picture, in pixels; `notes` say how it is converted.
+
+    `hashes` are the perceptual hashes of the 8 orientations, 256 bits each, and `layout` is the picture in 8 x 8 RGB
+    pixels, both as hexadecimal digits; `hashes` is empty for a picture without structure. `colours` are the means of
+    R, G and B, their standard deviations, and their means in the outermost tenth, in grey levels from 0 to 255.
+    """
+
+    reason: str  # why it cannot be used; "" if it can
+    notes: tuple[str, ...] = ()
+    sha256: str = ""
+    bytes: int = 0
+    format: str = ""
+    width: int = 0
+    height: int = 0
+    hashes: str = ""
+    layout: str = ""
+    colours: tuple[float, ...] = ()
+
+
+def inspect(path: Path) -> Facts:
+    """Read and decode one file. Nothing that a file contains makes this raise.
+
+    The caller has made `Image.DecompressionBombWarning` an error, else a bomb below twice PIL's limit is decoded.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return Facts(f"cannot be read ({error.strerror})")
+    if not content:
+        return Facts("empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return _decode(path, content, image)
+    except UnidentifiedImageError:
+        return Facts(NOT_AN_IMAGE)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return Facts(f"more than {Image.MAX_IMAGE_PIXELS} pixels (a decompression bomb?)")
+    except Exception as error:  # a damaged file can make a decoder raise nearly anything
+        words = str(error).strip() or type(error).__name__
+        return Facts("truncated" if "truncated" in words else f"damaged ({words})")
+
+
+def _decode(path: Path, content: bytes, image: Image.Image) -> Facts:
+    file_format = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one file
+    if image.mode not in MODES_8_BIT:
+        return Facts(f"16-bit or floating-point pixels (mode {image.mode}); convert it to 8 bits a channel")
+    if min(image.size) < MIN_SIDE:
+        return Facts(f"too small ({image.width} x {image.height} pixels; at least {MIN_SIDE} x {MIN_SIDE})")
+    size, turned = upright_size(image)
+    notes = [
+        *(["extension"] if path.suffix.lower() not in SUFFIXES[file_format] else []),
+        *([CONVERTED[image.mode]] if image.mode in CONVERTED else []),
+        *(["alpha"] if "transparency" in image.info else []),
+        *(["EXIF rotation"] if turned else []),
+        *(["several frames"] if getattr(image, "n_frames", 1) > 1 else []),
+    ]
+    small = decode(image, (THUMBNAIL, THUMBNAIL))
+    layout = small.resize((LAYOUT_SIDE, LAYOUT_SIDE), Image.Resampling.BOX).tobytes().hex()
+    digest, hashes = hashlib.sha256(content).hexdigest(), perceptual_hashes(small)
+    return Facts("", tuple(notes), digest, len(content), file_format, *size, hashes, layout, _colours(small))
+
+
+def upright_size(image: Image.Image) -> tuple[tuple[int, int], bool]:
+    """Width and height as the camera meant them, and whether its EXIF orientation says other than "upright"."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    turned = isinstance(orientation, int) and 2 <= orientation <= 8
+    return ((image.height, image.width) if turned and orientation >= 5 else image.size), turned
+
+
+def decode(image: Image.Image, at_least: tuple[int, int]) -> Image.Image:
+    """Load an opened file as upright RGB; a JPEG no larger than need be, with sides of `at_least` if it has them."""
+    image.draft(None, at_least)
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def perceptual_hashes(image: Image.Image) -> str:
+    """The pHash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010) of each of the
+    8 orientations, 64 hexadecimal digits each; "" for a picture without structure, whose hash would be noise."""
+    side = 4 * HASH_SIDE
+    grey = image.convert("L").resize((side, side), Image.Resampling.LANCZOS)
+    if np.asarray(grey).std() < BLANK:
+        return ""
+    turned = (grey if turn is None else grey.transpose(turn) for turn in ORIENTATIONS)
+    return "".join(np.packbits(imagehash.phash(picture, HASH_SIDE).hash).tobytes().hex() for picture in turned)
+
+
+def _colours(image: Image.Image) -> tuple[float, ...]:
+    pixels: NDArray[np.float32] = np.asarray(image.resize((20, 20), Image.Resampling.BOX), np.float32)
+    inner = np.zeros((20, 20), bool)
+    inner[2:-2, 2:-2] = True
+    values = (pixels.mean((0, 1)), pixels.std((0, 1)), pixels[~inner].mean(0))
+    return tuple(round(float(value), 2) for value in np.concatenate(values))

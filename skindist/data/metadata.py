@@ -1,0 +1,129 @@
+"""Join a metadata CSV to the images by path, file name or ISIC id; HAM10000 and ISIC tables work as they come."""
+
+import csv
+import io
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from skindist.errors import UserError
+
+Metadata = dict[str, dict[str, str]]  # image path -> column -> value
+KEYS = ("path", "file_name", "filename", "file", "image", "image_id", "image_name", "img_id", "isic_id", "id", "name")
+ALIASES = {  # canonical name: what a table may call it, best first
+    "patient_id": ("patient_id", "patient"),
+    "lesion_id": ("lesion_id", "lesion"),
+    "age": ("age", "age_approx"),
+    "sex": ("sex", "gender"),
+    "site": ("site", "localization", "anatom_site_general", "anatom_site_general_challenge", "anatom_site_1"),
+    "skin_tone": ("skin_tone", "fitzpatrick_skin_type", "fitzpatrick", "skin_type"),
+    "source": ("source", "dataset", "attribution"),
+}
+IDS = ("patient_id", "lesion_id")
+NO_ID = {"na", "n/a", "nan", "none", "null", "unknown"}  # kept, these would make one patient of all unknown ones
+ISIC_ID = re.compile(r"ISIC_[0-9]{7}(?![0-9])", re.IGNORECASE)
+log = logging.getLogger("skindist")
+
+
+class _Row(NamedTuple):
+    line: int
+    key: str
+    values: dict[str, str]
+
+
+def read_metadata(file: Path, paths: Sequence[str]) -> Metadata:
+    """Find the row of each image (path relative to the data folder); an image without one is left out.
+
+    Raises:
+        UserError: the file is missing, not UTF-8 or malformed; no column names the images, or no row any of them;
+            one name fits several images; two rows of one image differ in patient or lesion.
+    """
+    if not file.is_file():
+        raise UserError(f"--data.metadata {file}: {'is a folder' if file.is_dir() else 'no such file'}")
+    try:
+        columns, rows = _parse(file.read_bytes().decode("utf-8-sig"))
+        metadata = _join(rows, paths)
+    except UnicodeDecodeError:
+        raise UserError(f"--data.metadata {file}: is not UTF-8 text; save it as CSV in UTF-8") from None
+    except (UserError, OSError, csv.Error) as error:
+        raise UserError(f"--data.metadata {file}: {error}") from None
+    known = ", ".join(name for name in ALIASES if name in columns) or "no known column"
+    log.info(f"metadata: {len(metadata):,} of {len(paths):,} images have a row in {file.name} ({known})")
+    if missing := [path for path in paths if path not in metadata]:
+        log.warning(f"metadata: {len(missing):,} image{'s' * (len(missing) != 1)} without a row, such as {missing[0]}")
+    return metadata
+
+
+def _parse(text: str) -> tuple[list[str], list[_Row]]:
+    """Names of the columns, canonical where known, and the rows."""
+    first_line = next(iter(text.lstrip().splitlines()), "")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count))
+    lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
+    if len(lines) < 2:
+        raise UserError("has a header but no rows" if lines else "is empty")
+    header = lines[0][1]
+    if (key := _first(KEYS, header)) is None:
+        raise UserError(f"no column names the images: call it one of {', '.join(KEYS)}; found {', '.join(header)}")
+    canonical = {_first(aliases, header): name for name, aliases in ALIASES.items()}
+    columns = [canonical.get(index, name) for index, name in enumerate(header)]
+    if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
+        raise UserError(f"two columns are called {twice[0]}; rename or remove one")
+    return columns, [_row(line, cells, columns, columns[key]) for line, cells in lines[1:]]
+
+
+def _first(names: Sequence[str], header: Sequence[str]) -> int | None:
+    """Position in the header of the first of these names that it has, however it is written."""
+    plain = [re.sub(r"[\s-]", "_", name.lower()) for name in header]
+    return next((plain.index(name) for name in names if name in plain), None)
+
+
+def _row(line: int, cells: list[str], columns: Sequence[str], key: str) -> _Row:
+    if len(cells) > len(columns):
+        raise UserError(f"line {line} has {len(cells)} fields, the header has {len(columns)}")
+    values = dict(zip(columns, cells + [""] * (len(columns) - len(cells)), strict=True))
+    values.pop("", None)  # a column without a name, such as the row numbers that pandas writes
+    values.update({name: "" for name in IDS if values.get(name, "").lower() in NO_ID})
+    return _Row(line, values.pop(key).replace("\\", "/").removeprefix("./"), values)
+
+
+def _join(rows: Sequence[_Row], paths: Sequence[str]) -> Metadata:
+    rows_by_name, images_by_name = defaultdict(list), defaultdict(list)
+    for row in rows:
+        for name in (row.key.lower(), _isic_id(row.key)):
+            rows_by_name[name].append(row)
+    names_by_path = {path: [name for name in _names(path) if name in rows_by_name] for path in paths}
+    for path, names in names_by_path.items():
+        for name in names:
+            images_by_name[name].append(path)
+    metadata = {}
+    for path, names in names_by_path.items():
+        if found := [row for name in names for row in rows_by_name[name]]:
+            metadata[path] = _agreed(found, path, images_by_name[found[0].key.lower()])
+    if not metadata:
+        raise UserError(f"no row names an image: a row is called {rows[0].key!r}, an image {paths[0]!r}")
+    return metadata
+
+
+def _names(path: str) -> list[str]:
+    """What a row may call this image, best first."""
+    file = path.lower().rpartition("/")[2]
+    return [name for name in dict.fromkeys((path.lower(), file, file.rpartition(".")[0], _isic_id(path))) if name]
+
+
+def _isic_id(path: str) -> str:
+    found = ISIC_ID.search(path.rpartition("/")[2])
+    return found[0].upper() if found else ""  # names are in lower case, so that a row's own name can come before its id
+
+
+def _agreed(rows: Sequence[_Row], path: str, images: Sequence[str]) -> dict[str, str]:
+    """Values of the best row of one image, where `images` are all that the row's key fits."""
+    best = rows[0]
+    if len(images) > 1 and not _isic_id(best.key):  # an ISIC id is one picture wherever it lies
+        raise UserError(f"line {best.line}: {best.key!r} fits {images[0]} and {images[1]}; use a path column")
+    for row in rows[1:]:
+        if unlike := [name for name in IDS if row.values.get(name) != best.values.get(name)]:
+            raise UserError(f"lines {best.line} and {row.line} differ in the {unlike[0]} of {path}; keep the right one")
+    return best.values

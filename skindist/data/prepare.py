@@ -1,0 +1,197 @@
+"""From a folder to rows that can be trusted: scan, join metadata, tie duplicates together, split, and say what was
+found. `skindist audit` looks at the same things without a run."""
+
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from skindist.config import DataConfig
+from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
+from skindist.data.metadata import Metadata, read_metadata
+from skindist.data.scan import ImageFile, Scan, scan_folder
+from skindist.data.split import Row, make_split, refuse_changed_images
+from skindist.errors import UserError
+
+LISTED = 5  # files named in one message
+log = logging.getLogger("skindist")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that is known of a folder before it is split: usable images, their metadata, the links between them, and
+    the group of each image."""
+
+    scan: Scan
+    metadata: Metadata
+    links: list[Link]
+    groups: list[str]
+
+    @property
+    def images(self) -> list[ImageFile]:
+        """The usable images."""
+        return self.scan.images
+
+    def leaks(self) -> list[Link]:
+        """Links that cross the given split; none where the folder has none."""
+        return straddling(self.links, [image.split for image in self.images])
+
+    def conflicts(self) -> list[Link]:
+        """Copies, near-duplicates and lesions that lie in both classes; a patient may have lesions of both."""
+        links = [link for link in self.links if link.kind != "patient"]
+        return straddling(links, [image.label for image in self.images])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run uses: its rows (sample ids are their positions), the size in pixels of each row's image, the images
+    left out and why, and the metadata by path."""
+
+    rows: list[Row]
+    sizes: list[tuple[int, int]]
+    quarantine: list[tuple[str, str]] = field(default_factory=list)
+    metadata: Metadata = field(default_factory=dict)
+
+
+def survey(config: DataConfig, progress: bool = False) -> Survey:
+    """Scan the folder and find what belongs together.
+
+    Raises:
+        UserError: an ambiguous folder, or metadata that cannot be joined.
+    """
+    scan = scan_folder(data_folder(config), config.cache_dir, progress)
+    paths = [image.path for image in scan.images]
+    metadata = read_metadata(Path(config.metadata), paths) if config.metadata else {}
+    links = find_links(scan.images, metadata)
+    return Survey(scan, metadata, links, group_images(scan.images, links))
+
+
+def prepare(config: DataConfig, seed: int) -> Prepared:
+    """Survey the folder, apply the policies for bad files and leaks, and split.
+
+    Raises:
+        UserError: as `survey`; too many bad images; a leak under `leaks: error`; a split that cannot be drawn.
+    """
+    found = survey(config, progress=True)
+    bad = dict([*found.scan.bad, *conflicting_copies(found)])
+    refuse_bad(config, bad, len(found.images) + len(found.scan.bad))
+    say_what_was_found(found, bad)
+    left_out = bad | dropped_for_leaks(config, found)
+    kept = [index for index, image in enumerate(found.images) if image.path not in left_out]
+    images, groups = [found.images[index] for index in kept], [found.groups[index] for index in kept]
+    rows = make_split(images, groups, config.fractions, seed)
+    if {image.split for image in images} == {"train", "test"}:
+        validation = sum(row.split == "val" for row in rows)
+        log.info(f"data: no val/ folder: {validation} images of train/ serve as validation")
+    size = {image.path: (image.facts.width, image.facts.height) for image in images}
+    return Prepared(rows, [size[row.path] for row in rows], sorted(left_out.items()), found.metadata)
+
+
+def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
+    """Look again at the images of a split that was made before.
+
+    Raises:
+        UserError: an image is gone, cannot be used any more, or has other bytes.
+    """
+    scan = scan_folder(data_folder(config), config.cache_dir, progress=True)
+    refuse_changed_images(rows, scan.images)
+    size = {image.path: (image.facts.width, image.facts.height) for image in scan.images}
+    paths = [row.path for row in rows]
+    metadata = read_metadata(Path(config.metadata), paths) if config.metadata else {}
+    return Prepared(rows, [size[path] for path in paths], metadata=metadata)
+
+
+def data_folder(config: DataConfig) -> Path:
+    """The folder of images, or UserError where none is given."""
+    if config.path is None:
+        raise UserError("--data.path is missing: give the folder that holds the class folders benign/ and malignant/")
+    return Path(config.path)
+
+
+def refuse_bad(config: DataConfig, bad: Mapping[str, str], total: int) -> None:
+    """Raise UserError naming the bad images, where the policy does not let them be left out."""
+    if not bad or (config.on_bad == "quarantine" and len(bad) <= config.max_bad * total):
+        return
+    limit = "" if config.on_bad == "error" else f", more than --data.max_bad {config.max_bad:.0%}"
+    raise UserError(
+        f"--data.path {config.path}: {len(bad)} of {total} images cannot be used{limit}; repair or remove them:\n"
+        + listing([f"{path}: {reason}" for path, reason in bad.items()])
+    )
+
+
+def conflicting_copies(found: Survey) -> list[tuple[str, str]]:
+    """(path, reason) of the same bytes in both classes: one label is wrong, and nothing tells which."""
+    return [
+        (found.images[member].path, f"same bytes as {found.images[other].path}, which has the other label")
+        for link in found.conflicts()
+        if link.kind == "same bytes"
+        for member in link.members
+        for other in [next(m for m in link.members if found.images[m].label != found.images[member].label)]
+    ]
+
+
+def say_what_was_found(found: Survey, bad: Mapping[str, str]) -> None:
+    """Log what a user should know of the files, in a few lines."""
+    if found.scan.others:
+        log.info(f"data: {len(found.scan.others)} other files are not images (such as {found.scan.others[0]})")
+    if bad:
+        log.warning(f"data: {len(bad)} images cannot be used and are left out; quarantine.csv says why")
+    if notes := Counter(note for image in found.images for note in image.facts.notes):
+        words = ", ".join(f"{count} {note}" for note, count in sorted(notes.items()))
+        log.info(f"data: read as upright RGB: {words}")
+    if found.links:
+        log.info(f"data: kept together: {describe_links(found.links)}")
+    if conflicts := [link for link in found.conflicts() if link.kind != "same bytes"]:
+        lines = listing([describe_link(found, link) for link in conflicts])
+        log.warning(f"data: {len(conflicts)} near-duplicates or lesions have both labels:\n{lines}")
+
+
+def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:
+    """What crosses a given split: said, refused, or the training images to leave out (path and reason)."""
+    leaks = found.leaks()
+    if not leaks:
+        return {}
+    sides: dict[str, set[str]] = defaultdict(set)
+    for image, group in zip(found.images, found.groups, strict=True):
+        sides[group].add(image.split)
+    dropped = {
+        image.path: f"leak: belongs together with an image in {' and '.join(sorted(sides[group] - {'train'}))}"
+        for image, group in zip(found.images, found.groups, strict=True)
+        if image.split == "train" and len(sides[group]) > 1
+    }
+    lines = listing([describe_link(found, link) for link in leaks])
+    said = f"{len(leaks)} leaks over the given split: {describe_links(leaks)}\n{lines}"
+    if config.leaks == "error":
+        raise UserError(f"--data.leaks error: {said}\nclean {config.path}, or choose warn or drop-from-train")
+    if config.leaks == "warn":
+        advice = f"--data.leaks drop-from-train trains without {len(dropped)} images"
+        log.warning(f"data: {said}\n  test figures will flatter; {advice}")
+        return {}
+    log.warning(f"data: {said}\n  {len(dropped)} training images are left out")
+    if rest := sum({"val", "test"} <= names for names in sides.values()):
+        log.warning(f"data: {rest} groups lie in both val and test, which --data.leaks drop-from-train does not mend")
+    return dropped
+
+
+def describe_links(links: Iterable[Link]) -> str:
+    """Counts of links by kind, in words."""
+    kinds = Counter(link.kind for link in links)
+    words: dict[Kind, tuple[str, str]] = {
+        "same bytes": ("set of copies", "sets of copies"),
+        "near-duplicate": ("pair of near-duplicates", "pairs of near-duplicates"),
+        "lesion": ("lesion", "lesions"),
+        "patient": ("patient", "patients"),
+    }
+    return ", ".join(f"{kinds[kind]} {several[kinds[kind] > 1]}" for kind, several in words.items() if kinds[kind])
+
+
+def describe_link(found: Survey, link: Link) -> str:
+    """A link's kind and its images."""
+    return f"{link.kind}: {', '.join(found.images[member].path for member in link.members)}"
+
+
+def listing(lines: Sequence[str]) -> str:
+    """The first few lines, indented, and how many there are more."""
+    more = [f"... and {len(lines) - LISTED} more (skindist audit lists them)"] if len(lines) > LISTED else []
+    return "\n".join(f"  {line}" for line in [*lines[:LISTED], *more])

@@ -1,0 +1,235 @@
+"""Decode once: every image as uint8 pixels at the size of evaluation, in a memory-mapped Arrow file.
+
+The pixels are those of timm's evaluation transform before its central crop: the short side resized to the image size,
+with the model's interpolation. The file is written through `datasets` into the cache folder, under a name that says
+what is in it (which images, by content, at which size), so that runs, processes and workers share it, and any change
+of the images makes another one. A large JPEG is decoded at half or a quarter of its size where that leaves twice the
+pixels that are needed.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+import xxhash
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from skindist.data.inspection import FORMATS, decode
+from skindist.errors import UserError
+from skindist.files import sync_folder, write_json
+from skindist.machine import available_cores
+
+PIXELS, MANIFEST = "pixels.arrow", "manifest.json"
+FORMAT = 1  # of the file and its pixels: raise it when the same images would give another file
+SPARE = 1.02  # what Arrow adds to the pixels
+log = logging.getLogger("skindist")
+
+
+class Source(NamedTuple):
+    """An image to store: its file, its identity, and its upright size in pixels."""
+
+    path: Path
+    sha256: str
+    width: int
+    height: int
+
+
+def stored_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height in the store: the short side is `size`, the long one as torchvision's Resize rounds it."""
+    long = int(size * max(width, height) / min(width, height))
+    return (size, long) if height > width else (long, size)
+
+
+def store_folder(cache: Path, sources: Sequence[Source], size: int, interpolation: str) -> Path:
+    """Where the store of these images at this size is, whether it has been made or not."""
+    content = "".join(sorted({source.sha256 for source in sources}))
+    key = hashlib.sha256(f"{FORMAT} {size} {interpolation} {content}".encode()).hexdigest()[:20]
+    return cache / "pixels" / key
+
+
+def ensure_store(cache: Path, sources: Sequence[Source], size: int, interpolation: str) -> Path:
+    """Open and verify the store of these images, or make it; of several processes that ask, one makes it.
+
+    Returns:
+        The store's folder, for `PixelStore`.
+
+    Raises:
+        UserError: the disk lacks room, the cache folder cannot be written, or an image has changed since the scan.
+    """
+    folder = store_folder(cache, sources, size, interpolation)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.with_suffix(".lock")):
+            damage = _damage(folder)
+            if damage:
+                log.warning(f"pixels: {folder} is damaged ({damage}): made anew")
+                shutil.rmtree(folder)
+            if not folder.exists():
+                _make(folder, sources, size, interpolation)
+    except OSError as error:
+        raise UserError(f"--data.cache_dir {cache}: {error.strerror or error}; give another folder") from None
+    return folder
+
+
+class PixelStore:
+    """Reads pixels by the SHA-256 of the image's file. Its memory does not grow with what has been read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with (folder / PIXELS).open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants no read-only memory
+        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        table = pa.ipc.open_stream(pa.py_buffer(self._map)).read_all()
+        starts = []
+        for chunk in table.column("pixels").chunks:
+            _, ends, data = chunk.buffers()
+            starts.append(np.frombuffer(ends, np.int32)[: len(chunk)] + (data.address - self._bytes.data_ptr()))
+        columns = [table.column(name).to_numpy() for name in ("height", "width")]
+        self._places = np.stack([np.concatenate(starts), *columns], axis=1)
+        self._index = {digest: index for index, digest in enumerate(table.column("sha256").to_pylist())}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PixelStore, (self.folder,)
+
+    def positions(self, digests: Sequence[str]) -> NDArray[np.int64]:
+        """Where the images with these SHA-256 are, for `read`."""
+        return np.array([self._index[digest] for digest in digests], dtype=np.int64)
+
+    def read(self, position: int) -> Tensor:
+        """Pixels (height, width, 3) uint8: a view of the mapped file, not to be written to."""
+        start, height, width = self._places[position].tolist()
+        return self._bytes[start : start + 3 * height * width].view(height, width, 3)
+
+    def release(self) -> None:
+        """Give back the memory of the pages that were read; the system's file cache still has them."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def clear_cache(cache: Path) -> int:
+    """Remove every store and everything remembered of scans; return the bytes freed."""
+    size = 0
+    for part in (cache / "pixels", cache / "scans"):
+        size += sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
+        shutil.rmtree(part, ignore_errors=True)
+    return size
+
+
+def _make(folder: Path, sources: Sequence[Source], size: int, interpolation: str) -> None:
+    """Write the store beside its place, then rename it: it is whole or it is not there."""
+    unique = list({source.sha256: source for source in sources}.values())
+    shapes = [stored_size(source.width, source.height, size) for source in unique]
+    wanted = int(SPARE * sum(3 * width * height for width, height in shapes))
+    free = shutil.disk_usage(folder.parent).free
+    if wanted > free:
+        raise UserError(
+            f"--data.cache_dir {folder.parents[1]}: the pixels of {len(unique)} images need {wanted / 1e9:.2f} GB and "
+            f"{free / 1e9:.2f} GB are free; make room (skindist clear-cache), or give a folder on another disk"
+        )
+    log.info(f"pixels: preparing {len(unique)} images at {size} px, once: {wanted / 1e9:.2f} GB in {folder}")
+    temporary = folder.with_suffix(".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        _write(temporary / PIXELS, unique, shapes, interpolation)
+        manifest = {"format": FORMAT, "images": len(unique), "size": size, "interpolation": interpolation}
+        write_json(temporary / MANIFEST, manifest | _fingerprint(temporary / PIXELS))
+        temporary.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(file: Path, sources: Sequence[Source], shapes: Sequence[tuple[int, int]], interpolation: str) -> None:
+    resampling = Image.Resampling[interpolation.upper()]
+
+    def convert(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        indices = batch["index"]
+        with ThreadPoolExecutor(available_cores()) as pool:  # decoding and resizing leave Python's lock alone
+            pixels = list(pool.map(lambda index: _pixels(sources[index], shapes[index], resampling), indices))
+        bar.update(len(indices))
+        return {
+            "sha256": [sources[index].sha256 for index in indices],
+            "width": [shapes[index][0] for index in indices],
+            "height": [shapes[index][1] for index in indices],
+            "pixels": pixels,
+        }
+
+    features = {"sha256": "string", "width": "int32", "height": "int32", "pixels": "binary"}
+    numbers = datasets.Dataset.from_dict({"index": list(range(len(sources)))})
+    datasets.disable_progress_bars()  # its own would show where there is no terminal
+    with tqdm(total=len(sources), desc="preparing pixels", unit="image", leave=False, disable=None) as bar:
+        numbers.map(
+            convert,
+            batched=True,
+            batch_size=128,
+            writer_batch_size=128,
+            remove_columns=["index"],
+            features=datasets.Features({name: datasets.Value(kind) for name, kind in features.items()}),
+            cache_file_name=str(file),
+            new_fingerprint="pixels",  # the folder's name is the key: nothing need be hashed
+        )
+    datasets.enable_progress_bars()
+
+
+def _pixels(source: Source, shape: tuple[int, int], resampling: Image.Resampling) -> bytes:
+    try:
+        content = source.path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{source.path}: cannot be read any more ({error.strerror}); start again") from None
+    if hashlib.sha256(content).hexdigest() != source.sha256:
+        raise UserError(f"{source.path} has changed since it was inspected; start again")
+    with Image.open(BytesIO(content), formats=FORMATS) as image:
+        # Twice the wanted size, as PIL for thumbnails: within half a grey level of decoding it whole, on average.
+        return decode(image, (2 * min(shape), 2 * min(shape))).resize(shape, resampling).tobytes()
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as content:
+        return {"bytes": file.stat().st_size, "xxh3_128": hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()}
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a store; "" if it is whole or absent."""
+    if not folder.exists():
+        return ""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        expected = {key: manifest[key] for key in ("bytes", "xxh3_128")}
+    except (OSError, ValueError, KeyError) as error:
+        return f"{MANIFEST}: {error}"
+    try:
+        return "" if _fingerprint(folder / PIXELS) == expected else f"{PIXELS} is not what was written"
+    except OSError as error:
+        return f"{PIXELS}: {error.strerror}"
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold a lock between processes; it ends with the process, however that ends."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("pixels: waiting for another process that prepares the same images")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,15 @@
+"""What this machine offers: cores, and a place to keep prepared data."""
+
+import os
+from pathlib import Path
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cache_folder(asked: str | None = None) -> Path:
+    """Where prepared data are kept for later runs: `asked`, else $SKINDIST_CACHE, else ~/.cache/skindist."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skindist"
+    return Path(asked or os.environ.get("SKINDIST_CACHE") or default)
