@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skindist.config import parse_config
+from skindist.config import DataConfig, parse_config
 from skindist.errors import TrainingError, UserError
 from skindist.machine import cache_folder
 
@@ -71,7 +71,7 @@ def fail_together(message: str, status: int) -> int:
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
     commands: dict[str, Callable[..., None]] = {
-        "curves": curves, "demo-data": demo_data, "clear-cache": clear_cache
+        "audit": audit, "curves": curves, "demo-data": demo_data, "clear-cache": clear_cache
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
     subcommands = parser.add_subcommands()
@@ -103,6 +103,19 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
     write_demo_data(directory, count, size, seed)
     print(f"{count} pictures in {directory}; to train on them:")
     print(f"  launch/train.py --config launch/demo.yaml --data.path {directory}")
+
+
+def audit(directory: Path, metadata: Path | None = None, page: Path = Path("audit.html")) -> None:
+    """Say what a folder of images holds before any training: bad files, copies, leaks, shortcuts.
+
+    Args:
+        directory: Folder with the class folders, split or not.
+        metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
+        page: Where to write the same with pictures, as one HTML page.
+    """
+    from skindist.report.audit import audit
+
+    print(audit(DataConfig(path=str(directory), metadata=str(metadata) if metadata else None), page))
 
 
 def clear_cache(cache_dir: Path | None = None) -> None:

@@ -13,10 +13,11 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"errors", "files", "machine", "randomness", "config", "early_stopping"},
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "model", "optim", "training.state"},
-    {"evaluation.metrics", "evaluation.intervals"},
+    {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
     {"training.distributed", "training.engine", "training.checkpoint", "training.run_folder"},
     {"training.tracking", "training.results"},
-    {"training.trainer", "report.curves"},
+    {"training.trainer", "report.curves", "report.page"},
+    {"report.audit"},
     {"cli"},
 ]
 
