@@ -1,0 +1,300 @@
+"""How fast the data path is, beside what users would write instead, in one run on this machine:
+
+python launch/benchmark.py [--data FOLDER] [--only loader|training|preparation|start|memory]
+
+Each ratio is the median of several, of two things measured in turn on the same files. FOLDER is a folder of images with
+the class folders (it may be split); without it, pictures are drawn. The results are printed as a Markdown table, with
+the hardware and the versions that they hold for.
+"""
+
+import argparse
+import gc
+import logging
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+import psutil
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from skindist.config import Config, DataConfig, ModelConfig
+from skindist.data.demo import draw_lesion
+from skindist.data.loading import Batch, LesionImages, TrainBatches, make_loader
+from skindist.data.prepare import Prepared, prepare
+from skindist.data.store import PixelStore, Source, ensure_store, store_folder
+from skindist.data.transforms import normalizer
+from skindist.machine import available_cores
+from skindist.model import build_model, preprocessing
+from skindist.optim import build_optimizer
+
+SIZE, BATCH, ROUNDS = 224, 32, 5
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Figure(NamedTuple):
+    """One line of the table: what was measured, ours, the other, and the ratio or size that counts."""
+
+    what: str
+    ours: str
+    other: str
+    result: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of images; without it, pictures are drawn")
+    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="measure this alone; may be repeated")
+    parser.add_argument("--probe", nargs=3, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.probe:
+        return probe(*arguments.probe)
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="skindist-benchmark-") as folder:
+        os.environ["SKINDIST_CACHE"] = str(Path(folder, "cache"))
+        data = arguments.data or draw_set(Path(folder, "drawn"), count=600, size=256)
+        for name in arguments.only or BENCHMARKS:
+            figures += BENCHMARKS[name](data, Path(folder))
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
+    machine = f"{gpu}{available_cores()} CPU cores ({platform.machine()})"
+    print(f"\n{machine}, Python {platform.python_version()}, {versions}\n")
+    print("| what | skindist | instead | result |\n| --- | --- | --- | --- |")
+    print("\n".join(f"| {' | '.join(figure)} |" for figure in figures))
+
+
+def loader(data: Path, folder: Path) -> list[Figure]:
+    """Augmented training batches out of one loader worker: from the store, and as torchvision's references do."""
+    prepared = prepare(DataConfig(path=str(data)), seed=0)
+    transform = torchvision.transforms.Compose([
+        torchvision.transforms.RandomResizedCrop(SIZE),
+        torchvision.transforms.RandomHorizontalFlip(),
+        torchvision.transforms.ToTensor(),
+        torchvision.transforms.Normalize(MEAN, STD),
+    ])  # fmt: skip
+    flat = folder / "training files"  # ImageFolder takes class folders only
+    for row in prepared.rows:
+        if row.split == "train":
+            link = flat / str(row.label) / row.path.replace("/", " ")
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((data / row.path).resolve())
+    images = torchvision.datasets.ImageFolder(str(flat), transform)
+    theirs = DataLoader(images, BATCH, shuffle=True, num_workers=1, persistent_workers=True)
+    ours = training_loader(data, prepared, workers=1)
+    speeds = side_by_side(lambda: epoch_speed(ours), lambda: epoch_speed(theirs))
+    what = f"loader, images/s of one worker ({len(images)} files)"
+    return [ratio_figure(what, "ImageFolder + RandomResizedCrop", *speeds)]
+
+
+def training(data: Path, folder: Path) -> list[Figure]:
+    """Training steps fed by the loader, and the same steps on one batch that is in memory already."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    config = Config(model=ModelConfig(pretrained=False))
+    model = build_model(config.model).to(device).to(memory_format=torch.channels_last).train()
+    optimizer, pixels = build_optimizer(model, config.optim), preprocessing(model)
+    normalize = normalizer(pixels.mean, pixels.std, device)
+
+    def step(images: torch.Tensor, labels: torch.Tensor) -> int:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return len(labels)
+
+    def prepared_batch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        images = batch.images_BCHW.to(device, non_blocking=True)
+        return normalize(images, batch.colours_B2C.to(device, non_blocking=True)), batch.labels_B.to(device)
+
+    workers = min(8, available_cores() - 1) if cuda else 0
+    ours = endless(training_loader(data, prepare(DataConfig(path=str(data)), seed=0), workers, device))
+    held = prepared_batch(next(ours))
+    steps = 200 if cuda else 8
+    speeds = side_by_side(
+        lambda: speed(lambda: sum(step(*prepared_batch(next(ours))) for _ in range(steps))),
+        lambda: speed(lambda: sum(step(*held) for _ in range(steps))),
+    )
+    what = f"training EfficientNet-B0 in bf16, images/s on {device.type}"
+    return [ratio_figure(what, "one batch held in memory", *speeds)]
+
+
+def preparation(data: Path, folder: Path) -> list[Figure]:
+    """From files never seen to pixels: inspection, duplicates and store, and plain decoding and resizing alone."""
+    large = folder / "large"
+    count = write_photographs(large, 48)
+    threads = available_cores()
+
+    def plain() -> int:
+        def decode(file: Path) -> np.ndarray[Any, Any]:
+            with Image.open(file) as image:
+                return np.asarray(image.convert("RGB").resize((336, SIZE), Image.Resampling.BICUBIC))
+
+        with ThreadPoolExecutor(threads) as pool:
+            return len(list(pool.map(decode, sorted(large.glob("*/*.jpg")))))
+
+    def whole() -> int:
+        shutil.rmtree(os.environ["SKINDIST_CACHE"], ignore_errors=True)
+        open_store(large, prepare(DataConfig(path=str(large)), seed=0))
+        return count
+
+    speeds = side_by_side(lambda: speed(whole), lambda: speed(plain), rounds=3)
+    what = f"first preparation of 3000 x 2000 JPEGs, images/s, {threads} threads"
+    return [ratio_figure(what, "PIL decode + resize alone", *speeds)]
+
+
+def start(data: Path, folder: Path) -> list[Figure]:
+    """A new process on a folder of 10,000 images that an earlier one has prepared."""
+    many = write_tiles(folder / "10000", 10_000)
+    run_probe("first", many)
+    seconds = [run_probe("start", many) for _ in range(3)]
+    inner, whole = (statistics.median(float(line.split()[part]) for line in seconds) for part in (0, 1))
+    return [
+        Figure("second start on 10,000 images, to the first batch", f"{inner:.2f} s", "", "after the imports"),
+        Figure("the same, from the start of the process", f"{whole:.2f} s", "", f"{whole - inner:.2f} s are imports"),
+    ]
+
+
+def memory(data: Path, folder: Path) -> list[Figure]:
+    """Resident memory after one epoch of the loader over 5,000 and over 50,000 images."""
+    few, many = write_tiles(folder / "5000", 5_000), write_tiles(folder / "50000", 50_000)
+    used = []
+    for tiles in (few, many):
+        run_probe("first", tiles)
+        used.append(float(run_probe("memory", tiles)))
+    small, large = used
+    sizes = f"{large:.0f} MiB with 50,000", f"{small:.0f} MiB with 5,000 images"
+    return [Figure("resident memory after an epoch", *sizes, f"{large / small:.2f}x")]
+
+
+BENCHMARKS: dict[str, Callable[[Path, Path], list[Figure]]] = {
+    "loader": loader, "training": training, "preparation": preparation, "start": start, "memory": memory
+}  # fmt: skip
+
+
+def run_probe(name: str, data: Path) -> str:
+    """What `probe` prints in a new process."""
+    command = [sys.executable, __file__, "--probe", name, str(data), str(time.time())]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def probe(name: str, data: str, begun: str) -> None:
+    """In a process of its own: open the folder, read one batch (or all), and print seconds or MiB."""
+    logging.disable(logging.INFO)
+    ready = time.time()
+    prepared = prepare(DataConfig(path=data, num_workers=0), seed=0)
+    batches = training_loader(Path(data), prepared, workers=0, size=64)
+    if name == "memory":
+        for _ in batches:
+            pass
+        gc.collect()
+        print(psutil.Process().memory_info().rss / 2**20)
+        return
+    next(iter(batches))
+    print(time.time() - ready, time.time() - float(begun))
+
+
+def training_loader(
+    data: Path, prepared: Prepared, workers: int, device: torch.device | None = None, size: int = SIZE
+) -> DataLoader[Batch]:
+    """skindist's own loader of the training images."""
+    store = open_store(data, prepared, size)
+    images = LesionImages(store, prepared.rows, size, seed=0, augmented=True)
+    ids = [index for index, row in enumerate(prepared.rows) if row.split == "train"]
+    batches = TrainBatches(ids, Config().train, seed=0, rank=0, world_size=1)
+    return make_loader(images, batches, device or torch.device("cpu"), workers)
+
+
+def open_store(data: Path, prepared: Prepared, size: int = SIZE) -> PixelStore:
+    """The pixels of all images, prepared if need be."""
+    rows = zip(prepared.rows, prepared.sizes, strict=True)
+    sources = [Source(data / row.path, row.sha256, *shape) for row, shape in rows]
+    cache = Path(os.environ["SKINDIST_CACHE"])
+    ensure_store(cache, sources, size, "bicubic")
+    return PixelStore(store_folder(cache, sources, size, "bicubic"))
+
+
+def endless(batches: DataLoader[Batch]) -> Iterator[Batch]:
+    while True:
+        yield from batches
+
+
+def epoch_speed(batches: DataLoader[Any]) -> float:
+    """Images a second over one epoch."""
+    return speed(lambda: sum(len(batch[0]) for batch in batches))
+
+
+def speed(work: Callable[[], int]) -> float:
+    """Images a second of `work`, which returns how many images it did."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    images = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return images / (time.perf_counter() - begun)
+
+
+def side_by_side(
+    ours: Callable[[], float], theirs: Callable[[], float], rounds: int = ROUNDS
+) -> tuple[list[float], list[float]]:
+    """Both in turn, `rounds` times after one round that does not count."""
+    pairs = [(ours(), theirs()) for _ in tqdm(range(rounds + 1), "measuring", leave=False, disable=None)][1:]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def ratio_figure(what: str, instead: str, ours: list[float], theirs: list[float]) -> Figure:
+    """Medians of both, and the median, smallest and largest of their ratios."""
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    result = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+    return Figure(what, f"{statistics.median(ours):.0f}", f"{statistics.median(theirs):.0f} ({instead})", result)
+
+
+def draw_set(root: Path, count: int, size: int) -> Path:
+    """Drawn lesions as JPEGs."""
+    for index in tqdm(range(count), "drawing", leave=False, disable=None):
+        target = root / ("benign", "malignant")[index % 2] / f"{index}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draw_lesion(np.random.default_rng(index), bool(index % 2), size).save(target, quality=90)
+    return root
+
+
+def write_photographs(root: Path, count: int) -> int:
+    """Large JPEGs with a photograph's grain; returns how many."""
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        lesion = draw_lesion(rng, bool(index % 2), 256).resize((3000, 2000), Image.Resampling.BICUBIC)
+        target = root / ("benign", "malignant")[index % 2] / f"{index}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        noisy = (np.asarray(lesion, np.float32) + rng.normal(0, 4, (2000, 3000, 1))).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(target, quality=90)
+    return count
+
+
+def write_tiles(root: Path, count: int) -> Path:
+    """Many small JPEGs of smooth noise."""
+    for index in tqdm(range(count), "writing", leave=False, disable=None):
+        coarse = np.random.default_rng(index).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        target = root / ("benign", "malignant")[index % 2] / f"{index}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(target)
+    return root
+
+
+if __name__ == "__main__":
+    main()
