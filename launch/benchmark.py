@@ -105,6 +105,23 @@ def training(data: Path, folder: Path) -> list[Figure]:
     """Training steps fed by the loader, and the same steps on one batch that is in memory already."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
+    step, prepared_batch = training_step(device)
+    workers = min(8, available_cores() - 1) if cuda else 0
+    ours = endless(training_loader(data, prepare(DataConfig(path=str(data)), seed=0), workers, device))
+    held = prepared_batch(next(ours))
+    steps = 200 if cuda else 8
+    speeds = side_by_side(
+        lambda: speed(lambda: sum(step(*prepared_batch(next(ours))) for _ in range(steps))),
+        lambda: speed(lambda: sum(step(*held) for _ in range(steps))),
+    )
+    what = f"training EfficientNet-B0 in bf16, images/s on {device.type}"
+    return [ratio_figure(what, "one batch held in memory", *speeds)]
+
+
+def training_step(
+    device: torch.device,
+) -> tuple[Callable[[torch.Tensor, torch.Tensor], int], Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]]:
+    """One optimizer step of the recipe on images and labels, and what brings a batch to the device for it."""
     config = Config(model=ModelConfig(pretrained=False))
     model = build_model(config.model).to(device).to(memory_format=torch.channels_last).train()
     optimizer, pixels = build_optimizer(model, config.optim), preprocessing(model)
@@ -122,16 +139,7 @@ def training(data: Path, folder: Path) -> list[Figure]:
         images = batch.images_BCHW.to(device, non_blocking=True)
         return normalize(images, batch.colours_B2C.to(device, non_blocking=True)), batch.labels_B.to(device)
 
-    workers = min(8, available_cores() - 1) if cuda else 0
-    ours = endless(training_loader(data, prepare(DataConfig(path=str(data)), seed=0), workers, device))
-    held = prepared_batch(next(ours))
-    steps = 200 if cuda else 8
-    speeds = side_by_side(
-        lambda: speed(lambda: sum(step(*prepared_batch(next(ours))) for _ in range(steps))),
-        lambda: speed(lambda: sum(step(*held) for _ in range(steps))),
-    )
-    what = f"training EfficientNet-B0 in bf16, images/s on {device.type}"
-    return [ratio_figure(what, "one batch held in memory", *speeds)]
+    return step, prepared_batch
 
 
 def preparation(data: Path, folder: Path) -> list[Figure]:
@@ -171,7 +179,7 @@ def start(data: Path, folder: Path) -> list[Figure]:
 
 
 def memory(data: Path, folder: Path) -> list[Figure]:
-    """Resident memory after one epoch of the loader over 5,000 and over 50,000 images."""
+    """Resident memory of a training process after an epoch of the loader over 5,000 and over 50,000 images."""
     few, many = write_tiles(folder / "5000", 5_000), write_tiles(folder / "50000", 50_000)
     used = []
     for tiles in (few, many):
@@ -200,8 +208,10 @@ def probe(name: str, data: str, begun: str) -> None:
     prepared = prepare(DataConfig(path=data, num_workers=0), seed=0)
     batches = training_loader(Path(data), prepared, workers=0, size=64)
     if name == "memory":
-        for _ in batches:
-            pass
+        step, prepared_batch = training_step(torch.device("cpu"))
+        for number, batch in enumerate(batches):
+            if number < 3:
+                step(*prepared_batch(batch))
         gc.collect()
         print(psutil.Process().memory_info().rss / 2**20)
         return

@@ -26,8 +26,8 @@ CERTAIN = 24  # bits: encoding again or resizing changes fewer; ISIC 2017's near
 REACH = 64  # bits: a cropped or zoomed copy may be this far, and so may many unrelated pairs
 REFERENCES = 1000  # images that stand for the unrelated ones
 FEWEST = 200  # images below which there is no tail to read: only certain pairs count then
-CHANCE = 0.1  # unrelated pairs for each image of the set whose hashes may pass by chance
-ALIKE = 0.96  # correlation of colours: in ISIC 2017, unrelated pairs that pass by chance have 0.95 at most
+CHANCE = 0.01  # unrelated pairs for each image of the set whose hashes may pass by chance
+ALIKE = 0.96  # correlation of colours: few unrelated pictures that pass by chance have as much, one camera's frame apart
 QUERIES = 4096  # images looked up at a time
 
 Kind = Literal["same bytes", "near-duplicate", "lesion", "patient"]
@@ -88,8 +88,8 @@ def near_duplicates(images: Sequence[ImageFile]) -> list[Link]:
     indices = list(first_of.values())  # one of each set of copies
     if len(indices) < 2:
         return []
-    digits = bytes.fromhex("".join(images[index].facts.hashes for index in indices))
-    hashes = np.frombuffer(digits, np.uint8).reshape(len(indices), len(ORIENTATIONS), BITS // 8)
+    joined = b"".join(images[index].facts.hashes for index in indices)
+    hashes = np.frombuffer(joined, np.uint8).reshape(len(indices), len(ORIENTATIONS), BITS // 8)
     near = _pairs_within(hashes, REACH)
     is_near = _calibrated(hashes, near)
     layouts = [images[index].facts.layout for index in indices]
@@ -152,9 +152,9 @@ def _calibrated(hashes: Hashes, near: Sequence[_Pair]) -> Callable[[_Pair], bool
     return lambda pair: max((pair.distance - median[i]) / spread[i] for i in pair[:2]) < limit
 
 
-def _turned(layout: str, turn: int) -> NDArray[np.float64]:
+def _turned(layout: bytes, turn: int) -> NDArray[np.float64]:
     """The colours of a picture in one of the 8 orientations, (64, 3), each channel about its mean."""
-    picture = Image.frombytes("RGB", (LAYOUT_SIDE, LAYOUT_SIDE), bytes.fromhex(layout))
+    picture = Image.frombytes("RGB", (LAYOUT_SIDE, LAYOUT_SIDE), layout)
     way = ORIENTATIONS[turn]
     colours = np.asarray(picture if way is None else picture.transpose(way), np.float64).reshape(-1, 3)
     centred: NDArray[np.float64] = colours - colours.mean(axis=0)

@@ -33,22 +33,23 @@ ORIENTATIONS = (None, *Image.Transpose)  # the 8 symmetries of a picture; the fi
 
 
 class Facts(NamedTuple):
-    """One file. `width` and `height` are those of the upright picture, in pixels; `notes` say how it is converted.
+    """One file, of `file_size` bytes. `width` and `height` are those of the upright picture, in pixels; `notes` say how
+    it is converted.
 
-    `hashes` are the perceptual hashes of the 8 orientations, 256 bits each, and `layout` is the picture in 8 x 8 RGB
-    pixels, both as hexadecimal digits; `hashes` is empty for a picture without structure. `colours` are the means of
-    R, G and B, their standard deviations, and their means in the outermost tenth, in grey levels from 0 to 255.
+    `hashes` are the perceptual hashes of the 8 orientations, 32 bytes each, and empty for a picture without structure;
+    `layout` is the picture in 8 x 8 RGB pixels. `colours` are the means of R, G and B, their standard deviations, and
+    their means in the outermost tenth, in grey levels from 0 to 255.
     """
 
     reason: str  # why it cannot be used; "" if it can
     notes: tuple[str, ...] = ()
     sha256: str = ""
-    bytes: int = 0
+    file_size: int = 0
     format: str = ""
     width: int = 0
     height: int = 0
-    hashes: str = ""
-    layout: str = ""
+    hashes: bytes = b""
+    layout: bytes = b""
     colours: tuple[float, ...] = ()
 
 
@@ -90,7 +91,7 @@ def _decode(path: Path, content: bytes, image: Image.Image) -> Facts:
         *(["several frames"] if getattr(image, "n_frames", 1) > 1 else []),
     ]
     small = decode(image, (THUMBNAIL, THUMBNAIL))
-    layout = small.resize((LAYOUT_SIDE, LAYOUT_SIDE), Image.Resampling.BOX).tobytes().hex()
+    layout = small.resize((LAYOUT_SIDE, LAYOUT_SIDE), Image.Resampling.BOX).tobytes()
     digest, hashes = hashlib.sha256(content).hexdigest(), perceptual_hashes(small)
     return Facts("", tuple(notes), digest, len(content), file_format, *size, hashes, layout, _colours(small))
 
@@ -108,15 +109,15 @@ def decode(image: Image.Image, at_least: tuple[int, int]) -> Image.Image:
     return ImageOps.exif_transpose(image).convert("RGB")
 
 
-def perceptual_hashes(image: Image.Image) -> str:
+def perceptual_hashes(image: Image.Image) -> bytes:
     """The pHash (Zauner, "Implementation and benchmarking of perceptual image hash functions", 2010) of each of the
-    8 orientations, 64 hexadecimal digits each; "" for a picture without structure, whose hash would be noise."""
+    8 orientations, 32 bytes each; none for a picture without structure, whose hash would be noise."""
     side = 4 * HASH_SIDE
     grey = image.convert("L").resize((side, side), Image.Resampling.LANCZOS)
     if np.asarray(grey).std() < BLANK:
-        return ""
+        return b""
     turned = (grey if turn is None else grey.transpose(turn) for turn in ORIENTATIONS)
-    return "".join(np.packbits(imagehash.phash(picture, HASH_SIDE).hash).tobytes().hex() for picture in turned)
+    return b"".join(np.packbits(imagehash.phash(picture, HASH_SIDE).hash).tobytes() for picture in turned)
 
 
 def _colours(image: Image.Image) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixe
 CACHE_FORMAT = 1  # of what is remembered: raise it when `inspect` finds out other things
 SETTLED = 2_000_000_000  # nanoseconds: a file that changed later than this before a scan may change again unnoticed
 
-Stamp = list[int]  # size, modification time and change time of a file, in bytes and nanoseconds
+Stamp = str  # size, modification time and change time of a file, in bytes and nanoseconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageFile:
     """One usable image: path relative to the data folder, label (index into CLASSES), split ("" where the folder has
     none), and what its file told."""
@@ -85,7 +86,7 @@ def scan_folder(root: Path, cache_dir: str | None = None, progress: bool = False
 def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None, progress: bool) -> dict[str, Facts]:
     """What is remembered of the files that have not changed, and what the others tell now."""
     place = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
-    memory = cache_folder(cache_dir) / "scans" / f"{place}.json"
+    memory = cache_folder(cache_dir) / "scans" / f"{place}.jsonl"
     known = _recall(memory)
     facts = {path: known[path][1] for path, stamp in files.items() if path in known and known[path][0] == stamp}
     new = [path for path in files if path not in facts]
@@ -97,32 +98,43 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None, pro
         told = pool.map(inspect, (root / path for path in new))
         bar = tqdm(told, "inspecting images", len(new), unit="image", leave=False, disable=None if progress else True)
         facts |= dict(zip(new, bar, strict=True))
-    settled = {path: stamp for path, stamp in files.items() if max(stamp[1:]) < started - SETTLED}
+    settled = {path: stamp for path, stamp in files.items() if max(map(int, stamp.split())) < started - SETTLED}
     _remember(memory, {path: (stamp, facts[path]) for path, stamp in settled.items()})
     return facts
 
 
 def _recall(memory: Path) -> dict[str, tuple[Stamp, Facts]]:
     """What an earlier scan wrote; nothing if there was none or its file cannot be read."""
+    known = {}
     try:
-        content: dict[str, Any] = json.loads(memory.read_bytes())
-        if content["format"] != CACHE_FORMAT:
-            return {}
-        return {path: (stamp, _facts(values)) for path, (stamp, values) in content["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+        with memory.open() as file:
+            if json.loads(next(file)) != CACHE_FORMAT:
+                return {}
+            for line in file:
+                path, stamp, facts = json.loads(line)
+                known[path] = (stamp, _from_json(facts))
+    except (OSError, ValueError, TypeError, KeyError, StopIteration):
         return {}
-
-
-def _facts(values: list[Any]) -> Facts:
-    return Facts._make(tuple(value) if isinstance(value, list) else value for value in values)
+    return known
 
 
 def _remember(memory: Path, files: dict[str, tuple[Stamp, Facts]]) -> None:
-    try:
+    lines = [json.dumps([path, stamp, _to_json(facts)]) for path, (stamp, facts) in files.items()]
+    with suppress(OSError):  # a cache that cannot be written costs time at the next scan, nothing else
         memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(memory, json.dumps({"format": CACHE_FORMAT, "files": files}))
-    except OSError:
-        pass  # a cache that cannot be written costs time at the next scan, nothing else
+        write_atomic(memory, "\n".join([json.dumps(CACHE_FORMAT), *lines, ""]))
+
+
+def _to_json(facts: Facts) -> dict[str, Any]:
+    return facts._asdict() | {"hashes": facts.hashes.hex(), "layout": facts.layout.hex()}
+
+
+def _from_json(values: dict[str, Any]) -> Facts:
+    for name in ("notes", "colours"):
+        values[name] = tuple(values[name])
+    for name in ("hashes", "layout"):
+        values[name] = bytes.fromhex(values[name])
+    return Facts(**values)
 
 
 def _find(root: Path) -> Iterator[tuple[str, int, str, Stamp]]:
@@ -195,6 +207,6 @@ def _files_below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str,
             try:
                 status = entry.stat()
             except OSError:  # a link to nothing: named when it is read
-                yield entry.path, [0, 0, 0]
+                yield entry.path, "0"
             else:
-                yield entry.path, [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+                yield entry.path, f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

@@ -21,7 +21,7 @@ from skindist.randomness import Stream, generator
 SPLITS = ("train", "val", "test")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One line of split.csv; its number (from 0) is the sample id."""
 

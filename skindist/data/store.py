@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 import xxhash
 from numpy.typing import NDArray
@@ -103,14 +104,16 @@ class PixelStore:
             starts.append(np.frombuffer(ends, np.int32)[: len(chunk)] + (data.address - self._bytes.data_ptr()))
         columns = [table.column(name).to_numpy() for name in ("height", "width")]
         self._places = np.stack([np.concatenate(starts), *columns], axis=1)
-        self._index = {digest: index for index, digest in enumerate(table.column("sha256").to_pylist())}
+        self._digests = table.column("sha256").combine_chunks()
+        self.release()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PixelStore, (self.folder,)
 
     def positions(self, digests: Sequence[str]) -> NDArray[np.int64]:
         """Where the images with these SHA-256 are, for `read`."""
-        return np.array([self._index[digest] for digest in digests], dtype=np.int64)
+        found: NDArray[np.int64] = pc.index_in(pa.array(digests), self._digests).to_numpy().astype(np.int64)
+        return found
 
     def read(self, position: int) -> Tensor:
         """Pixels (height, width, 3) uint8: a view of the mapped file, not to be written to."""

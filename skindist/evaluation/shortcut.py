@@ -71,8 +71,9 @@ def shortcut_baseline(images: Sequence[ImageFile], groups: Sequence[str], seed: 
 
 def _traits(facts: Facts) -> dict[str, list[float]]:
     """What the baseline sees of one image, by family."""
+    density = facts.file_size / (facts.width * facts.height)
     return {
-        "file": [facts.bytes, facts.bytes / (facts.width * facts.height), *(facts.format == name for name in FORMATS)],
+        "file": [facts.file_size, density, *(facts.format == name for name in FORMATS)],
         "dimensions": [facts.width, facts.height, facts.width / facts.height],
         "colour": list(facts.colours[:6]),
         "border": list(facts.colours[6:]),

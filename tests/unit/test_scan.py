@@ -123,7 +123,9 @@ def test_a_file_that_has_just_changed_is_not_trusted_the_next_time(
     assert sorted(inspected) == ["a.png", "a.png", "b.jpg", "b.jpg", "test_9.PNG", "test_9.PNG"]
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0}', '{"format": 1, "files": {"benign/a.png": 3}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "0", "1\n{", "1\n[3]", '1\n["benign/a.png", "1 2 3", {"reason": ""}]']
+)
 def test_a_damaged_memory_is_as_good_as_none(
     flat: Path, tmp_path: Path, inspected: list[str], monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:

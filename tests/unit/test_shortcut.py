@@ -18,7 +18,7 @@ def draw(count: int, shift: float = 0.0, seed: int = 0, **given: object) -> list
         facts = Facts(
             reason="",
             sha256=f"{index:064x}",
-            bytes=int(rng.normal(20_000 + 2_000 * shift * label, 2_000)),
+            file_size=int(rng.normal(20_000 + 2_000 * shift * label, 2_000)),
             format="JPEG",
             width=256,
             height=256,
