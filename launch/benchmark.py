@@ -145,7 +145,7 @@ def training_step(
 def preparation(data: Path, folder: Path) -> list[Figure]:
     """From files never seen to pixels: inspection, duplicates and store, and plain decoding and resizing alone."""
     large = folder / "large"
-    count = write_photographs(large, 48)
+    count = write_photographs(large, 96)
     threads = available_cores()
 
     def plain() -> int:
