@@ -10,7 +10,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from skindist.config import DataConfig, parse_config
-from skindist.errors import TrainingError, UserError
+from skindist.errors import Stopped, TrainingError, UserError
 from skindist.machine import cache_folder
 
 
@@ -18,7 +18,8 @@ def train(args: Sequence[str] | None = None) -> int:
     """Run `fit` with the config of the command line, on one of the processes that a launcher started.
 
     Returns:
-        The exit status: 0 done, 2 a user's mistake, 1 training diverged, 130 interrupted.
+        The exit status: 0 done, 2 a user's mistake, 1 training diverged, 130 interrupted,
+        143 or 138 stopped by SIGTERM or SIGUSR1 with its state saved.
     """
     show_log()
     try:
@@ -28,6 +29,9 @@ def train(args: Sequence[str] | None = None) -> int:
         fit(config)
     except (UserError, TrainingError) as error:
         return fail_together(str(error), 2 if isinstance(error, UserError) else 1)
+    except Stopped as stop:
+        again = "the same command with the same --run.dir goes on from here"
+        return fail_together(f"stopped by {stop.name}; {again}", stop.status)
     except KeyboardInterrupt:
         return fail("interrupted; the same command with the same --run.dir goes on from the last finished epoch", 130)
     return 0

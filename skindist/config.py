@@ -141,6 +141,18 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints; one is written at the end of each epoch in any case."""
+
+    every_steps: int | None = None
+    """Optimizer steps between two checkpoints within an epoch; null: none by steps."""
+    every_minutes: float | None = 10.0
+    """Minutes after which the next step is saved; null: none by time."""
+    keep: int = 2
+    """Newest checkpoints to keep, beside the best epoch's."""
+
+
+@dataclass(frozen=True)
 class TrackingConfig:
     """Weights & Biases; metrics.jsonl in the run folder is written in any case."""
 
@@ -160,6 +172,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -235,6 +248,9 @@ def check(config: Config) -> Config:
         "train.log_every": (train.log_every >= 1, "1 or more"),
         "early_stopping.patience": (config.early_stopping.patience >= 1, "1 or more"),
         "early_stopping.min_delta": (0 <= config.early_stopping.min_delta < math.inf, "0 or more"),
+        "checkpoint.every_steps": ((config.checkpoint.every_steps or 1) >= 1, "1 or more, or null"),
+        "checkpoint.every_minutes": ((config.checkpoint.every_minutes or 1) > 0, "above 0, or null"),
+        "checkpoint.keep": (config.checkpoint.keep >= 2, "2 or more, in case the newest is damaged"),
         "run.seed": (config.run.seed >= 0, "0 or more"),
     }
     values = config.to_dict()

@@ -1,8 +1,17 @@
-"""The two ways in which a run ends early on purpose: each is shown as one message, never as a traceback."""
+"""The ways in which a run ends early on purpose: each is shown as one message, never as a traceback."""
 
 
 class UserError(Exception):
     """A user's mistake: the message says what is wrong, where, and what to do. Exit status 2."""
+
+
+class Stopped(Exception):
+    """A scheduler's signal ended the run, after its state was saved. Exit status 128 + the signal's number."""
+
+    def __init__(self, name: str, status: int) -> None:
+        super().__init__(name, status)
+        self.name = name
+        self.status = status
 
 
 class TrainingError(Exception):

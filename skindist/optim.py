@@ -33,6 +33,15 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     return optimizer
 
 
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take over a saved state dict, with moments in the memory order of their parameters, as a fresh run has them."""
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter).copy_(value)
+
+
 def learning_rate(step: int, steps_per_epoch: int, epochs: int, config: OptimConfig) -> float:
     """Learning rate of optimizer step `step` (from 0): the same on any number of processes, and nothing to save."""
     warmup = round(config.warmup_epochs * steps_per_epoch)

@@ -27,7 +27,7 @@ REACH = 64  # bits: a cropped or zoomed copy may be this far, and so may many un
 REFERENCES = 1000  # images that stand for the unrelated ones
 FEWEST = 200  # images below which there is no tail to read: only certain pairs count then
 CHANCE = 0.01  # unrelated pairs for each image of the set whose hashes may pass by chance
-ALIKE = 0.96  # correlation of colours: few unrelated pictures that pass by chance have as much, one camera's frame apart
+ALIKE = 0.96  # correlation of colours: of unrelated pictures, only those in one camera's frame have as much
 QUERIES = 4096  # images looked up at a time
 
 Kind = Literal["same bytes", "near-duplicate", "lesion", "patient"]

@@ -83,6 +83,7 @@ class TrainBatches:
         self.mine = range(rank * config.accumulation_steps, (rank + 1) * config.accumulation_steps)
         self.seed = seed
         self.epoch = 0
+        self.first_step = 0  # of the epoch, where a run goes on in its middle
         if self.batch_size % self.parts:
             raise UserError(
                 f"--train.batch_size {self.batch_size} is the global batch and must be divisible by processes x "
@@ -101,10 +102,10 @@ class TrainBatches:
         return [len(batch) for batch in global_batches(self.ids, self.batch_size, self.seed, self.epoch)]
 
     def __len__(self) -> int:
-        return -(-len(self.ids) // self.batch_size) * len(self.mine)
+        return (-(-len(self.ids) // self.batch_size) - self.first_step) * len(self.mine)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for batch in global_batches(self.ids, self.batch_size, self.seed, self.epoch):
+        for batch in global_batches(self.ids, self.batch_size, self.seed, self.epoch)[self.first_step :]:
             parts = np.array_split(batch, self.parts)
             for part in self.mine:
                 yield [(self.epoch, int(sample_id)) for sample_id in parts[part]]

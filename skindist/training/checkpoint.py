@@ -1,11 +1,12 @@
 """Checkpoints that are whole or absent: a hidden folder, flushed to disk, manifest last, renamed, then old ones pruned.
 
-checkpoints/step-00000000/   model.safetensors, optimizer.pt, state.json, manifest.json (SHA-256 of each file)
+checkpoints/step-00000000/   model, optimizer and buffers (.safetensors), state.json, manifest.json (SHA-256 of each)
 checkpoints/last, best       links to the newest one and to the best epoch's
+
+Only tensors and JSON are written and read: nothing in a checkpoint can run code.
 """
 
 import hashlib
-import io
 import json
 import logging
 import shutil
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -25,11 +25,13 @@ log = logging.getLogger("skindist")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights by name (bare model, no DDP or compile prefix), the optimizer's state dict, and JSON values."""
+    """Weights by name (bare model, no DDP or compile prefix), the optimizer's state dict, JSON values, and each rank's
+    BatchNorm statistics (ranks, values), which differ in the middle of an epoch."""
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     state: dict[str, Any]
+    rank_buffers: Tensor
 
 
 def step_folder(checkpoints: Path, global_step: int) -> Path:
@@ -48,12 +50,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
-        optimizer = io.BytesIO()
-        torch.save(checkpoint.optimizer, optimizer)
+        moments, values = split_optimizer(checkpoint.optimizer)
         write_atomic(temporary / "model.safetensors", save(tensors))
-        write_atomic(temporary / "optimizer.pt", optimizer.getvalue())
-        write_json(temporary / "state.json", checkpoint.state)
+        write_atomic(temporary / "optimizer.safetensors", save(moments))
+        write_atomic(temporary / "buffers.safetensors", save({"ranks": checkpoint.rank_buffers}))
+        write_json(temporary / "state.json", checkpoint.state | {"optimizer": values})
         write_json(temporary / "manifest.json", {path.name: _sha256(path) for path in sorted(temporary.iterdir())})
+        sync_folder(temporary)
         shutil.rmtree(folder, ignore_errors=True)  # only ever a damaged one: training does not come by a step twice
         temporary.rename(folder)
         sync_folder(folder.parent)
@@ -61,16 +64,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         raise TrainingError(f"cannot write the checkpoint {folder}: {error.strerror or error}") from error
 
 
-def keep_last_and_best(last: Path, best: Path) -> None:
-    """Point the links `last` and `best` at two checkpoints and delete all others."""
+def prune(last: Path, best: Path | None, keep: int) -> None:
+    """Point the links `last` and `best` at two checkpoints; delete all but the newest `keep` and the best."""
     folder = last.parent
     for name, target in (("last", last), ("best", best)):
-        link = folder / f".{name}.tmp"
-        link.unlink(missing_ok=True)
-        link.symlink_to(target.name)
-        link.replace(folder / name)
-    for old in folder.glob("step-*"):
-        if old not in (last, best):
+        if target:
+            link = folder / f".{name}.tmp"
+            link.unlink(missing_ok=True)
+            link.symlink_to(target.name)
+            link.replace(folder / name)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        if old != best:
             shutil.rmtree(old)
 
 
@@ -100,11 +104,30 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """
     if not is_intact(folder):
         raise TrainingError(f"the checkpoint {folder} is damaged: start a new run with another --run.dir")
-    return Checkpoint(
-        load_file(folder / "model.safetensors"),
-        torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True),
-        json.loads((folder / "state.json").read_text()),
-    )
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    optimizer = join_optimizer(load_file(folder / "optimizer.safetensors"), state.pop("optimizer"))
+    buffers = load_file(folder / "buffers.safetensors")["ranks"]
+    return Checkpoint(load_file(folder / "model.safetensors"), optimizer, state, buffers)
+
+
+def split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state dict as tensors, named "parameter.moment", and JSON values."""
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for parameter, moments in state["state"].items():
+        for name, value in moments.items():
+            target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
+            target[f"{parameter}.{name}"] = value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
+    return tensors, {"scalars": scalars, "param_groups": state["param_groups"]}
+
+
+def join_optimizer(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
+    """What `split_optimizer` took apart."""
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in (tensors | values["scalars"]).items():
+        parameter, name = key.split(".", maxsplit=1)
+        state.setdefault(int(parameter), {})[name] = value
+    return {"state": state, "param_groups": values["param_groups"]}
 
 
 def _sha256(path: Path) -> str:

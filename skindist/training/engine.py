@@ -1,9 +1,10 @@
 """The loop: `train_one_epoch` and `evaluate` are plain functions over explicit parts. Write another loop from them."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     normalize: Callable[[Tensor, Tensor], Tensor]
     channels_last: bool = True
+    pending: list[Tensor] = field(default_factory=list)  # loss and accuracy of steps, still on the device
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) as uint8 to the device, coloured and normalised there; labels (B,)."""
@@ -58,46 +60,62 @@ class Learner:
 
 
 def train_one_epoch(
-    learner: Learner, loader: DataLoader[Batch], batches: TrainBatches, state: TrainState, config: Config, log: Log
+    learner: Learner,
+    loader: DataLoader[Batch],
+    batches: TrainBatches,
+    state: TrainState,
+    config: Config,
+    log: Log,
+    after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train on every image once; advance `state`; log the curve every `train.log_every` steps.
+    """Train on every image once, from where `state` is; advance it; log the curve every `train.log_every` steps.
 
-    No step waits for the device: losses stay there until a point of the curve is logged.
+    No step waits for the device: losses stay there until a point of the curve is logged or the state is saved.
+
+    Args:
+        after_step: called after each step but the epoch's last, when `state` is up to date but for its window.
 
     Raises:
         TrainingError: a loss is NaN or infinite; the message names the step.
     """
     accelerator, train = learner.accelerator, config.train
     set_train_mode(learner.model, train.freeze_batchnorm)
-    batches.epoch = state.epoch
+    batches.epoch, batches.first_step = state.epoch, state.epoch_step
     sizes = batches.sizes()
     micro_batches = iter(loader)
-    window: list[Tensor] = []
-    started = time.perf_counter()
-    bar = progress(sizes, f"epoch {state.epoch + 1}/{train.epochs}", "step", accelerator)
-    for step, size in enumerate(bar, start=1):
+    title, place = f"epoch {state.epoch + 1}/{train.epochs}", {"total": len(sizes), "initial": state.epoch_step}
+    bar = progress(None, title, "step", accelerator, **place)
+    for size in sizes[state.epoch_step :]:
+        started = time.perf_counter()
         rate = learning_rate(state.global_step, len(sizes), train.epochs, config.optim)
         for group in learner.optimizer.param_groups:
             group["lr"] = rate
-        window.append(train_step(learner, micro_batches, size, state.global_step, config))
+        learner.pending.append(train_step(learner, micro_batches, size, state.global_step, config))
         state.global_step += 1
+        state.epoch_step += 1
         state.images_seen += size
-        if len(window) == train.log_every or step == len(sizes):
-            loss, accuracy = mean_of_window(accelerator, window, state.global_step)
+        bar.update()
+        if state.epoch_step == len(sizes) or state.epoch_step % train.log_every == 0:
+            collect_window(learner, state)
+            loss, accuracy = np.mean(state.window, axis=0).tolist()
+            state.window.clear()
             log(
                 {
                     "train/loss": loss,
                     "train/accuracy": accuracy,
                     "train/lr": rate,
-                    "epoch": state.epoch + step / len(sizes),
+                    "epoch": state.epoch + state.epoch_step / len(sizes),
                     "global_step": state.global_step,
                 }
             )
             bar.set_postfix(loss=f"{loss:.4f}")
-            window.clear()
+        state.train_seconds += time.perf_counter() - started
+        if state.epoch_step < len(sizes):
+            after_step()
+    bar.close()
     average_buffers(accelerator, learner.module)
     state.epoch += 1
-    state.train_seconds += time.perf_counter() - started
+    state.epoch_step = 0
 
 
 def train_step(learner: Learner, micro_batches: Iterator[Batch], size: int, global_step: int, config: Config) -> Tensor:
@@ -126,21 +144,24 @@ def train_step(learner: Learner, micro_batches: Iterator[Batch], size: int, glob
     return totals
 
 
-def mean_of_window(accelerator: Accelerator, window: list[Tensor], global_step: int) -> tuple[float, float]:
-    """Mean loss and accuracy of the last steps over all ranks: the one place of the loop that waits for the device.
+def collect_window(learner: Learner, state: TrainState) -> None:
+    """Bring the loss and accuracy of the pending steps from all ranks into the state's window: the one place of the
+    loop that waits for the device.
 
     Raises:
         TrainingError: on every rank alike, when a step's loss is not finite.
     """
-    means = accelerator.reduce(torch.stack(window), reduction="sum").cpu()
-    losses = means[:, 0]
-    if not losses.isfinite().all():
-        bad = int((~losses.isfinite()).nonzero()[0])
-        raise TrainingError(
-            f"the training loss is {losses[bad].item()} at step {global_step - len(window) + bad + 1}: "
-            "lower --optim.lr, or train without fp16 (--mixed_precision bf16 or no)"
-        )
-    return losses.mean().item(), means[:, 1].mean().item()
+    if not learner.pending:
+        return
+    means = learner.accelerator.reduce(torch.stack(learner.pending), reduction="sum").tolist()
+    for number, (loss, _) in enumerate(means, start=1):
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the training loss is {loss} at step {state.global_step - len(means) + number}: "
+                "lower --optim.lr, or train without fp16 (--mixed_precision bf16 or no)"
+            )
+    state.window += means
+    learner.pending.clear()
 
 
 @torch.inference_mode()
@@ -197,6 +218,7 @@ def warm_up(learner: Learner, image_size: int) -> None:
         learner.optimizer.zero_grad(set_to_none=True)
 
 
-def progress(steps: Any, title: str, unit: str, accelerator: Accelerator) -> Any:
+def progress(steps: Any, title: str, unit: str, accelerator: Accelerator, **options: Any) -> Any:
     """A progress bar on the main process, where a terminal shows it."""
-    return tqdm(steps, title, unit=unit, leave=False, disable=None if accelerator.is_main_process else True)
+    hidden = None if accelerator.is_main_process else True
+    return tqdm(steps, title, unit=unit, leave=False, disable=hidden, **options)

@@ -19,7 +19,7 @@ from skindist.files import write_atomic, write_csv
 FREE_KEYS = {
     "run.dir", "run.resume", "data.cache_dir", "data.num_workers", "train.eval_batch_size", "train.log_every"
 }  # fmt: skip
-FREE_SECTIONS = {"tracking"}
+FREE_SECTIONS = {"tracking", "checkpoint"}
 
 
 def resolve(config: Config) -> Config:

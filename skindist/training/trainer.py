@@ -26,22 +26,23 @@ from skindist.errors import UserError
 from skindist.evaluation.metrics import compute
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
-from skindist.optim import build_optimizer
+from skindist.optim import build_optimizer, load_optimizer
 from skindist.randomness import Stream, derived_seed
 from skindist.training import distributed
 from skindist.training.checkpoint import (
     Checkpoint,
-    keep_last_and_best,
     load_checkpoint,
     newest_intact,
+    prune,
     save_checkpoint,
     step_folder,
 )
 from skindist.training.distributed import decide
-from skindist.training.engine import Learner, evaluate, train_one_epoch, warm_up
+from skindist.training.engine import Learner, collect_window, evaluate, train_one_epoch, warm_up
 from skindist.training.results import summary, write_results
 from skindist.training.run_folder import find_run, open_run, prepare_data, resolve
 from skindist.training.state import TrainState
+from skindist.training.stopping import Guard
 from skindist.training.tracking import Tracker, rewind
 
 log = logging.getLogger("skindist")
@@ -56,6 +57,7 @@ def fit(config: Config) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the config, the data, the weights or the launch; raised on every process.
         TrainingError: training diverged or the disk is full; raised on every process.
+        Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
     config = resolve(check(config))
     accelerator = distributed.start(log_with=None if config.tracking.wandb == "disabled" else "wandb")
@@ -70,15 +72,22 @@ def fit(config: Config) -> dict[str, Any]:
     warm_up(learner, config.data.image_size)
     state, stopping = restore(learner, run, config)
     tracker = Tracker(accelerator, run, config, state.wandb_id)
-    while state.epoch < config.train.epochs and not stopping.should_stop:
-        train_one_epoch(learner, loaders["train"], batches, state, config, tracker.log)
-        val = evaluate(learner, loaders["val"], ids["val"], "val")
-        metrics = decide(accelerator, compute, val.probabilities, val.labels)
-        stopping = decide(accelerator, judge, stopping, metrics[config.early_stopping.metric], state.epoch)
-        if stopping.best_epoch == state.epoch:
-            state.best_step = state.global_step
-        tracker.log_epoch(state, metrics, is_best=state.best_step == state.global_step)
-        decide(accelerator, save, run, learner, state, stopping)
+    with Guard(config.checkpoint, accelerator) as guard:
+
+        def after_step() -> None:
+            if guard.save_now(state.global_step):
+                save(run, learner, state, stopping, config)
+                guard.stop_if_agreed()
+
+        while state.epoch < config.train.epochs and not stopping.should_stop:
+            train_one_epoch(learner, loaders["train"], batches, state, config, tracker.log, after_step)
+            val = evaluate(learner, loaders["val"], ids["val"], "val")
+            metrics = decide(accelerator, compute, val.probabilities, val.labels)
+            stopping = decide(accelerator, judge, stopping, metrics[config.early_stopping.metric], state.epoch)
+            if stopping.best_epoch == state.epoch:
+                state.best_step = state.global_step
+            tracker.log_epoch(state, metrics, is_best=state.best_step == state.global_step)
+            save(run, learner, state, stopping, config)
 
     best = decide(accelerator, load_checkpoint, step_folder(run / "checkpoints", state.best_step))
     learner.module.load_state_dict(best.weights)
@@ -140,18 +149,26 @@ def judge(stopping: EarlyStopping, value: float, epoch: int) -> EarlyStopping:
     return stopping
 
 
-def save(run: Path, learner: Learner, state: TrainState, stopping: EarlyStopping) -> None:
-    """Write this epoch's checkpoint, then keep it and the best one."""
-    scaler = learner.accelerator.scaler
+def save(run: Path, learner: Learner, state: TrainState, stopping: EarlyStopping, config: Config) -> None:
+    """Write a checkpoint of this step, then prune the old ones. Call it on every rank."""
+    accelerator = learner.accelerator
+    collect_window(learner, state)
+    buffers = distributed.gather_buffers(accelerator, learner.module)
     values = {
         "train": asdict(state),
         "early_stopping": stopping.state_dict(),
-        "scaler": scaler.state_dict() if scaler else None,
-        "world_size": learner.accelerator.num_processes,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
+        "world_size": accelerator.num_processes,
     }
-    last = step_folder(run / "checkpoints", state.global_step)
-    save_checkpoint(last, Checkpoint(learner.module.state_dict(), learner.optimizer.state_dict(), values))
-    keep_last_and_best(last, step_folder(run / "checkpoints", state.best_step))
+
+    def write() -> None:
+        folder = step_folder(run / "checkpoints", state.global_step)
+        weights, optimizer = learner.module.state_dict(), learner.optimizer.state_dict()
+        save_checkpoint(folder, Checkpoint(weights, optimizer, values, buffers))
+        best = step_folder(run / "checkpoints", state.best_step) if state.best_step else None
+        prune(folder, best, config.checkpoint.keep)
+
+    decide(accelerator, write)
 
 
 def restore(learner: Learner, run: Path, config: Config) -> tuple[TrainState, EarlyStopping]:
@@ -172,10 +189,12 @@ def restore(learner: Learner, run: Path, config: Config) -> tuple[TrainState, Ea
         state.wandb_id = decide(learner.accelerator, secrets.token_hex, 4)
         return state, stopping
     learner.module.load_state_dict(checkpoint.weights)
-    learner.optimizer.load_state_dict(checkpoint.optimizer)
+    load_optimizer(learner.optimizer, checkpoint.optimizer)
+    distributed.restore_buffers(learner.accelerator, learner.module, checkpoint.rank_buffers)
     if learner.accelerator.scaler and checkpoint.state["scaler"]:
         learner.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
     stopping.load_state_dict(checkpoint.state["early_stopping"])
     state = TrainState(**checkpoint.state["train"])
-    log.info(f"resumed after epoch {state.epoch}, step {state.global_step}")
+    within = f", {state.epoch_step} steps into the next" if state.epoch_step else ""
+    log.info(f"resumed after epoch {state.epoch}{within}, step {state.global_step}")
     return state, stopping

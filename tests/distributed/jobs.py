@@ -10,7 +10,7 @@ from torch import nn
 from skindist.config import Config, parse_config
 from skindist.data.loading import Batch
 from skindist.errors import TrainingError, UserError
-from skindist.training import distributed, trainer
+from skindist.training import distributed, engine, trainer
 from skindist.training.engine import evaluate, set_train_mode, train_step, warm_up
 from skindist.training.run_folder import prepare_data
 from tests.conftest import TINY
@@ -96,22 +96,37 @@ def fit(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     return trainer.fit(tiny_config(data, run, *flags))
 
 
-def fit_until(epochs: int, data: Path, run: Path, *flags: str) -> int:
-    """A run that dies on every rank right after the checkpoint of epoch `epochs`; returns the epochs it finished."""
-    original, done = trainer.save, []
+def fit_until(step: int, data: Path, run: Path, *flags: str) -> list[list[int]]:
+    """A run that dies on every rank after the checkpoint of `step`; returns the ids of the batches it trained on."""
+    return _fit(data, run, flags, dies_after=step)
+
+
+def fit_and_watch(data: Path, run: Path, *flags: str) -> list[list[int]]:
+    """A whole run; returns the ids of each batch that this rank trained on."""
+    return _fit(data, run, flags, dies_after=None)
+
+
+def _fit(data: Path, run: Path, flags: tuple[str, ...], dies_after: int | None) -> list[list[int]]:
+    original_save, original_step, seen = trainer.save, engine.train_step, []
 
     def save_and_die(*args: Any) -> None:
-        original(*args)
-        done.append(args[2].epoch)
-        if len(done) == epochs:
+        original_save(*args)
+        if args[2].global_step == dies_after:
             raise TrainingError("died on purpose")
 
+    def watch(learner: Any, micro_batches: Any, *args: Any) -> Any:
+        batch = next(micro_batches)
+        seen.append(batch.ids_B.tolist())
+        return original_step(learner, iter([batch]), *args)
+
     setattr(trainer, "save", save_and_die)  # noqa: B010 (mypy lets no function be replaced)
+    setattr(engine, "train_step", watch)  # noqa: B010
     try:
         trainer.fit(tiny_config(data, run, *flags))
     except TrainingError:
-        return epochs
-    raise AssertionError("the run ended before it could die")
+        return seen
+    assert dies_after is None, "the run ended before it could die"
+    return seen
 
 
 def one_decision(values: list[float]) -> list[Any]:

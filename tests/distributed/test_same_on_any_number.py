@@ -1,6 +1,5 @@
 """One config on 1, 2, 3 and 4 processes: same images, same pixels, same figures, same weights."""
 
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -118,26 +117,3 @@ def test_runs_stop_at_the_same_epoch_with_the_same_figures(demo: Path, tmp_path:
         for metric in ("loss", "accuracy", "auroc"):
             assert ranks[0]["test"][metric]["value"] == pytest.approx(alone["test"][metric]["value"], abs=1e-4)
         assert (tmp_path / f"run{n}/split.csv").read_text() == (tmp_path / "run1/split.csv").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(demo: Path, tmp_path: Path, world_size: int) -> None:
-    """With BatchNorm, dropout and Adadelta's state; 3 ranks, because 2 cannot show a change of summation order."""
-    flags = ("--train.epochs=3", "--model.drop_rate=0.3", "--early_stopping.patience=9")
-
-    def launch(name: str, job: Callable[..., Any], *args: Any) -> Any:
-        return run_ranks(world_size, tmp_path / name, job, *args)[0]
-
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    expected = launch("a", jobs.fit, demo, whole, *flags)
-    assert launch("b", jobs.fit_until, 1, demo, cut, *flags) == 1
-    resumed = launch("c", jobs.fit, demo, cut, *flags, "--run.resume=must")
-    last = sorted((whole / "checkpoints").glob("step-*"))[-1].name
-    for file in ("model.safetensors", "optimizer.pt"):
-        assert (whole / "checkpoints" / last / file).read_bytes() == (cut / "checkpoints" / last / file).read_bytes()
-    for file in ("predictions-val.csv", "predictions-test.csv", "split.csv", "model/model.safetensors"):
-        assert (whole / file).read_bytes() == (cut / file).read_bytes()
-    assert resumed["test"] == expected["test"]
-    assert resumed["early_stopping"] == expected["early_stopping"]
-    assert resumed["images_seen"] == expected["images_seen"]

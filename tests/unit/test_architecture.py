@@ -14,7 +14,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
-    {"training.distributed", "training.engine", "training.checkpoint", "training.run_folder"},
+    {"training.distributed", "training.engine", "training.checkpoint", "training.run_folder", "training.stopping"},
     {"training.tracking", "training.results"},
     {"training.trainer", "report.curves", "report.page"},
     {"report.audit"},

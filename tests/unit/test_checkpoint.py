@@ -1,23 +1,27 @@
-"""Checkpoints: whole or absent, checked before use, and never more than two."""
+"""Checkpoints: whole or absent, checked before use, pruned, and never able to run code."""
 
 import json
 from hashlib import sha256
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from skindist.errors import TrainingError
 from skindist.files import write_json
+from skindist.optim import load_optimizer
 from skindist.training import checkpoint as module
 from skindist.training.checkpoint import (
     Checkpoint,
     is_intact,
-    keep_last_and_best,
+    join_optimizer,
     load_checkpoint,
     newest_intact,
+    prune,
     save_checkpoint,
+    split_optimizer,
     step_folder,
 )
 
@@ -25,7 +29,7 @@ from skindist.training.checkpoint import (
 def example(value: float = 1.0) -> Checkpoint:
     weights = {"conv": torch.full((2, 3, 4, 4), value).to(memory_format=torch.channels_last), "n": torch.tensor(3)}
     optimizer = {"state": {0: {"square_avg": torch.ones(2), "step": torch.tensor(5.0)}}, "param_groups": [{"lr": 0.1}]}
-    return Checkpoint(weights, optimizer, {"train": {"epoch": 1}})
+    return Checkpoint(weights, optimizer, {"train": {"epoch": 1}}, torch.arange(6.0).view(2, 3))
 
 
 def test_reads_back_what_was_saved(tmp_path: Path) -> None:
@@ -33,7 +37,7 @@ def test_reads_back_what_was_saved(tmp_path: Path) -> None:
     save_checkpoint(folder, example(2.5))
     assert folder.name == "step-00000063"
     assert sorted(path.name for path in folder.iterdir()) == [
-        "manifest.json", "model.safetensors", "optimizer.pt", "state.json"
+        "buffers.safetensors", "manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"
     ]  # fmt: skip
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     read = load_checkpoint(folder)
@@ -42,6 +46,38 @@ def test_reads_back_what_was_saved(tmp_path: Path) -> None:
     assert torch.equal(read.optimizer["state"][0]["square_avg"], torch.ones(2))
     assert read.optimizer["param_groups"] == [{"lr": 0.1}]
     assert read.state == {"train": {"epoch": 1}}
+    assert torch.equal(read.rank_buffers, torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
+
+
+@pytest.mark.parametrize("name", ["Adadelta", "AdamW", "SGD", "RMSprop"])
+def test_an_optimizer_goes_on_bit_for_bit(name: str) -> None:
+    """Through JSON and tensors, with parameters in channels-last order."""
+
+    def model() -> torch.nn.Conv2d:
+        torch.manual_seed(0)
+        return torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+
+    def train(module: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+            module(images).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    kind: Any = getattr(torch.optim, name)
+    options = {"lr": 0.1} | ({"momentum": 0.9} if name == "SGD" else {})
+    whole, cut, resumed = model(), model(), model()
+    optimizers = [kind(module.parameters(), **options) for module in (whole, cut, resumed)]
+    train(whole, optimizers[0], range(6))
+    train(cut, optimizers[1], range(3))
+    resumed.load_state_dict(cut.state_dict())
+    tensors, values = split_optimizer(optimizers[1].state_dict())
+    load_optimizer(optimizers[2], join_optimizer(tensors, json.loads(json.dumps(values))))
+    train(resumed, optimizers[2], range(3, 6))
+    assert torch.equal(resumed.weight, whole.weight)
+    for moment, value in optimizers[2].state[resumed.weight].items():
+        assert torch.equal(value, optimizers[0].state[whole.weight][moment])
+        assert value.stride() == optimizers[0].state[whole.weight][moment].stride()
 
 
 def test_others_may_read_the_files(tmp_path: Path) -> None:
@@ -49,7 +85,7 @@ def test_others_may_read_the_files(tmp_path: Path) -> None:
     assert (tmp_path / "step-00000001/model.safetensors").stat().st_mode & 0o044 == 0o044
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "buffers.safetensors", "state.json"])
 @pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
 def test_any_damage_is_found(tmp_path: Path, file: str, how: str) -> None:
     folder = tmp_path / "step-00000001"
@@ -85,16 +121,22 @@ def test_the_newest_intact_one_is_found(tmp_path: Path, caplog: pytest.LogCaptur
     assert "step-00000200 is damaged" in caplog.text
 
 
-def test_last_and_best_are_kept(tmp_path: Path) -> None:
-    folders = [step_folder(tmp_path, step) for step in (1, 2, 3)]
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    folders = [step_folder(tmp_path, step) for step in (1, 2, 3, 4)]
     for folder in folders:
         save_checkpoint(folder, example())
-    keep_last_and_best(folders[2], folders[0])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step-00000001", "step-00000003"]
+    prune(folders[3], folders[0], keep=2)
+    names = ["best", "last", "step-00000001", "step-00000003", "step-00000004"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert (tmp_path / "best").resolve() == folders[0]
-    keep_last_and_best(folders[2], folders[2])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step-00000003"]
-    assert json.loads((tmp_path / "best/state.json").read_text()) == {"train": {"epoch": 1}}
+    prune(folders[3], folders[3], keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step-00000003", "step-00000004"]
+
+
+def test_before_the_first_epoch_ends_there_is_no_best(tmp_path: Path) -> None:
+    save_checkpoint(step_folder(tmp_path, 1), example())
+    prune(step_folder(tmp_path, 1), None, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "step-00000001"]
 
 
 def test_a_crash_while_saving_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,15 +154,19 @@ def test_a_crash_while_saving_leaves_no_half_checkpoint(tmp_path: Path, monkeypa
     assert newest_intact(tmp_path) == step_folder(tmp_path, 2)
 
 
-def test_code_in_an_optimizer_file_is_not_run(tmp_path: Path) -> None:
+def test_code_beside_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return (exec, ("raise SystemExit",))
 
-    save_checkpoint(tmp_path / "step-00000001", example())
-    torch.save({"state": Evil()}, tmp_path / "step-00000001/optimizer.pt")
-    manifest = json.loads((tmp_path / "step-00000001/manifest.json").read_text())
-    manifest["optimizer.pt"] = sha256((tmp_path / "step-00000001/optimizer.pt").read_bytes()).hexdigest()
-    write_json(tmp_path / "step-00000001/manifest.json", manifest)
-    with pytest.raises(UnpicklingError, match="Weights only load failed"):
-        load_checkpoint(tmp_path / "step-00000001")
+    folder = tmp_path / "step-00000001"
+    save_checkpoint(folder, example())
+    for name in ("optimizer.pt", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
+        torch.save({"state": Evil()}, folder / name)
+    assert load_checkpoint(folder).state == {"train": {"epoch": 1}}
+    torch.save({"state": Evil()}, folder / "optimizer.safetensors")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["optimizer.safetensors"] = sha256((folder / "optimizer.safetensors").read_bytes()).hexdigest()
+    write_json(folder / "manifest.json", manifest)
+    with pytest.raises(SafetensorError):
+        load_checkpoint(folder)

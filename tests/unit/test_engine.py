@@ -12,7 +12,8 @@ from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
 from skindist.errors import TrainingError
 from skindist.training import distributed, trainer
-from skindist.training.engine import Learner, evaluate, mean_of_window, set_train_mode, train_step
+from skindist.training.engine import Learner, collect_window, evaluate, set_train_mode, train_step
+from skindist.training.state import TrainState
 from tests.distributed.jobs import head_weight, tiny_config
 
 
@@ -76,11 +77,15 @@ def test_frozen_batchnorm_keeps_its_statistics() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_bad_step_of_a_window_is_named(bad: float) -> None:
-    accelerator = distributed.start()
-    window = [torch.tensor([loss, 0.5]) for loss in (0.6, 0.5, bad, 0.4, bad)]
+    learner, _, _ = learner_and_batch()
+    learner.pending.extend(torch.tensor([loss, 0.5]) for loss in (0.75, 0.5))
+    state = TrainState(global_step=95)
+    collect_window(learner, state)
+    assert state.window == [[0.75, 0.5], [0.5, 0.5]]
+    learner.pending.extend(torch.tensor([loss, 0.5]) for loss in (0.6, 0.5, bad, 0.4, bad))
+    state.global_step = 100
     with pytest.raises(TrainingError, match="at step 98:"):
-        mean_of_window(accelerator, window, global_step=100)
-    assert mean_of_window(accelerator, window[:2], global_step=97) == pytest.approx((0.55, 0.5))
+        collect_window(learner, state)
 
 
 def test_an_image_that_is_missing_or_comes_twice_is_an_error() -> None:

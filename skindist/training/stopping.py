@@ -1,0 +1,86 @@
+"""When to save in the middle of an epoch, and when to stop: decided by all ranks at the same step.
+
+A scheduler's signal (SIGTERM, or SIGUSR1 from Slurm) may reach one process only, and clocks differ, so every step asks
+all ranks. The question travels on the CPU beside the step and is answered one step later: no step waits for a device.
+"""
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+import torch.distributed
+from accelerate import Accelerator
+from torch import Tensor
+
+from skindist.config import CheckpointConfig
+from skindist.errors import Stopped
+
+SAVE = 1  # signals are larger numbers, so the largest wish of any rank is what all of them do
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+class Guard:
+    """Watches signals and the clock while it is entered."""
+
+    def __init__(self, config: CheckpointConfig, accelerator: Accelerator) -> None:
+        self.every_steps = config.every_steps
+        self.every_seconds = 60 * config.every_minutes if config.every_minutes else None
+        self.main = accelerator.is_main_process
+        self.group: Any = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.saved_at = time.monotonic()
+        self.received = 0
+        self.agreed = 0
+        self._asked: tuple[Tensor, Any] | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Guard":
+        if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is Stopped:
+            return  # a launcher may forward the signal once more: it must not kill what is being said
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = max(self.received, number)
+
+    def save_now(self, global_step: int) -> bool:
+        """Whether to save the state after this step. Call it once a step, on every rank."""
+        overdue = self.every_seconds is not None and time.monotonic() - self.saved_at >= self.every_seconds
+        wish = self._largest(max(self.received, SAVE if self.main and overdue else 0))
+        self.agreed = wish if wish > SAVE else self.agreed
+        save = wish > 0 or (self.every_steps is not None and global_step % self.every_steps == 0)
+        if save:
+            self.saved_at = time.monotonic()
+        return save
+
+    def _largest(self, wish: int) -> int:
+        """The largest wish of all ranks at the last step (with one process: now); this step's are sent off."""
+        if self.group is None:
+            return wish
+        answer = 0
+        if self._asked:
+            wishes, work = self._asked
+            work.wait()
+            answer = int(wishes)
+        wishes = torch.tensor(wish)
+        work = torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX, self.group, async_op=True)
+        self._asked = wishes, work
+        return answer
+
+    def stop_if_agreed(self) -> None:
+        """End the run, once its state is saved.
+
+        Raises:
+            Stopped: on every rank alike, if the ranks have agreed that a signal came.
+        """
+        if self.agreed:
+            raise Stopped(signal.Signals(self.agreed).name, 128 + self.agreed)

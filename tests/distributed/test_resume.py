@@ -1,0 +1,79 @@
+"""A run that dies at any step and is resumed ends with the bytes of one that was never stopped."""
+
+import json
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import jobs
+from tests.distributed.ranks import run_ranks
+
+FLAGS = (
+    "--train.epochs=3", "--model.drop_rate=0.3", "--early_stopping.patience=9", "--checkpoint.every_steps=1",
+    "--data.num_workers=2",
+)  # fmt: skip
+STEPS = 3  # an epoch: 36 training images in batches of 12
+FILES = ("predictions-val.csv", "predictions-test.csv", "split.csv", "metrics.jsonl", "model/model.safetensors")
+CHECKPOINT = ("model.safetensors", "optimizer.safetensors", "buffers.safetensors")
+
+
+def newest(run: Path) -> Path:
+    return sorted((run / "checkpoints").glob("step-*"))[-1]
+
+
+def content(file: Path) -> object:
+    """What a file holds, but for the time that things took."""
+    if file.suffix != ".jsonl":
+        return file.read_bytes()
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{key: value for key, value in event.items() if key != "train/images_per_second"} for event in events]
+
+
+def assert_same_bytes(run: Path, expected: Path) -> None:
+    for file in CHECKPOINT:
+        assert (newest(run) / file).read_bytes() == (newest(expected) / file).read_bytes(), file
+    for file in FILES:
+        assert content(run / file) == content(expected / file), file
+
+
+def global_ids(ranks: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+    """The sample ids of each global batch, from those of each rank."""
+    return [sorted(chain(*parts)) for parts in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+def test_deaths_in_mid_epoch_leave_no_trace(demo: Path, tmp_path: Path, world_size: int) -> None:
+    """With BatchNorm, dropout, augmentation, two workers and Adadelta's state. It dies twice in one epoch, and then
+    right at an epoch's end; 3 ranks, because 2 cannot show a change of summation order."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    expected = run_ranks(world_size, tmp_path / "a", jobs.fit_and_watch, demo, whole, *FLAGS)
+    seen: list[list[list[int]]] = [[] for _ in range(world_size)]
+    for number, step in enumerate((1, 2, 6)):
+        part = run_ranks(world_size, tmp_path / f"b{number}", jobs.fit_until, step, demo, cut, *FLAGS)
+        seen = [before + now for before, now in zip(seen, part, strict=True)]
+    last = run_ranks(world_size, tmp_path / "c", jobs.fit_and_watch, demo, cut, *FLAGS, "--run.resume=must")
+    assert [before + now for before, now in zip(seen, last, strict=True)] == expected
+    assert_same_bytes(cut, whole)
+
+
+def test_3_then_2_then_1_processes_see_every_image_once_an_epoch(demo: Path, tmp_path: Path) -> None:
+    run, flags = tmp_path / "run", (*FLAGS, "--train.epochs=2")
+    seen = global_ids(run_ranks(3, tmp_path / "3", jobs.fit_until, 1, demo, run, *flags))
+    seen += global_ids(run_ranks(2, tmp_path / "2", jobs.fit_until, 4, demo, run, *flags))
+    seen += global_ids(run_ranks(1, tmp_path / "1", jobs.fit_and_watch, demo, run, *flags))
+    alone = global_ids(run_ranks(1, tmp_path / "whole", jobs.fit_and_watch, demo, tmp_path / "other", *flags))
+    assert seen == alone
+    for epoch in (seen[:STEPS], seen[STEPS:]):
+        assert len(set(chain(*epoch))) == len(list(chain(*epoch))) == 36
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(1, 9))
+def test_death_at_each_step_on_3_processes(demo: Path, tmp_path: Path, step: int) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_ranks(3, tmp_path / "a", jobs.fit_and_watch, demo, whole, *FLAGS)
+    run_ranks(3, tmp_path / "b", jobs.fit_until, step, demo, cut, *FLAGS)
+    run_ranks(3, tmp_path / "c", jobs.fit_and_watch, demo, cut, *FLAGS)
+    assert_same_bytes(cut, whole)
