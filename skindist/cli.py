@@ -33,7 +33,7 @@ def train(args: Sequence[str] | None = None) -> int:
         again = "the same command with the same --run.dir goes on from here"
         return fail_together(f"stopped by {stop.name}; {again}", stop.status)
     except KeyboardInterrupt:
-        return fail("interrupted; the same command with the same --run.dir goes on from the last finished epoch", 130)
+        return fail("interrupted; the same command with the same --run.dir goes on from its last checkpoint", 130)
     return 0
 
 

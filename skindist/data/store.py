@@ -14,6 +14,7 @@ import logging
 import mmap
 import os
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from skindist.machine import available_cores
 
 PIXELS, MANIFEST = "pixels.arrow", "manifest.json"
 FORMAT = 1  # of the file and its pixels: raise it when the same images would give another file
+CHUNK = 2**28  # bytes of pixels that are held and written at a time
 SPARE = 1.02  # what Arrow adds to the pixels
 log = logging.getLogger("skindist")
 
@@ -95,13 +97,16 @@ class PixelStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with (folder / PIXELS).open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # torch wants no read-only memory
-        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # and nothing is written
+            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         table = pa.ipc.open_stream(pa.py_buffer(self._map)).read_all()
         starts = []
         for chunk in table.column("pixels").chunks:
             _, ends, data = chunk.buffers()
-            starts.append(np.frombuffer(ends, np.int32)[: len(chunk)] + (data.address - self._bytes.data_ptr()))
+            within = np.frombuffer(ends, np.int32)[: len(chunk)].astype(np.int64)  # of a chunk; files are larger
+            starts.append(within + (data.address - self._bytes.data_ptr()))
         columns = [table.column(name).to_numpy() for name in ("height", "width")]
         self._places = np.stack([np.concatenate(starts), *columns], axis=1)
         self._digests = table.column("sha256").combine_chunks()
@@ -175,14 +180,16 @@ def _write(file: Path, sources: Sequence[Source], shapes: Sequence[tuple[int, in
         }
 
     features = {"sha256": "string", "width": "int32", "height": "int32", "pixels": "binary"}
+    largest = max(3 * width * height for width, height in shapes)
+    batch_size = max(1, min(128, CHUNK // largest))
     numbers = datasets.Dataset.from_dict({"index": list(range(len(sources)))})
     datasets.disable_progress_bars()  # its own would show where there is no terminal
     with tqdm(total=len(sources), desc="preparing pixels", unit="image", leave=False, disable=None) as bar:
         numbers.map(
             convert,
             batched=True,
-            batch_size=128,
-            writer_batch_size=128,
+            batch_size=batch_size,
+            writer_batch_size=batch_size,
             remove_columns=["index"],
             features=datasets.Features({name: datasets.Value(kind) for name, kind in features.items()}),
             cache_file_name=str(file),

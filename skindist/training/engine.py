@@ -84,35 +84,34 @@ def train_one_epoch(
     sizes = batches.sizes()
     micro_batches = iter(loader)
     title, place = f"epoch {state.epoch + 1}/{train.epochs}", {"total": len(sizes), "initial": state.epoch_step}
-    bar = progress(None, title, "step", accelerator, **place)
-    for size in sizes[state.epoch_step :]:
-        started = time.perf_counter()
-        rate = learning_rate(state.global_step, len(sizes), train.epochs, config.optim)
-        for group in learner.optimizer.param_groups:
-            group["lr"] = rate
-        learner.pending.append(train_step(learner, micro_batches, size, state.global_step, config))
-        state.global_step += 1
-        state.epoch_step += 1
-        state.images_seen += size
-        bar.update()
-        if state.epoch_step == len(sizes) or state.epoch_step % train.log_every == 0:
-            collect_window(learner, state)
-            loss, accuracy = np.mean(state.window, axis=0).tolist()
-            state.window.clear()
-            log(
-                {
-                    "train/loss": loss,
-                    "train/accuracy": accuracy,
-                    "train/lr": rate,
-                    "epoch": state.epoch + state.epoch_step / len(sizes),
-                    "global_step": state.global_step,
-                }
-            )
-            bar.set_postfix(loss=f"{loss:.4f}")
-        state.train_seconds += time.perf_counter() - started
-        if state.epoch_step < len(sizes):
-            after_step()
-    bar.close()
+    with progress(None, title, "step", accelerator, **place) as bar:
+        for size in sizes[state.epoch_step :]:
+            started = time.perf_counter()
+            rate = learning_rate(state.global_step, len(sizes), train.epochs, config.optim)
+            for group in learner.optimizer.param_groups:
+                group["lr"] = rate
+            learner.pending.append(train_step(learner, micro_batches, size, state.global_step, config))
+            state.global_step += 1
+            state.epoch_step += 1
+            state.images_seen += size
+            bar.update()
+            if state.epoch_step == len(sizes) or state.epoch_step % train.log_every == 0:
+                collect_window(learner, state)
+                loss, accuracy = np.mean(state.window, axis=0).tolist()
+                state.window.clear()
+                log(
+                    {
+                        "train/loss": loss,
+                        "train/accuracy": accuracy,
+                        "train/lr": rate,
+                        "epoch": state.epoch + state.epoch_step / len(sizes),
+                        "global_step": state.global_step,
+                    }
+                )
+                bar.set_postfix(loss=f"{loss:.4f}")
+            state.train_seconds += time.perf_counter() - started
+            if state.epoch_step < len(sizes):
+                after_step()
     average_buffers(accelerator, learner.module)
     state.epoch += 1
     state.epoch_step = 0

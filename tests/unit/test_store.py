@@ -10,6 +10,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
@@ -223,6 +224,26 @@ def test_a_store_can_be_sent_to_another_process(sources: list[Source], tmp_path:
     again: PixelStore = pickle.loads(pickle.dumps(store))
     for position in store.positions([one.sha256 for one in sources]):
         assert torch.equal(again.read(position), store.read(position))
+
+
+@pytest.mark.slow
+def test_a_store_may_be_larger_than_2_gib(tmp_path: Path) -> None:
+    """Written straight into Arrow: 24 chunks of 96 MiB, each image filled with its number."""
+    names = ("sha256", "width", "height", "pixels")
+    schema = pa.schema(dict(zip(names, (pa.string(), pa.int32(), pa.int32(), pa.binary()), strict=True)))
+    with pa.ipc.new_stream(tmp_path / "pixels.arrow", schema) as writer:
+        for chunk in range(24):
+            images = [bytes([chunk * 4 + index]) * (3 * 4096 * 2048) for index in range(4)]
+            columns = [[str(chunk * 4 + index) for index in range(4)], [4096] * 4, [2048] * 4, images]
+            writer.write_batch(
+                pa.record_batch([pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], names)
+            )
+    assert (tmp_path / "pixels.arrow").stat().st_size > 2**31
+    store = PixelStore(tmp_path)
+    for number in (0, 50, 95):
+        (position,) = store.positions([str(number)])
+        pixels = store.read(position)
+        assert (int(pixels.min()), int(pixels.max())) == (number, number)
 
 
 def test_clear_cache(sources: list[Source], tmp_path: Path) -> None:
