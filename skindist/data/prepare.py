@@ -141,7 +141,7 @@ def say_what_was_found(found: Survey, bad: Mapping[str, str]) -> None:
         words = ", ".join(f"{count} {note}" for note, count in sorted(notes.items()))
         log.info(f"data: read as upright RGB: {words}")
     if found.links:
-        log.info(f"data: kept together: {describe_links(found.links)}")
+        log.info(f"data: belong together: {describe_links(found.links)}")
     if conflicts := [link for link in found.conflicts() if link.kind != "same bytes"]:
         lines = listing([describe_link(found, link) for link in conflicts])
         log.warning(f"data: {len(conflicts)} near-duplicates or lesions have both labels:\n{lines}")

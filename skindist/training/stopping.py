@@ -30,7 +30,7 @@ class Guard:
         self.every_seconds = 60 * config.every_minutes if config.every_minutes else None
         self.main = accelerator.is_main_process
         self.group: Any = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
-        self.saved_at = time.monotonic()
+        self.wished_at = time.monotonic()
         self.received = 0
         self.agreed = 0
         self._asked: tuple[Tensor, Any] | None = None
@@ -54,13 +54,17 @@ class Guard:
 
     def save_now(self, global_step: int) -> bool:
         """Whether to save the state after this step. Call it once a step, on every rank."""
-        overdue = self.every_seconds is not None and time.monotonic() - self.saved_at >= self.every_seconds
-        wish = self._largest(max(self.received, SAVE if self.main and overdue else 0))
+        wish = self._largest(max(self.received, SAVE if self.main and self._overdue() else 0))
         self.agreed = wish if wish > SAVE else self.agreed
-        save = wish > 0 or (self.every_steps is not None and global_step % self.every_steps == 0)
-        if save:
-            self.saved_at = time.monotonic()
-        return save
+        return wish > 0 or (self.every_steps is not None and global_step % self.every_steps == 0)
+
+    def _overdue(self) -> bool:
+        """Whether the time is up; it starts anew when this has said so."""
+        now = time.monotonic()
+        if self.every_seconds is None or now - self.wished_at < self.every_seconds:
+            return False
+        self.wished_at = now
+        return True
 
     def _largest(self, wish: int) -> int:
         """The largest wish of all ranks at the last step (with one process: now); this step's are sent off."""

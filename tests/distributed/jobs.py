@@ -1,18 +1,21 @@
 """What the ranks of a test do; they return plain values, and the tests compare those between ranks and group sizes."""
 
 import hashlib
+import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 
-from skindist.config import Config, parse_config
+from skindist.config import CheckpointConfig, Config, parse_config
 from skindist.data.loading import Batch
-from skindist.errors import TrainingError, UserError
-from skindist.training import distributed, engine, trainer
+from skindist.errors import Stopped, TrainingError, UserError
+from skindist.training import distributed, engine, stopping, trainer
 from skindist.training.engine import evaluate, set_train_mode, train_step, warm_up
 from skindist.training.run_folder import prepare_data
+from skindist.training.stopping import Guard
 from tests.conftest import TINY
 
 
@@ -127,6 +130,26 @@ def _fit(data: Path, run: Path, flags: tuple[str, ...], dies_after: int | None) 
         return seen
     assert dies_after is None, "the run ended before it could die"
     return seen
+
+
+def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, int]) -> list[Any]:
+    """The steps after which this rank saves when it is to do so every minute, by a clock of its own; it may send
+    itself SIGTERM at a step. The last entry is the exit status that ends it."""
+    accelerator = distributed.start()
+    rank, now, saved = accelerator.process_index, [0.0], []
+    setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
+    with Guard(CheckpointConfig(every_minutes=1.0), accelerator) as guard:
+        for step in range(1, steps + 1):
+            now[0] += seconds_a_step[rank]
+            if signal_at.get(rank) == step:
+                signal.raise_signal(signal.SIGTERM)
+            if guard.save_now(step):
+                saved.append(step)
+            try:
+                guard.stop_if_agreed()
+            except Stopped as stop:
+                return [*saved, stop.status]
+    return [*saved, 0]
 
 
 def one_decision(values: list[float]) -> list[Any]:

@@ -88,6 +88,17 @@ def test_3_then_2_then_1_processes_see_every_image_once_an_epoch(
         assert len(set(ids)) == len(ids) == 36
 
 
+def test_one_process_saves_by_its_clock_and_stops_at_once(tmp_path: Path) -> None:
+    assert run_ranks(1, tmp_path / "a", jobs.steps_saved, 10, [25.0], {}) == [[3, 6, 9, 0]]
+    assert run_ranks(1, tmp_path / "b", jobs.steps_saved, 10, [25.0], {0: 4}) == [[3, 4, 143]]
+
+
+def test_all_ranks_save_by_the_first_ones_clock_and_stop_for_any_ones_signal(tmp_path: Path) -> None:
+    """One step later than it was wished for, and once for each wish."""
+    assert run_ranks(3, tmp_path / "a", jobs.steps_saved, 10, [25.0, 1000.0, 0.0], {}) == [[4, 7, 10, 0]] * 3
+    assert run_ranks(3, tmp_path / "b", jobs.steps_saved, 10, [25.0, 0.0, 0.0], {2: 5}) == [[4, 6, 143]] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_death_at_a_step_on_3_processes(demo: Path, tmp_path: Path, whole: Callable[[int], Whole], step: int) -> None:
