@@ -65,9 +65,9 @@ def fit(config: Config) -> dict[str, Any]:
     data = decide(accelerator, prepare_data, config, run)
     learner = build_learner(accelerator, config)
     batches = build_batches(accelerator, config, data.rows)
-    decide(accelerator, open_run, run, config, data)
     log.info(f"{describe(data.rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
     loaders, ids = build_loaders(learner, config, data, batches)
+    decide(accelerator, open_run, run, config, data)
 
     warm_up(learner, config.data.image_size)
     state, stopping = restore(learner, run, config)

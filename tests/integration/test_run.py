@@ -284,6 +284,15 @@ def other_weights(demo: Path, tmp: Path) -> list[str]:
     return [f"--model.weights={tmp / 'vit.safetensors'}"]
 
 
+def no_metadata(demo: Path, tmp: Path) -> list[str]:
+    return [f"--data.metadata={tmp / 'nowhere.csv'}"]
+
+
+def no_cache(demo: Path, tmp: Path) -> list[str]:
+    (tmp / "a file").write_text("")
+    return [f"--data.cache_dir={tmp / 'a file'}"]
+
+
 def other_config(demo: Path, tmp: Path) -> list[str]:
     (tmp / "run").mkdir()
     saved = parse_config(flags(demo, tmp / "run", "--optim.lr=0.7")).to_dict()
@@ -305,10 +314,12 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (lambda *_: ["--train.accumulation_steps=5"], "must be divisible by processes"),
     (lambda *_: ["--run.resume=must"], "--run.resume must: no checkpoint"),
     (other_config, "optim.lr 0.7 -> 0.01"),
+    (no_metadata, "nowhere.csv: no such file"),
+    (no_cache, "a file: Not a directory; give another folder"),
 ]
 NAMES = [
     "missing", "not given", "empty", "one class", "one image", "unknown flag", "unknown model", "no network",
-    "other weights", "unknown optimizer", "indivisible", "nothing to resume", "other config",
+    "other weights", "unknown optimizer", "indivisible", "nothing to resume", "other config", "no metadata", "no cache",
 ]  # fmt: skip
 
 
