@@ -169,8 +169,7 @@ def _write(file: Path, sources: Sequence[Source], shapes: Sequence[tuple[int, in
 
     def convert(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         indices = batch["index"]
-        with ThreadPoolExecutor(available_cores()) as pool:  # decoding and resizing leave Python's lock alone
-            pixels = list(pool.map(lambda index: _pixels(sources[index], shapes[index], resampling), indices))
+        pixels = list(pool.map(lambda index: _pixels(sources[index], shapes[index], resampling), indices))
         bar.update(len(indices))
         return {
             "sha256": [sources[index].sha256 for index in indices],
@@ -183,8 +182,11 @@ def _write(file: Path, sources: Sequence[Source], shapes: Sequence[tuple[int, in
     largest = max(3 * width * height for width, height in shapes)
     batch_size = max(1, min(128, CHUNK // largest))
     numbers = datasets.Dataset.from_dict({"index": list(range(len(sources)))})
-    datasets.disable_progress_bars()  # its own would show where there is no terminal
-    with tqdm(total=len(sources), desc="preparing pixels", unit="image", leave=False, disable=None) as bar:
+    with (
+        _without_datasets_bars(),
+        ThreadPoolExecutor(available_cores()) as pool,  # decoding and resizing leave Python's lock alone
+        tqdm(total=len(sources), desc="preparing pixels", unit="image", leave=False, disable=None) as bar,
+    ):
         numbers.map(
             convert,
             batched=True,
@@ -195,7 +197,18 @@ def _write(file: Path, sources: Sequence[Source], shapes: Sequence[tuple[int, in
             cache_file_name=str(file),
             new_fingerprint="pixels",  # the folder's name is the key: nothing need be hashed
         )
-    datasets.enable_progress_bars()
+
+
+@contextmanager
+def _without_datasets_bars() -> Iterator[None]:
+    """Its own bars would show where there is no terminal; they are as they were afterwards, whatever happens."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 def _pixels(source: Source, shape: tuple[int, int], resampling: Image.Resampling) -> bytes:

@@ -1,5 +1,6 @@
 """The run folder: where it is, whether it may be continued, who writes it."""
 
+import csv
 import dataclasses
 import fcntl
 import os
@@ -80,7 +81,14 @@ def prepare_data(config: Config, run: Path) -> Prepared:
     """Scan the images; keep the split of the run being continued, or make a new one. Nothing is written to the run."""
     if not (run / "split.csv").exists():
         return prepare(config.data, config.run.seed)
-    return prepare_again(config.data, read_split(run / "split.csv"))
+    prepared = prepare_again(config.data, read_split(run / "split.csv"))
+    return dataclasses.replace(prepared, quarantine=read_quarantine(run / "quarantine.csv"))
+
+
+def read_quarantine(path: Path) -> list[tuple[str, str]]:
+    """The images that a run left out when it began, and why."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
 
 def open_run(run: Path, config: Config, prepared: Prepared) -> None:

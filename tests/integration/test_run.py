@@ -142,6 +142,7 @@ def test_bad_files_and_metadata_of_a_run(demo: Path, tmp_path: Path) -> None:
     assert train([*words, "--train.epochs=1", "--run.resume=must"]) == 0
     assert rows(folder / "predictions-test.csv") == predictions
     assert len(rows(folder / "quarantine.csv")) == 1
+    assert json.loads((folder / "results.json").read_text())["left_out"] == 1
 
 
 def test_pixels_are_prepared_once_for_all_runs(demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
