@@ -1,15 +1,14 @@
 """The two command lines: `launch/train.py` (one run) and `skindist COMMAND` (everything around it). Thin on purpose."""
 
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from skindist.config import DataConfig, parse_config
+from skindist.ending import fail, fail_alone, fail_together, is_main_process
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.machine import cache_folder
 
@@ -18,8 +17,8 @@ def train(args: Sequence[str] | None = None) -> int:
     """Run `fit` with the config of the command line, on one of the processes that a launcher started.
 
     Returns:
-        The exit status: 0 done, 2 a user's mistake, 1 training diverged, 130 interrupted,
-        143 or 138 stopped by SIGTERM or SIGUSR1 with its state saved.
+        The exit status: 0 done, 2 a user's mistake, 130 interrupted, 143 or 138 stopped by SIGTERM or SIGUSR1 with
+        its state saved, 1 anything else.
     """
     show_log()
     try:
@@ -34,6 +33,8 @@ def train(args: Sequence[str] | None = None) -> int:
         return fail_together(f"stopped by {stop.name}; {again}", stop.status)
     except KeyboardInterrupt:
         return fail("interrupted; the same command with the same --run.dir goes on from its last checkpoint", 130)
+    except Exception as error:
+        return fail_alone(error)
     return 0
 
 
@@ -41,35 +42,6 @@ def show_log() -> None:
     """Plain lines on stdout, from the main process alone."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
     logging.getLogger("skindist").setLevel(logging.INFO if is_main_process() else logging.ERROR)
-
-
-def is_main_process() -> bool:
-    """Whether this is the launch's first process; needs no process group."""
-    return int(os.environ.get("RANK", 0)) == 0
-
-
-def fail(message: str, status: int) -> int:
-    """Print one message from the main process."""
-    if is_main_process():
-        print(f"error: {message}", file=sys.stderr, flush=True)
-    return status
-
-
-def fail_together(message: str, status: int) -> int:
-    """Print one message from the main process, and let no process end before it is out.
-
-    A launcher ends the whole group as soon as one process has ended, maybe before the main process has spoken.
-    """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return fail(message, status)
-    import torch.distributed
-
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=1))
-    fail(message, status)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-    return status
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -93,15 +93,20 @@ class TrainConfig:
     epochs: int = 10
     """Epochs at most."""
     batch_size: int = 32
-    """GLOBAL batch of one optimizer step: it is split over processes and accumulation steps."""
-    accumulation_steps: int = 1
-    """Forward and backward passes that make one optimizer step."""
+    """GLOBAL batch of one optimizer step: it is split over processes."""
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Images that one process holds at a time: its part of the batch is accumulated from as many passes as that
+    takes. null: the whole part at once; auto: the largest number that fits into memory."""
     eval_batch_size: int = 64
     """Images in one evaluation batch on one process; memory and speed only."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order: faster convolutions."""
     freeze_batchnorm: bool = False
     """Keep BatchNorm statistics as they are in the starting weights."""
+    non_finite: Literal["error", "skip"] = "error"
+    """A step whose loss or gradient is NaN or infinite: end the run, or go on without that step."""
+    max_skipped: int = 10
+    """Steps that `non_finite: skip` may leave out before it ends the run all the same."""
     log_every: int = 10
     """Optimizer steps between two logged points of the training curves."""
 
@@ -138,6 +143,8 @@ class RunConfig:
     """Seed of the split, the order of images, the augmentation and dropout."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: continue the run in run.dir if there is one; never: refuse then; must: refuse where there is none."""
+    timeout_minutes: float = 10.0
+    """Time after which processes that wait for another one in training give up, and the run ends."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,11 @@ class TrackingConfig:
     """W&B project."""
 
 
+PATHS = (
+    ("data", "path"), ("data", "metadata"), ("data", "cache_dir"), ("model", "weights"), ("run", "dir")
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Config:
     """One run. The defaults are the reference recipe."""
@@ -174,6 +186,13 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def without_paths(self) -> dict[str, dict[str, Any]]:
+        """The same without local paths: these may name people, and mean nothing elsewhere."""
+        values = self.to_dict()
+        for section, key in PATHS:
+            values[section].pop(key)
+        return values
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by section, as config.yaml holds them."""
@@ -243,7 +262,11 @@ def check(config: Config) -> Config:
         "optim.warmup_epochs": (0 <= optim.warmup_epochs <= train.epochs, "from 0 to train.epochs"),
         "train.epochs": (train.epochs >= 1, "1 or more"),
         "train.batch_size": (train.batch_size >= 1, "1 or more"),
-        "train.accumulation_steps": (train.accumulation_steps >= 1, "1 or more"),
+        "train.micro_batch_size": (
+            not isinstance(train.micro_batch_size, int) or train.micro_batch_size >= 1,
+            "1 or more, or auto",
+        ),
+        "train.max_skipped": (train.max_skipped >= 0, "0 or more"),
         "train.eval_batch_size": (train.eval_batch_size >= 1, "1 or more"),
         "train.log_every": (train.log_every >= 1, "1 or more"),
         "early_stopping.patience": (config.early_stopping.patience >= 1, "1 or more"),
@@ -252,6 +275,7 @@ def check(config: Config) -> Config:
         "checkpoint.every_minutes": ((config.checkpoint.every_minutes or 1) > 0, "above 0, or null"),
         "checkpoint.keep": (config.checkpoint.keep >= 2, "2 or more, in case the newest is damaged"),
         "run.seed": (config.run.seed >= 0, "0 or more"),
+        "run.timeout_minutes": (config.run.timeout_minutes >= 0.5, "0.5 or more"),
     }
     values = config.to_dict()
     for flag, (valid, wanted) in rules.items():

@@ -16,3 +16,7 @@ class Stopped(Exception):
 
 class TrainingError(Exception):
     """Training cannot go on, through no mistake in the input (a loss that is not finite). Exit status 1."""
+
+
+class OutOfMemory(Exception):
+    """One process ran out of memory; the others know nothing of it. Exit status 1."""

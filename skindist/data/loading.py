@@ -61,7 +61,7 @@ class LesionImages(Dataset[Batch]):
         self.store.release()
         colours_B2C = torch.tensor(colours) if colours else IDENTITY.repeat(len(keys), 1, 1)
         labels_B = torch.from_numpy(self.labels[ids])
-        return Batch(torch.tensor(ids), images_BHWC.permute(0, 3, 1, 2), labels_B, colours_B2C)
+        return Batch(torch.tensor(ids, dtype=torch.int64), images_BHWC.permute(0, 3, 1, 2), labels_B, colours_B2C)
 
 
 def global_batches(ids: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
@@ -74,27 +74,27 @@ def global_batches(ids: NDArray[np.int64], batch_size: int, seed: int, epoch: in
 
 
 class TrainBatches:
-    """Batch sampler of one process: its part of each global batch, as `accumulation_steps` micro-batches of keys."""
+    """Batch sampler of one process: its part of each global batch, as `accumulation_steps` micro-batches of keys.
+
+    A part of the batch is made of as many micro-batches as keep each within `train.micro_batch_size` images.
+    """
 
     def __init__(self, ids: Sequence[int], config: TrainConfig, seed: int, rank: int, world_size: int) -> None:
         self.ids = np.asarray(ids, dtype=np.int64)
         self.batch_size = config.batch_size
-        self.parts = world_size * config.accumulation_steps
-        self.mine = range(rank * config.accumulation_steps, (rank + 1) * config.accumulation_steps)
+        part = -(-config.batch_size // world_size)
+        self.accumulation_steps = -(-part // config.micro_batch_size) if isinstance(config.micro_batch_size, int) else 1
+        self.parts = world_size * self.accumulation_steps
+        self.mine = range(rank * self.accumulation_steps, (rank + 1) * self.accumulation_steps)
         self.seed = seed
         self.epoch = 0
         self.first_step = 0  # of the epoch, where a run goes on in its middle
-        if self.batch_size % self.parts:
+        if (smallest := min(self.sizes())) < self.parts:
+            micro_batches = f" x {self.accumulation_steps} micro-batches" if self.accumulation_steps > 1 else ""
             raise UserError(
-                f"--train.batch_size {self.batch_size} is the global batch and must be divisible by processes x "
-                f"--train.accumulation_steps = {world_size} x {config.accumulation_steps}; nearest: "
-                f"{max(1, round(self.batch_size / self.parts)) * self.parts}"
-            )
-        if min(self.sizes()) < self.parts:
-            raise UserError(
-                f"{len(self.ids)} training images are too few for {world_size} processes x "
-                f"{config.accumulation_steps} accumulation steps with --train.batch_size {self.batch_size}; "
-                "use fewer processes or a larger batch"
+                f"a global batch of {smallest} images ({len(self.ids)} training images, --train.batch_size "
+                f"{self.batch_size}) is too small for {world_size} processes{micro_batches}; use fewer processes or a "
+                "larger batch"
             )
 
     def sizes(self) -> list[int]:
@@ -112,13 +112,15 @@ class TrainBatches:
 
 
 def eval_batches(ids: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[Key]]:
-    """Evaluation batches of one process: whole batches dealt out in turn.
+    """Evaluation batches of one process: whole batches dealt out in turn, and an empty one where the last turn does
+    not reach all, so that all processes take as many turns.
 
     A batch holds the same images on any number of processes, so its logits are the same bits (on the same kind of
     device, with the same number of threads).
     """
-    batches = [ids[start : start + batch_size] for start in range(0, len(ids), batch_size)]
-    return [[(0, int(sample_id)) for sample_id in batch] for batch in batches[rank::world_size]]
+    turns = -(-len(ids) // (batch_size * world_size))
+    starts = [(turn * world_size + rank) * batch_size for turn in range(turns)]
+    return [[(0, int(sample_id)) for sample_id in ids[start : start + batch_size]] for start in starts]
 
 
 def make_loader(images: LesionImages, batches: Any, device: torch.device, num_workers: int) -> DataLoader[Any]:

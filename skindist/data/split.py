@@ -5,6 +5,7 @@ another guise cannot be tested on.
 """
 
 import csv
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
@@ -144,6 +145,12 @@ def read_split(path: Path) -> list[Row]:
             Row(row["path"], int(row["label"]), row["split"], row["group"], row["sha256"])
             for row in csv.DictReader(file)
         ]
+
+
+def fingerprint(rows: Sequence[Row]) -> str:
+    """SHA-256 of what is trained on: each image's content, label and part of the split, in order; no names."""
+    lines = (f"{row.sha256} {row.label} {row.split}\n" for row in rows)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def refuse_changed_images(rows: Sequence[Row], images: Sequence[ImageFile]) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ class Checkpoint:
     optimizer: dict[str, Any]
     state: dict[str, Any]
     rank_buffers: Tensor
+
+
+def copied(checkpoint: Checkpoint) -> Checkpoint:
+    """The same on the CPU, of its own: training may go on while it is written."""
+
+    def copy(value: Any) -> Any:
+        return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value
+
+    weights = {name: copy(tensor) for name, tensor in checkpoint.weights.items()}
+    moments = checkpoint.optimizer["state"].items()
+    state = {key: {name: copy(value) for name, value in values.items()} for key, values in moments}
+    groups = deepcopy(checkpoint.optimizer["param_groups"])
+    return Checkpoint(weights, {"state": state, "param_groups": groups}, checkpoint.state, checkpoint.rank_buffers)
 
 
 def step_folder(checkpoints: Path, global_step: int) -> Path:
@@ -76,6 +90,8 @@ def prune(last: Path, best: Path | None, keep: int) -> None:
     for old in sorted(folder.glob("step-*"))[:-keep]:
         if old != best:
             shutil.rmtree(old)
+    for half in folder.glob(".step-*.tmp"):  # of a process that was killed
+        shutil.rmtree(half)
 
 
 def newest_intact(checkpoints: Path) -> Path | None:

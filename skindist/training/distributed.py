@@ -3,7 +3,8 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -11,19 +12,22 @@ import psutil
 import torch
 import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from skindist.errors import TrainingError, UserError
 from skindist.machine import available_cores
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=30)  # of a collective: the main process may verify that long while the others wait
+PATIENCE = timedelta(days=1)  # with work that one process does for all and that may rightly take hours
 log = logging.getLogger("skindist")
 
 
-def start(log_with: str | None = None) -> Accelerator:
+def start(log_with: str | None = None, timeout_minutes: float = 10.0) -> Accelerator:
     """Join the process group and build the Accelerator, in the precision that fits the launch and the device.
+
+    Args:
+        timeout_minutes: after which a process that waits for the others in training gives up.
 
     Raises:
         UserError: fp16 on a CPU, or a launch that started several processes which do not see each other.
@@ -40,7 +44,7 @@ def start(log_with: str | None = None) -> Accelerator:
         mixed_precision=precision,
         log_with=log_with,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=TIMEOUT),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
@@ -92,43 +96,60 @@ def choose_precision(requested: str | None, device: torch.device | None) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any) -> T:
+def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any, patient: bool = False) -> T:
     """Run `function(*args)` on the main process alone and give its result to every process.
 
-    A UserError or TrainingError that it raises is raised on every process, so that all of them end.
+    A UserError or TrainingError that it raises, or a file system that refuses, is raised on every process, so that all
+    of them end.
+
+    Args:
+        patient: it may rightly take longer than processes wait for each other in training.
     """
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function(*args)
-        except (UserError, TrainingError) as error:
-            outcome[1] = error
-    if accelerator.num_processes > 1:
-        broadcast_object_list(outcome)
-    if outcome[1] is not None:
-        raise outcome[1]
-    result: T = outcome[0]
-    return result
+    with _group(accelerator, patient) as group:
+        outcome: list[Any] = _attempt(function, *args) if accelerator.is_main_process else [None, None]
+        if accelerator.num_processes > 1:
+            torch.distributed.broadcast_object_list(outcome, src=0, group=group)
+    result, error = outcome
+    if error is not None:
+        raise error
+    decided: T = result
+    return decided
 
 
 def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *args: Any) -> None:
-    """Run `function(*args)` on the first process of every machine while the others wait.
+    """Run `function(*args)` on the first process of every machine while the others wait, patiently.
 
-    A UserError or TrainingError that any of them raises is raised on every process, so that all of them end.
+    An error is raised on every process as by `decide`, so that all of them end.
     """
-    error: Exception | None = None
-    if accelerator.is_local_main_process:
-        try:
-            function(*args)
-        except (UserError, TrainingError) as caught:
-            error = caught
-    errors = [error]
-    if accelerator.num_processes > 1:
-        errors = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(errors, error)
+    with _group(accelerator, patient=True) as group:
+        mine = _attempt(function, *args)[1] if accelerator.is_local_main_process else None
+        errors = [mine] * accelerator.num_processes
+        if accelerator.num_processes > 1:
+            torch.distributed.all_gather_object(errors, mine, group=group)
     for error in errors:
         if error is not None:
             raise error
+
+
+def _attempt(function: Callable[..., Any], *args: Any) -> list[Any]:
+    """The function's result, and the error that every process is to hear of."""
+    try:
+        return [function(*args), None]
+    except (UserError, TrainingError) as error:
+        return [None, error]
+    except OSError as error:
+        return [None, TrainingError(f"{error.filename or 'a file'}: {error.strerror or error}")]
+
+
+@contextmanager
+def _group(accelerator: Accelerator, patient: bool) -> Iterator[Any]:
+    """The process group to wait in: the default one, or one with patience, which all processes make together."""
+    if accelerator.num_processes == 1 or not patient:
+        yield None
+        return
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    yield group
+    torch.distributed.destroy_process_group(group)
 
 
 def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
@@ -147,14 +168,16 @@ def broadcast_weights(accelerator: Accelerator, module: nn.Module) -> None:
             torch.distributed.broadcast(tensor, 0)
 
 
-def average_buffers(accelerator: Accelerator, module: nn.Module) -> None:
-    """Give every rank the mean of all ranks' BatchNorm statistics.
+def average_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:
+    """Give every rank the mean of all ranks' BatchNorm statistics; return what each had, (ranks, values), on the CPU.
 
     DDP leaves each rank with those of its own images. The mean over ranks is the running mean of the whole batch, and
     closer to its running variance than any one rank's.
     """
+    before = gather_buffers(accelerator, module)
     if accelerator.num_processes > 1 and float_buffers(module):
         write_buffers(module, accelerator.reduce(read_buffers(module), reduction="mean"))
+    return before
 
 
 def gather_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:

@@ -1,10 +1,12 @@
 """The loop: `train_one_epoch` and `evaluate` are plain functions over explicit parts. Write another loop from them."""
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from skindist.config import Config
+from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, TrainBatches
-from skindist.data.transforms import IDENTITY
 from skindist.errors import TrainingError
 from skindist.optim import learning_rate
 from skindist.randomness import Stream, derived_seed
-from skindist.training.distributed import average_buffers, gather_rows
+from skindist.training.distributed import gather_rows, read_buffers, write_buffers
+from skindist.training.memory import advised
 from skindist.training.state import TrainState
 
 Log = Callable[[dict[str, float]], None]
+log = logging.getLogger("skindist")
 
 
 @dataclass(frozen=True)
@@ -65,107 +68,125 @@ def train_one_epoch(
     batches: TrainBatches,
     state: TrainState,
     config: Config,
-    log: Log,
+    record: Log,
     after_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Train on every image once, from where `state` is; advance it; log the curve every `train.log_every` steps.
+    """Take all steps of an epoch, from where `state` is; advance it; record the curve every `train.log_every` steps.
 
-    No step waits for the device: losses stay there until a point of the curve is logged or the state is saved.
+    No step waits for the device: losses stay there until a point of the curve is recorded or the state is saved.
 
     Args:
         after_step: called after each step but the epoch's last, when `state` is up to date but for its window.
 
     Raises:
-        TrainingError: a loss is NaN or infinite; the message names the step.
+        TrainingError: a loss or gradient is NaN or infinite; the message names the step.
+        OutOfMemory: on the process that it happened to.
     """
     accelerator, train = learner.accelerator, config.train
     set_train_mode(learner.model, train.freeze_batchnorm)
     batches.epoch, batches.first_step = state.epoch, state.epoch_step
     sizes = batches.sizes()
     micro_batches = iter(loader)
-    title, place = f"epoch {state.epoch + 1}/{train.epochs}", {"total": len(sizes), "initial": state.epoch_step}
-    with progress(None, title, "step", accelerator, **place) as bar:
+    title, done = f"epoch {state.epoch + 1}/{train.epochs}", {"total": len(sizes), "initial": state.epoch_step}
+    with progress(None, title, "step", accelerator, **done) as bar:
         for size in sizes[state.epoch_step :]:
             started = time.perf_counter()
             rate = learning_rate(state.global_step, len(sizes), train.epochs, config.optim)
             for group in learner.optimizer.param_groups:
                 group["lr"] = rate
-            learner.pending.append(train_step(learner, micro_batches, size, state.global_step, config))
+            mine = list(islice(micro_batches, batches.accumulation_steps))
+            learner.pending.append(train_step(learner, mine, size, state.global_step, config))
             state.global_step += 1
             state.epoch_step += 1
             state.images_seen += size
             bar.update()
             if state.epoch_step == len(sizes) or state.epoch_step % train.log_every == 0:
-                collect_window(learner, state)
-                loss, accuracy = np.mean(state.window, axis=0).tolist()
+                collect_window(learner, state, train)
+                loss, accuracy = np.mean(state.window, axis=0).tolist() if state.window else (math.nan, math.nan)
                 state.window.clear()
-                log(
-                    {
-                        "train/loss": loss,
-                        "train/accuracy": accuracy,
-                        "train/lr": rate,
-                        "epoch": state.epoch + state.epoch_step / len(sizes),
-                        "global_step": state.global_step,
-                    }
-                )
+                place = {"epoch": state.epoch + state.epoch_step / len(sizes), "global_step": state.global_step}
+                skipped = {"train/skipped_steps": len(state.skipped)} if state.skipped else {}
+                record({"train/loss": loss, "train/accuracy": accuracy, "train/lr": rate, **skipped, **place})
                 bar.set_postfix(loss=f"{loss:.4f}")
             state.train_seconds += time.perf_counter() - started
             if state.epoch_step < len(sizes):
                 after_step()
-    average_buffers(accelerator, learner.module)
-    state.epoch += 1
-    state.epoch_step = 0
 
 
-def train_step(learner: Learner, micro_batches: Iterator[Batch], size: int, global_step: int, config: Config) -> Tensor:
+def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, global_step: int, config: Config) -> Tensor:
     """One optimizer step over this rank's part of a global batch of `size` images.
 
+    A step whose loss or gradient is not finite changes nothing where `train.non_finite` says skip.
+
     Returns:
-        On the device, (2,): this rank's part of the batch's mean loss, and of its share of right answers.
+        On the device, (3,): this rank's part of the batch's mean loss, and of its share of right answers; the
+        gradient's largest magnitude (0 with a gradient scaler, which looks after overflows itself).
     """
-    accelerator, steps = learner.accelerator, config.train.accumulation_steps
-    totals = torch.zeros(2, device=accelerator.device)
-    for micro_step in range(steps):
-        images_BCHW, labels_B = learner.to_device(next(micro_batches))
+    accelerator, skips = learner.accelerator, config.train.non_finite == "skip"
+    statistics = read_buffers(learner.module) if skips else None  # a bad image spoils them in the forward pass
+    totals = torch.zeros(3, device=accelerator.device)
+    for micro_step, batch in enumerate(micro_batches):
         torch.manual_seed(
             derived_seed(config.run.seed, Stream.DROPOUT, global_step, micro_step, accelerator.process_index)
         )
-        last = micro_step == steps - 1
-        with nullcontext() if last else accelerator.no_sync(learner.model):
+        synchronised = micro_step == len(micro_batches) - 1
+        with advised(len(batch.ids_B)), nullcontext() if synchronised else accelerator.no_sync(learner.model):
+            images_BCHW, labels_B = learner.to_device(batch)
             logits_BK = learner.model(images_BCHW)
             # Summed and divided by the GLOBAL batch: parts that differ in size still add up to the exact mean.
             loss = nn.functional.cross_entropy(logits_BK, labels_B, reduction="sum") / size
             accelerator.backward(loss * accelerator.num_processes)  # DDP divides by the number of processes
-        right = (logits_BK.detach().argmax(dim=1) == labels_B).sum() / size
-        totals += torch.stack([loss.detach(), right])
-    learner.optimizer.step()
+        totals[0] += loss.detach()
+        totals[1] += (logits_BK.detach().argmax(dim=1) == labels_B).sum() / size
+    if accelerator.scaler is None:
+        gradients = [parameter.grad for parameter in learner.module.parameters() if parameter.grad is not None]
+        totals[2] = nn.utils.get_total_norm(gradients, norm_type=math.inf)
+    if statistics is not None and not accelerator.reduce(totals, reduction="sum").isfinite().all():
+        write_buffers(learner.module, statistics)
+    else:
+        learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     return totals
 
 
-def collect_window(learner: Learner, state: TrainState) -> None:
-    """Bring the loss and accuracy of the pending steps from all ranks into the state's window: the one place of the
-    loop that waits for the device.
+def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> None:
+    """Bring the loss and accuracy of the pending steps from all ranks into the state's window, and note which were
+    skipped: the one place of the loop that waits for the device (with `non_finite: skip`, each step does).
 
     Raises:
-        TrainingError: on every rank alike, when a step's loss is not finite.
+        TrainingError: on every rank alike, when a step was not finite, or one more than may be skipped.
     """
     if not learner.pending:
         return
-    means = learner.accelerator.reduce(torch.stack(learner.pending), reduction="sum").tolist()
-    for number, (loss, _) in enumerate(means, start=1):
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the training loss is {loss} at step {state.global_step - len(means) + number}: "
-                "lower --optim.lr, or train without fp16 (--mixed_precision bf16 or no)"
-            )
-    state.window += means
+    steps = learner.accelerator.reduce(torch.stack(learner.pending), reduction="sum").tolist()
     learner.pending.clear()
+    for number, (loss, accuracy, gradient) in enumerate(steps, start=state.global_step - len(steps) + 1):
+        if math.isfinite(loss) and math.isfinite(gradient):
+            state.window.append([loss, accuracy])
+            continue
+        what = f"the gradient is {gradient}" if math.isfinite(loss) else f"the training loss is {loss}"
+        state.skipped.append(number)
+        if train.non_finite == "error" or len(state.skipped) > train.max_skipped:
+            before = f", after {len(state.skipped) - 1} skipped steps" if len(state.skipped) > 1 else ""
+            raise TrainingError(
+                f"{what} at step {number}{before}: lower --optim.lr, train without fp16 (--mixed_precision bf16 or "
+                "no), or allow for some such steps with --train.non_finite skip and --train.max_skipped"
+            )
+        log.warning(f"step {number} is skipped: {what} ({len(state.skipped)} of at most {train.max_skipped})")
 
 
 @torch.inference_mode()
-def evaluate(learner: Learner, loader: DataLoader[Batch], expected_ids: list[int], name: str) -> Predictions:
+def evaluate(
+    learner: Learner,
+    loader: DataLoader[Batch],
+    expected_ids: list[int],
+    name: str,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Predictions:
     """Predict every image of a split exactly once, whatever the number of processes; every rank gets all of them.
+
+    Args:
+        after_batch: called after each batch, as often on every rank.
 
     Raises:
         RuntimeError: an image is missing or came twice.
@@ -173,10 +194,11 @@ def evaluate(learner: Learner, loader: DataLoader[Batch], expected_ids: list[int
     learner.module.eval()
     known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
     for batch in progress(loader, f"evaluating {name}", "batch", learner.accelerator):
-        images_BCHW, _ = learner.to_device(batch)
-        with learner.accelerator.autocast():
-            logits.append(learner.module(images_BCHW).float())
-        known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
+        if len(batch.ids_B):
+            with learner.accelerator.autocast():
+                logits.append(learner.module(learner.to_device(batch)[0]).float())
+            known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
+        after_batch()
     probabilities_N = torch.cat(logits).cpu().double().softmax(dim=1)[:, 1]
     ids_N, labels_N = torch.cat([part.double() for part in known]).unbind(dim=1)
     table = gather_rows(learner.accelerator, torch.stack([ids_N, probabilities_N, labels_N], dim=1)).numpy()
@@ -198,23 +220,6 @@ def set_train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
         for layer in model.modules():
             if isinstance(layer, _BatchNorm):
                 layer.eval()
-
-
-def warm_up(learner: Learner, image_size: int) -> None:
-    """Two forward and backward passes that change no weight, so that DDP settles its gradient buckets.
-
-    DDP lays out its buckets anew after the first pass, and with 3 or more ranks the layout decides in which order a
-    gradient is summed: without this, the first step of a resumed run would not repeat the uninterrupted run's bits.
-    """
-    if learner.accelerator.num_processes == 1:
-        return
-    set_train_mode(learner.model, freeze_batchnorm=True)
-    images = torch.zeros(2, 3, image_size, image_size, dtype=torch.uint8)
-    batch = Batch(torch.arange(2), images, torch.arange(2), IDENTITY.repeat(2, 1, 1))
-    for _ in range(2):
-        images_BCHW, labels_B = learner.to_device(batch)
-        learner.accelerator.backward(nn.functional.cross_entropy(learner.model(images_BCHW), labels_B))
-        learner.optimizer.zero_grad(set_to_none=True)
 
 
 def progress(steps: Any, title: str, unit: str, accelerator: Accelerator, **options: Any) -> Any:

@@ -57,6 +57,7 @@ def write_results(
         "images": count_rows(data.rows),
         "left_out": len(data.quarantine),
         "images_seen": state.images_seen,
+        "skipped_steps": state.skipped,
         "train_seconds": state.train_seconds,
         "images_per_second": state.images_seen / state.train_seconds if state.train_seconds else None,
         "world_size": learner.accelerator.num_processes,

@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from skindist.files import write_atomic, write_csv
 
 # Keys that do not change the result, so that a run may be continued with other values of them.
 FREE_KEYS = {
-    "run.dir", "run.resume", "data.cache_dir", "data.num_workers", "train.eval_batch_size", "train.log_every"
+    "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
+    "train.log_every", "train.non_finite", "train.max_skipped",
 }  # fmt: skip
 FREE_SECTIONS = {"tracking", "checkpoint"}
 
@@ -56,25 +58,33 @@ def find_run(config: Config) -> Path:
         raise UserError(f"--run.resume must: no checkpoint in {run}; give the --run.dir of the run to continue")
     if config.run.resume == "never" and started:
         raise UserError(f"--run.resume never: {run} already holds a run; give another --run.dir")
-    if started and (changes := _changes(run / "config.yaml", config)):
+    if started and (differences := changes(yaml.safe_load((run / "config.yaml").read_text()), config.to_dict())):
         raise UserError(
-            f"--run.dir {run} holds a run with another config: {'; '.join(changes)}. "
+            f"--run.dir {run} holds a run with another config: {'; '.join(differences)}. "
             "Give the same values to continue it, or another --run.dir to start a new one"
         )
     return run
 
 
-def _changes(path: Path, config: Config) -> list[str]:
-    """What differs between a saved config and this one, as "key saved -> new"."""
-    saved: dict[str, Any] = yaml.safe_load(path.read_text())
+def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What differs between a saved config and this one, both by section, as "key saved -> new"."""
     return [
         f"{section}.{key} {saved.get(section, {}).get(key)!r} -> {value!r}"
-        for section, values in config.to_dict().items()
+        for section, values in config.items()
         for key, value in values.items()
         if f"{section}.{key}" not in FREE_KEYS
         and section not in FREE_SECTIONS
         and saved.get(section, {}).get(key) != value
+        and (section, key, value) != ("train", "micro_batch_size", "auto")  # the run has found its own
     ]
+
+
+def settle(config: Config, run: Path) -> Config:
+    """The config with the micro-batch that the run being continued has found, for BatchNorm's sake."""
+    if config.train.micro_batch_size != "auto" or not (run / "config.yaml").exists():
+        return config
+    saved = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_size"]
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=saved))
 
 
 def prepare_data(config: Config, run: Path) -> Prepared:

@@ -2,8 +2,10 @@
 
 A scheduler's signal (SIGTERM, or SIGUSR1 from Slurm) may reach one process only, and clocks differ, so every step asks
 all ranks. The question travels on the CPU beside the step and is answered one step later: no step waits for a device.
+A launcher that was killed can send no signal: its orphans see that it is gone, and stop in the same way.
 """
 
+import os
 import signal
 import threading
 import time
@@ -18,8 +20,10 @@ from torch import Tensor
 from skindist.config import CheckpointConfig
 from skindist.errors import Stopped
 
-SAVE = 1  # signals are larger numbers, so the largest wish of any rank is what all of them do
+SAVE, ORPHANED = 1, 2  # signals are larger numbers, so the largest wish of any rank is what all of them do
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+PARENT = os.getppid() if LAUNCHED else None  # without a launcher it is a shell, which a run may outlive
 
 
 class Guard:
@@ -54,9 +58,21 @@ class Guard:
 
     def save_now(self, global_step: int) -> bool:
         """Whether to save the state after this step. Call it once a step, on every rank."""
-        wish = self._largest(max(self.received, SAVE if self.main and self._overdue() else 0))
-        self.agreed = wish if wish > SAVE else self.agreed
+        wish = self._ask()
         return wish > 0 or (self.every_steps is not None and global_step % self.every_steps == 0)
+
+    def stop_now(self) -> bool:
+        """Whether the ranks have agreed to stop. Call it once a batch between two steps, on every rank."""
+        self._ask()
+        return self.agreed > 0
+
+    def _ask(self) -> int:
+        """What all ranks wish, as far as it is known."""
+        orphaned = PARENT is not None and os.getppid() != PARENT
+        wishes = (self.received, ORPHANED if orphaned else 0, SAVE if self.main and self._overdue() else 0)
+        wish = self._largest(max(wishes))
+        self.agreed = wish if wish > SAVE else self.agreed
+        return wish
 
     def _overdue(self) -> bool:
         """Whether the time is up; it starts anew when this has said so."""
@@ -84,7 +100,9 @@ class Guard:
         """End the run, once its state is saved.
 
         Raises:
-            Stopped: on every rank alike, if the ranks have agreed that a signal came.
+            Stopped: on every rank alike, if the ranks have agreed to.
         """
+        if self.agreed == ORPHANED:
+            raise Stopped("the end of its launcher", 128 + signal.SIGTERM)
         if self.agreed:
             raise Stopped(signal.Signals(self.agreed).name, 128 + self.agreed)

@@ -4,15 +4,14 @@ from skindist import Config, DataConfig, fit
 results = fit(Config(data=DataConfig(path="lesions")))
 """
 
+import dataclasses
 import logging
-import secrets
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from skindist.config import Config, check
@@ -22,28 +21,20 @@ from skindist.data.split import SPLITS, Row, describe
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.early_stopping import EarlyStopping
-from skindist.errors import UserError
 from skindist.evaluation.metrics import compute
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
-from skindist.optim import build_optimizer, load_optimizer
+from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
 from skindist.training import distributed
-from skindist.training.checkpoint import (
-    Checkpoint,
-    load_checkpoint,
-    newest_intact,
-    prune,
-    save_checkpoint,
-    step_folder,
-)
 from skindist.training.distributed import decide
-from skindist.training.engine import Learner, collect_window, evaluate, train_one_epoch, warm_up
+from skindist.training.engine import Learner, evaluate, train_one_epoch
+from skindist.training.rehearsal import find_micro_batch_size, warm_up
 from skindist.training.results import summary, write_results
-from skindist.training.run_folder import find_run, open_run, prepare_data, resolve
-from skindist.training.state import TrainState
+from skindist.training.run_folder import find_run, open_run, prepare_data, resolve, settle
+from skindist.training.saving import Saver
 from skindist.training.stopping import Guard
-from skindist.training.tracking import Tracker, rewind
+from skindist.training.tracking import Tracker
 
 log = logging.getLogger("skindist")
 
@@ -57,41 +48,54 @@ def fit(config: Config) -> dict[str, Any]:
     Raises:
         UserError: a mistake in the config, the data, the weights or the launch; raised on every process.
         TrainingError: training diverged or the disk is full; raised on every process.
+        OutOfMemory: raised on the process that it happened to.
         Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
     config = resolve(check(config))
-    accelerator = distributed.start(log_with=None if config.tracking.wandb == "disabled" else "wandb")
+    log_with = None if config.tracking.wandb == "disabled" else "wandb"
+    accelerator = distributed.start(log_with, config.run.timeout_minutes)
     run = decide(accelerator, find_run, config)
-    data = decide(accelerator, prepare_data, config, run)
+    config = decide(accelerator, settle, config, run)
+    data = decide(accelerator, prepare_data, config, run, patient=True)
     learner = build_learner(accelerator, config)
+    config = find_memory(learner, config)
     batches = build_batches(accelerator, config, data.rows)
     log.info(f"{describe(data.rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
     loaders, ids = build_loaders(learner, config, data, batches)
     decide(accelerator, open_run, run, config, data)
 
     warm_up(learner, config.data.image_size)
-    state, stopping = restore(learner, run, config)
-    tracker = Tracker(accelerator, run, config, state.wandb_id)
-    with Guard(config.checkpoint, accelerator) as guard:
+    with Saver(run, learner, config, data.rows) as saver, Guard(config.checkpoint, accelerator) as guard:
+        state, stopping = saver.restore()
+        tracker = Tracker(accelerator, run, config, state.wandb_id)
+        rank_buffers: Tensor | None = None
 
         def after_step() -> None:
             if guard.save_now(state.global_step):
-                save(run, learner, state, stopping, config)
+                saver.save(state, stopping)
+                guard.stop_if_agreed()
+
+        def after_batch() -> None:
+            if guard.stop_now():
+                if state.epoch_step:  # an epoch that is trained, but not judged
+                    saver.save(state, stopping, rank_buffers)
                 guard.stop_if_agreed()
 
         while state.epoch < config.train.epochs and not stopping.should_stop:
             train_one_epoch(learner, loaders["train"], batches, state, config, tracker.log, after_step)
-            val = evaluate(learner, loaders["val"], ids["val"], "val")
+            rank_buffers = distributed.average_buffers(accelerator, learner.module)
+            val = evaluate(learner, loaders["val"], ids["val"], "val", after_batch)
+            state.epoch, state.epoch_step = state.epoch + 1, 0
             metrics = decide(accelerator, compute, val.probabilities, val.labels)
             stopping = decide(accelerator, judge, stopping, metrics[config.early_stopping.metric], state.epoch)
             if stopping.best_epoch == state.epoch:
                 state.best_step = state.global_step
             tracker.log_epoch(state, metrics, is_best=state.best_step == state.global_step)
-            save(run, learner, state, stopping, config)
+            saver.save(state, stopping)
 
-    best = decide(accelerator, load_checkpoint, step_folder(run / "checkpoints", state.best_step))
-    learner.module.load_state_dict(best.weights)
-    final = {split: evaluate(learner, loaders[split], ids[split], split) for split in ("val", "test")}
+        best = decide(accelerator, saver.load, state.best_step)
+        learner.module.load_state_dict(best.weights)
+        final = {split: evaluate(learner, loaders[split], ids[split], split, after_batch) for split in ("val", "test")}
     results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
     tracker.finish(results, final["test"])
     log.info(summary(results, run))
@@ -103,7 +107,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     """The model and its optimizer, prepared. Only the main process loads weights, and hands them to the others."""
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
     loaded: list[nn.Module] = []
-    decide(accelerator, lambda: loaded.append(build_model(config.model)))
+    decide(accelerator, lambda: loaded.append(build_model(config.model)), patient=True)
     module = loaded[0] if accelerator.is_main_process else build_model(config.model, load=False)
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
@@ -112,6 +116,16 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
     return Learner(accelerator, model, module, optimizer, normalize, config.train.channels_last)
+
+
+def find_memory(learner: Learner, config: Config) -> Config:
+    """The config with `train.micro_batch_size: auto` replaced by what fits, the same on every rank."""
+    if config.train.micro_batch_size != "auto":
+        return config
+    most = -(-config.train.batch_size // learner.accelerator.num_processes)
+    found = find_micro_batch_size(learner, config.data.image_size, most)
+    log.info(f"memory: {found} images at a time on each process (--train.micro_batch_size)")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
 
 
 def build_batches(accelerator: Accelerator, config: Config, rows: list[Row]) -> TrainBatches:
@@ -147,54 +161,3 @@ def judge(stopping: EarlyStopping, value: float, epoch: int) -> EarlyStopping:
     """The tracker after one more epoch: decided once, then handed to every process."""
     stopping.update(value, epoch)
     return stopping
-
-
-def save(run: Path, learner: Learner, state: TrainState, stopping: EarlyStopping, config: Config) -> None:
-    """Write a checkpoint of this step, then prune the old ones. Call it on every rank."""
-    accelerator = learner.accelerator
-    collect_window(learner, state)
-    buffers = distributed.gather_buffers(accelerator, learner.module)
-    values = {
-        "train": asdict(state),
-        "early_stopping": stopping.state_dict(),
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler else None,
-        "world_size": accelerator.num_processes,
-    }
-
-    def write() -> None:
-        folder = step_folder(run / "checkpoints", state.global_step)
-        weights, optimizer = learner.module.state_dict(), learner.optimizer.state_dict()
-        save_checkpoint(folder, Checkpoint(weights, optimizer, values, buffers))
-        best = step_folder(run / "checkpoints", state.best_step) if state.best_step else None
-        prune(folder, best, config.checkpoint.keep)
-
-    decide(accelerator, write)
-
-
-def restore(learner: Learner, run: Path, config: Config) -> tuple[TrainState, EarlyStopping]:
-    """Start afresh, or go on from the newest intact checkpoint, which the main process reads for all."""
-    asked = config.early_stopping
-    state, stopping = TrainState(), EarlyStopping(asked.patience, asked.min_delta, asked.mode)
-
-    def read() -> Checkpoint | None:
-        folder = newest_intact(run / "checkpoints")
-        if folder is None and config.run.resume == "must":
-            raise UserError(f"--run.resume must: no intact checkpoint in {run}")
-        checkpoint = load_checkpoint(folder) if folder else None
-        rewind(run / "metrics.jsonl", checkpoint.state["train"]["global_step"] if checkpoint else 0)
-        return checkpoint
-
-    checkpoint = decide(learner.accelerator, read)
-    if checkpoint is None:
-        state.wandb_id = decide(learner.accelerator, secrets.token_hex, 4)
-        return state, stopping
-    learner.module.load_state_dict(checkpoint.weights)
-    load_optimizer(learner.optimizer, checkpoint.optimizer)
-    distributed.restore_buffers(learner.accelerator, learner.module, checkpoint.rank_buffers)
-    if learner.accelerator.scaler and checkpoint.state["scaler"]:
-        learner.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
-    stopping.load_state_dict(checkpoint.state["early_stopping"])
-    state = TrainState(**checkpoint.state["train"])
-    within = f", {state.epoch_step} steps into the next" if state.epoch_step else ""
-    log.info(f"resumed after epoch {state.epoch}{within}, step {state.global_step}")
-    return state, stopping

@@ -2,6 +2,7 @@
 
 import hashlib
 import signal
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,10 @@ from skindist.config import CheckpointConfig, Config, parse_config
 from skindist.data.loading import Batch
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.training import distributed, engine, stopping, trainer
-from skindist.training.engine import evaluate, set_train_mode, train_step, warm_up
+from skindist.training.engine import evaluate, set_train_mode, train_step
+from skindist.training.rehearsal import warm_up
 from skindist.training.run_folder import prepare_data
+from skindist.training.saving import Saver
 from skindist.training.stopping import Guard
 from tests.conftest import TINY
 
@@ -49,12 +52,13 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     for step, size in enumerate((batches.sizes() * 2)[:5]):
         if step == len(batches.sizes()):
             batches.epoch, micro_batches = 1, iter(loaders["train"])
-        losses.append(accelerator.reduce(train_step(learner, micro_batches, size, step, config))[0].item())
+        mine = list(islice(micro_batches, batches.accumulation_steps))
+        losses.append(accelerator.reduce(train_step(learner, mine, size, step, config))[0].item())
     distributed.average_buffers(accelerator, learner.module)
     after = evaluate(learner, loaders["val"], ids["val"], "val")
     result = {
         "loaded": loaded,
-        "micro_batches_per_step": config.train.accumulation_steps,
+        "micro_batches_per_step": batches.accumulation_steps,
         "train_ids": ids["train"],
         "first_probabilities": before.probabilities.tolist(),
         "probabilities": after.probabilities.tolist(),
@@ -110,19 +114,18 @@ def fit_and_watch(data: Path, run: Path, *flags: str) -> list[list[int]]:
 
 
 def _fit(data: Path, run: Path, flags: tuple[str, ...], dies_after: int | None) -> list[list[int]]:
-    original_save, original_step, seen = trainer.save, engine.train_step, []
+    original_save, original_step, seen = Saver.save, engine.train_step, []
 
-    def save_and_die(*args: Any) -> None:
-        original_save(*args)
-        if args[2].global_step == dies_after:
+    def save_and_die(self: Any, state: Any, *args: Any) -> None:
+        original_save(self, state, *args)
+        if state.global_step == dies_after:
             raise TrainingError("died on purpose")
 
     def watch(learner: Any, micro_batches: Any, *args: Any) -> Any:
-        batch = next(micro_batches)
-        seen.append(batch.ids_B.tolist())
-        return original_step(learner, iter([batch]), *args)
+        seen.append([sample_id for batch in micro_batches for sample_id in batch.ids_B.tolist()])
+        return original_step(learner, micro_batches, *args)
 
-    setattr(trainer, "save", save_and_die)  # noqa: B010 (mypy lets no function be replaced)
+    setattr(Saver, "save", save_and_die)  # noqa: B010 (mypy lets no function be replaced)
     setattr(engine, "train_step", watch)  # noqa: B010
     try:
         trainer.fit(tiny_config(data, run, *flags))

@@ -78,7 +78,7 @@ def test_4_ranks_accumulation_and_uneven_batches(demo: Path, observed: Observed,
     """36 training images in batches of 16 make 3 of 12: 4 ranks x 2 micro-batches get 1 or 2 images each."""
     flags = (*EXACT, "--train.batch_size=16")
     alone = run_ranks(1, tmp_path / "1", jobs.observe, demo, tmp_path / "run", *flags)[0]
-    ranks = run_ranks(4, tmp_path / "4", jobs.observe, demo, tmp_path / "run", *flags, "--train.accumulation_steps=2")
+    ranks = run_ranks(4, tmp_path / "4", jobs.observe, demo, tmp_path / "run", *flags, "--train.micro_batch_size=2")
     for rank in ranks:
         assert {len(micro_batch) for micro_batch in rank["loaded"][0]} <= {1, 2}
         assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-5)

@@ -312,7 +312,7 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (lambda *_: ["--model.name=efficientnet_b0", "--model.pretrained=true"], "--model.pretrained false"),
     (other_weights, "does not fit --model.name test_resnet"),
     (lambda *_: ["--optim.name=adadleta"], "--optim.name adadleta"),
-    (lambda *_: ["--train.accumulation_steps=5"], "must be divisible by processes"),
+    (lambda *_: ["--train.micro_batch_size=0"], "must be 1 or more, or auto"),
     (lambda *_: ["--run.resume=must"], "--run.resume must: no checkpoint"),
     (other_config, "optim.lr 0.7 -> 0.01"),
     (no_metadata, "nowhere.csv: no such file"),

@@ -35,7 +35,8 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_the_ranks_parts_make_up_the_global_batch(world_size: int, accumulation_steps: int) -> None:
-    config = TrainConfig(batch_size=24, accumulation_steps=accumulation_steps)
+    part = -(-24 // world_size)
+    config = TrainConfig(batch_size=24, micro_batch_size=-(-part // accumulation_steps))
     ranks = [TrainBatches(range(50), config, 7, rank, world_size) for rank in range(world_size)]
     for sampler in ranks:
         sampler.epoch = 5
@@ -46,14 +47,26 @@ def test_the_ranks_parts_make_up_the_global_batch(world_size: int, accumulation_
         assert list(chain(*(chain(*part[mine]) for part in parts))) == [(5, sample_id) for sample_id in expected]
 
 
-def test_an_indivisible_batch_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r"--train.batch_size 32 .* = 3 x 1; nearest: 33"):
-        TrainBatches(range(100), TrainConfig(batch_size=32), 0, 0, 3)
+@pytest.mark.parametrize(
+    ("world_size", "micro_batch_size", "expected"),
+    [(1, None, [32]), (3, None, [11]), (3, 11, [11]), (3, 10, [6, 6]), (2, 5, [4, 4, 4, 4]), (1, 1, [1] * 32)],
+)
+def test_a_part_is_made_of_as_many_micro_batches_as_it_takes(
+    world_size: int, micro_batch_size: int | None, expected: list[int]
+) -> None:
+    config = TrainConfig(batch_size=32, micro_batch_size=micro_batch_size)
+    sampler = TrainBatches(range(32), config, 0, 0, world_size)
+    assert sampler.accumulation_steps == len(expected)
+    assert [len(keys) for keys in sampler] == expected
 
 
 def test_too_few_images_for_the_processes_are_refused() -> None:
-    with pytest.raises(UserError, match="5 training images are too few for 4 processes"):
+    with pytest.raises(
+        UserError, match=r"a global batch of 2 images \(5 training images, --train.batch_size 4\) .* 4 proc"
+    ):
         TrainBatches(range(5), TrainConfig(batch_size=4), 0, 0, 4)
+    with pytest.raises(UserError, match="too small for 2 processes x 4 micro-batches"):
+        TrainBatches(range(5), TrainConfig(batch_size=8, micro_batch_size=1), 0, 0, 2)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
@@ -61,7 +74,8 @@ def test_evaluation_deals_out_whole_batches(world_size: int) -> None:
     ids = list(range(3, 25))
     alone = eval_batches(ids, 4, 0, 1)
     dealt = [eval_batches(ids, 4, rank, world_size) for rank in range(world_size)]
-    assert sorted(chain(*dealt)) == sorted(alone)
+    assert sorted(batch for batches in dealt for batch in batches if batch) == alone
+    assert len({len(batches) for batches in dealt}) == 1, "all take as many turns"
     assert [sample_id for batch in alone for _, sample_id in batch] == ids
 
 

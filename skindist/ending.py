@@ -1,0 +1,115 @@
+"""How a run ends that cannot go on: one message, from one process, and every process ends."""
+
+import os
+import sys
+import traceback
+from datetime import timedelta
+from typing import Any
+
+ANSWER = timedelta(seconds=5)  # for processes that are alive to say that they have failed, too
+
+
+def is_main_process() -> bool:
+    """Whether this is the launch's first process; needs no process group."""
+    return _rank() == 0
+
+
+def fail(message: str, status: int) -> int:
+    """Print one message from the main process."""
+    if is_main_process():
+        _say(message)
+    return status
+
+
+def fail_together(message: str, status: int) -> int:
+    """Print one message from the main process, and let no process end before it is out. All processes know the error.
+
+    A launcher ends the whole group as soon as one process has ended, maybe before the main process has spoken.
+    """
+    if _world_size() == 1:
+        return fail(message, status)
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=1))
+    fail(message, status)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return status
+
+
+def fail_alone(error: Exception) -> int:
+    """Say what ended this process, of which the others know nothing. They lose contact with it: each tells the
+    launcher's store that it has failed, and only the first one speaks.
+
+    Returns:
+        The exit status, 1.
+    """
+    from skindist.errors import OutOfMemory
+
+    lost = _lost_contact(error)
+    if not lost and not isinstance(error, OutOfMemory | OSError):
+        traceback.print_exception(error)
+    words = str(error) if isinstance(error, OutOfMemory) else f"{type(error).__name__}: {error}"
+    if _world_size() == 1:
+        _say(words)
+        return 1
+    silent = _claim_first(lost)
+    if silent is None:
+        return 1
+    if lost:
+        names = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
+        did = "did not answer in time and may hang" if "time" in str(error).lower() else "ended without a word"
+        why = "it was killed, memory ran out, or its machine failed" if "ended" in did else "--run.timeout_minutes"
+        words = f"{names} of {_world_size()} {did} ({why})" if silent else f"lost contact ({error})"
+    _say(f"rank {_rank()} of {_world_size()}: {words}")
+    return 1
+
+
+def _claim_first(lost: bool) -> list[int] | None:
+    """None if another process has failed before; else, where contact is lost, the ranks that say nothing."""
+    import torch.distributed
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    attempt = f"skindist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+    others = [rank for rank in range(_world_size()) if rank != _rank()]
+    try:
+        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=False, wait_for_workers=False, timeout=ANSWER
+        )
+        store.set(f"{attempt}/failed/{_rank()}", "yes")
+        if store.compare_set(f"{attempt}/first", "", str(_rank())) != str(_rank()).encode():
+            return None
+        return [rank for rank in others if not _answers(store, f"{attempt}/failed/{rank}")] if lost else []
+    except RuntimeError:  # the store was the first process's, which is gone
+        return [0] if lost else []
+
+
+def _answers(store: Any, key: str) -> bool:
+    try:
+        store.wait([key], ANSWER)
+    except Exception:
+        return False
+    return True
+
+
+def _lost_contact(error: Exception) -> bool:
+    """Whether the error says no more than that another process is gone."""
+    import torch.distributed
+
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+
+
+def _say(message: str) -> None:
+    try:
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    except OSError:  # the terminal, or the launcher that read us, is gone
+        sys.stderr = None
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))

@@ -1,0 +1,51 @@
+"""Passes that change nothing, before training begins: to settle DDP's buckets, and to find how many images fit."""
+
+import torch
+from torch import nn
+
+from skindist.data.loading import Batch
+from skindist.data.transforms import IDENTITY
+from skindist.training.engine import Learner, set_train_mode
+from skindist.training.memory import largest_that_fits
+
+
+def warm_up(learner: Learner, image_size: int) -> None:
+    """Two forward and backward passes that change no weight, so that DDP settles its gradient buckets.
+
+    DDP lays out its buckets anew after the first pass, and with 3 or more ranks the layout decides in which order a
+    gradient is summed: without this, the first step of a resumed run would not repeat the uninterrupted run's bits.
+    """
+    if learner.accelerator.num_processes == 1:
+        return
+    for _ in range(2):
+        rehearse(learner, 2, image_size)
+
+
+def rehearse(learner: Learner, count: int, image_size: int) -> None:
+    """A forward and a backward pass over `count` black images, which changes neither weights nor statistics."""
+    set_train_mode(learner.model, freeze_batchnorm=True)
+    images = torch.zeros(count, 3, image_size, image_size, dtype=torch.uint8)
+    numbers = torch.arange(count)
+    images_BCHW, labels_B = learner.to_device(Batch(numbers, images, numbers % 2, IDENTITY.repeat(count, 1, 1)))
+    try:
+        learner.accelerator.backward(nn.functional.cross_entropy(learner.model(images_BCHW), labels_B))
+    finally:
+        learner.optimizer.zero_grad(set_to_none=True)
+
+
+def find_micro_batch_size(learner: Learner, image_size: int, most: int) -> int:
+    """The largest number of images, at most `most`, of which every process can hold a pass in memory.
+
+    Four times the weights are set aside, for the optimizer's moments and what its step needs beside them.
+
+    Raises:
+        TrainingError: on every rank, when not even one image fits.
+    """
+
+    def attempt(count: int) -> None:
+        with learner.accelerator.no_sync(learner.model):  # one that fails must leave no other waiting
+            aside = [torch.empty_like(weight) for weight in learner.module.parameters() for _ in range(4)]
+            rehearse(learner, count, image_size)
+            del aside
+
+    return largest_that_fits(learner.accelerator, most, attempt)
