@@ -57,12 +57,14 @@ def fail_alone(error: Exception) -> int:
     silent = _claim_first(lost)
     if silent is None:
         return 1
-    if lost:
-        names = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
-        did = "did not answer in time and may hang" if "time" in str(error).lower() else "ended without a word"
-        why = "it was killed, memory ran out, or its machine failed" if "ended" in did else "--run.timeout_minutes"
-        words = f"{names} of {_world_size()} {did} ({why})" if silent else f"lost contact ({error})"
-    _say(f"rank {_rank()} of {_world_size()}: {words}")
+    if silent and lost:
+        waited = "timed out" in str(error).lower()
+        what = "did not answer within --run.timeout_minutes" if waited else "was killed, or its machine failed"
+        _say(
+            f"rank {' and rank '.join(map(str, silent))} of {_world_size()} {what}; rank {_rank()} lost contact with it"
+        )
+    else:
+        _say(f"rank {_rank()} of {_world_size()}: {words}")
     return 1
 
 

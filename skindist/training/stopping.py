@@ -48,8 +48,8 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is Stopped:
-            return  # a launcher may forward the signal once more: it must not kill what is being said
+        if kind is Stopped or (error and self.group):
+            return  # a launcher sends signals, again too, while a process still has to say why it ends
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
