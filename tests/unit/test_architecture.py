@@ -15,7 +15,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"data.prepare", "data.store", "data.loading", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
     {"training.distributed", "training.engine", "training.checkpoint", "training.run_folder", "training.stopping"},
-    {"training.tracking", "training.results"},
+    {"training.tracking", "training.results", "training.verify"},
     {"training.trainer", "report.curves", "report.page"},
     {"report.audit"},
     {"cli"},
