@@ -46,23 +46,42 @@ def show_log() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
-    commands: dict[str, Callable[..., None]] = {
-        "audit": audit, "curves": curves, "demo-data": demo_data, "clear-cache": clear_cache
+    commands: dict[str, Callable[..., int | None]] = {
+        "audit": audit, "curves": curves, "demo-data": demo_data, "verify-resume": verify_resume,
+        "clear-cache": clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
     subcommands = parser.add_subcommands()
     for name, function in commands.items():
-        title = str(function.__doc__).splitlines()[0]
-        command = ArgumentParser(description=title, exit_on_error=False)
-        command.add_function_arguments(function, as_group=False, as_positional=True)
+        about = str(function.__doc__).split("\n\n    Args:")[0]
+        title = about.splitlines()[0]
+        usage = f"skindist {name} [OPTIONS] -- COMMAND ..." if function is verify_resume else None
+        command = ArgumentParser(description=about, usage=usage, exit_on_error=False)
+        command.add_function_arguments(function, as_group=False, as_positional=True, skip={"command"})
         subcommands.add_subcommand(name, command, help=title)
     show_log()
     try:
-        chosen = parser.parse_args(args)
-        commands[chosen.subcommand](**chosen[chosen.subcommand].as_dict())
+        words, training = split_command(sys.argv[1:] if args is None else list(args))
+        chosen = parser.parse_args(words)
+        options = chosen[chosen.subcommand].as_dict() | ({"command": training} if training else {})
+        return commands[chosen.subcommand](**options) or 0
     except (UserError, ArgumentError) as error:
         return fail(str(error), 2)
-    return 0
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+
+
+def split_command(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words for `skindist` itself, and those after `--`, which are a command for `verify-resume` to run.
+
+    Raises:
+        UserError: `verify-resume` without a command.
+    """
+    if words[:1] != ["verify-resume"] or {"-h", "--help"} & set(words[:2]):
+        return words, []
+    if "--" not in words[:-1]:
+        raise UserError("give the training command after --: skindist verify-resume -- accelerate launch ...")
+    return words[: words.index("--")], words[words.index("--") + 1 :]
 
 
 def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) -> None:
@@ -92,6 +111,27 @@ def audit(directory: Path, metadata: Path | None = None, page: Path = Path("audi
     from skindist.report.audit import audit
 
     print(audit(DataConfig(path=str(directory), metadata=str(metadata) if metadata else None), page))
+
+
+def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder: Path | None = None) -> int:
+    """Check that a training command resumes bit for bit: run it, kill it, start it again, compare.
+
+    COMMAND is yours, word for word, with its launcher, all on this machine: skindist verify-resume -- accelerate launch
+    --config_file accelerate_config.yaml --num_processes 2 launch/train.py --data.path lesions. It runs for a few steps
+    in new run folders, each step saved, W&B off: once whole, and once killed on the way (SIGKILL to all its processes)
+    and started again. Exit status: 0 exact, 1 not exact, 2 a mistake.
+
+    Args:
+        command: Words of the command.
+        steps: Optimizer steps to run; a checkpoint of each is kept until they are compared.
+        kills: How often to kill it on the way.
+        folder: New folder for both runs and their output; null: a temporary one, removed if all is exact.
+    """
+    from skindist.training.verify import verify_resume
+
+    verdict = verify_resume(command, steps, kills, folder)
+    print(verdict.message)
+    return 0 if verdict.exact else 1
 
 
 def clear_cache(cache_dir: Path | None = None) -> None:

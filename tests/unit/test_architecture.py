@@ -16,7 +16,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
     {"training.distributed", "training.memory", "training.checkpoint", "training.run_folder", "training.stopping"},
     {"training.engine", "training.rehearsal"},
-    {"training.tracking", "training.results"},
+    {"training.tracking", "training.results", "training.verify"},
     {"training.saving"},
     {"training.trainer", "report.curves", "report.page"},
     {"report.audit"},

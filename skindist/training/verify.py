@@ -1,0 +1,284 @@
+"""`skindist verify-resume`: whether a user's own training command, killed and started again, leaves no trace of it.
+
+The command runs twice for a few steps, each of them saved: once cut by SIGKILL, again and again, and once whole. Then
+all checkpoints that both have are compared, bit for bit.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from skindist.errors import UserError
+from skindist.training.checkpoint import newest_intact, step_folder
+
+FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000", "--tracking.wandb=disabled")
+"""What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result."""
+TENSORS = ("model.safetensors", "optimizer.safetensors", "buffers.safetensors")
+UNLIKE = {"train.train_seconds", "train.wandb_id"}  # a measured time and a random name: of no two runs the same
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the two runs were the same in every bit, and what to tell the user."""
+
+    exact: bool
+    message: str
+
+
+def verify_resume(command: Sequence[str], steps: int, kills: int, folder: Path | None = None) -> Verdict:
+    """Run `command` whole and cut, and compare what both saved.
+
+    Args:
+        command: the words of a training command, with any launcher that starts all processes on this machine.
+        steps: optimizer steps after which the runs are compared.
+        kills: how often one of them is killed on the way.
+        folder: new folder for both runs, which is kept; None: a temporary one, kept only if there is something to see.
+
+    Raises:
+        UserError: an argument is out of range, the command cannot be run, fails, does not train, or ends too early.
+    """
+    if not 1 <= kills < steps:
+        raise UserError(f"--steps {steps} --kills {kills}: must be one kill or more, and more steps than kills")
+    if shutil.which(command[0]) is None:
+        raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
+    place = new_folder(folder)
+    try:
+        with terminated_as_interrupted():
+            killed, last = run_both(command, steps, kills, place)
+        verdict = judge(place, killed, last)
+    except KeyboardInterrupt:
+        if folder is None:
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    if verdict.exact and folder is None:
+        shutil.rmtree(place)
+        return verdict
+    return Verdict(verdict.exact, f"{verdict.message}\nboth runs are kept in {place}")
+
+
+def new_folder(asked: Path | None) -> Path:
+    """The folder that was asked for, created, or a temporary one."""
+    if asked is None:
+        return Path(tempfile.mkdtemp(prefix="skindist-verify-"))
+    try:
+        asked.mkdir(parents=True, exist_ok=True)
+        if any(asked.iterdir()):
+            raise UserError(f"--folder {asked}: is not empty; give a new one")
+    except OSError as error:
+        raise UserError(f"--folder {asked}: cannot be created ({error.strerror})") from None
+    return asked.absolute()
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as ctrl-C does, so that no child outlives it."""
+    unhandled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def run_both(command: Sequence[str], steps: int, kills: int, folder: Path) -> tuple[list[int], int]:
+    """Leave the runs folder/cut and folder/whole.
+
+    A kill may come some steps late, so what follows is planned anew: there is always a step after the last kill.
+
+    Returns:
+        The steps from which the cut run was started again, and a later step, up to which both have come.
+    """
+    reached = [0]
+    with tqdm(total=2 * steps, unit="step", leave=False, disable=None) as bar:
+        for start in range(1, kills + 2):
+            bar.set_description(f"cut run, start {start} of {kills + 1}")
+            target = max(steps * start // (kills + 1), reached[-1] + 1)
+            reached.append(run_until(command, folder / "cut", target, folder / f"cut-{start}.log", bar))
+        bar.set_description("whole run")
+        last = min(reached[-1], run_until(command, folder / "whole", reached[-1], folder / "whole.log", bar))
+    return reached[1:-1], last
+
+
+def run_until(command: Sequence[str], run: Path, step: int, log: Path, bar: "tqdm[Any]") -> int:
+    """Start the command on a run folder, and kill all its processes once the checkpoint of `step` is there.
+
+    Returns:
+        The step of the newest checkpoint that it left, `step` or a later one.
+
+    Raises:
+        UserError: the command ended before that.
+    """
+    words = [*command, f"--run.dir={run}", *FLAGS]
+    with log.open("w") as output:
+        try:
+            process = psutil.Popen(words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        except OSError as error:
+            raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
+    family: set[psutil.Process] = {process}
+    done = newest_step(run)
+    try:
+        while done < step:
+            with suppress(psutil.TimeoutExpired):
+                process.wait(POLL_SECONDS)
+            family |= children(process, recursive=True)
+            ended = process.returncode is not None
+            before, done = done, newest_step(run)
+            bar.update(done - before)
+            if ended and done < step:
+                raise UserError(f"{why_ended(process.returncode, run, log)}\nits output is in {log}")
+    finally:
+        kill(family)
+        process.wait()
+    newest = newest_intact(run / "checkpoints")
+    return step_of(newest) if newest else 0
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint, 0 without any."""
+    return max(map(step_of, run.glob("checkpoints/step-*")), default=0)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def children(process: psutil.Process, recursive: bool = False) -> set[psutil.Process]:
+    """What a process has started and what still runs; nothing if it has ended itself."""
+    try:
+        return set(process.children(recursive))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def kill(family: set[psutil.Process]) -> None:
+    """SIGKILL to these processes and all that they have started, and wait for the end of each.
+
+    All are halted first, parents before children, as those that run could start more meanwhile.
+    """
+    doomed: set[psutil.Process] = set()
+    while family:
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        doomed |= family
+        family = set().union(*map(children, family)) - doomed
+    for process in doomed:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    while any(map(is_alive, doomed)):
+        time.sleep(POLL_SECONDS)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def why_ended(status: int, run: Path, log: Path) -> str:
+    """What to tell the user when the command has ended by itself."""
+    done = newest_step(run)
+    if status != 0:
+        lines = log.read_text(errors="replace").splitlines()
+        said = [line for line in lines if line.startswith("error: ")] or lines[-15:]
+        return "\n".join([f"the command ended with status {status}{f' after step {done}' if done else ''}:", *said])
+    if done == 0:
+        return "the command ended without a step: give one that runs launch/train.py, with its flags at the end"
+    return f"the run was over after step {done}: give fewer --steps or --kills, or more --train.epochs"
+
+
+def judge(folder: Path, killed: Sequence[int], last: int) -> Verdict:
+    """Compare folder/cut, killed after some steps, with folder/whole after every step up to `last`."""
+    cut, whole = folder / "cut/checkpoints", folder / "whole/checkpoints"
+    for step in range(1, last + 1):
+        if found := differences(step_folder(whole, step), step_folder(cut, step)):
+            return Verdict(False, describe_differences(found, step_folder(whole, step), step, killed))
+    newest = step_folder(cut, last)
+    manifest, state = (json.loads((newest / name).read_text()) for name in ("manifest.json", "state.json"))
+    times = f"killed after step{'s' * (len(killed) > 1)} {' and '.join(', '.join(map(str, killed)).rsplit(', ', 1))}"
+    count = state["place"]["processes"]
+    processes = f"{count} process{'es' * (count > 1)}"
+    digests = "".join(f"\n{manifest[name]}  {name}" for name in TENSORS[:2])
+    return Verdict(True, f"exact: {last} steps, {times}, on {processes}; SHA-256 of weights and optimizer:{digests}")
+
+
+def describe_differences(found: Mapping[str, str], checkpoint: Path, step: int, killed: Sequence[int]) -> str:
+    """The first tensor that differs, how many do, and what that tells of the cause."""
+    first, what = next(iter(found.items()))
+    tensors = [name for name in found if not name.startswith("state.json")]
+    total = sum(len(load_file(checkpoint / file)) for file in TENSORS)
+    unrepeatable = "the training does not repeat itself, as with GPU kernels that add up in no fixed order"
+    if step <= killed[0]:
+        cause = f"it was not killed before that: {unrepeatable}"
+    else:
+        cause = (
+            f"step {step - 1} was the same, and the last kill came after step {max(k for k in killed if k < step)}: "
+            f"a checkpoint lacks what the training depends on, or {unrepeatable}"
+        )
+    return (
+        f"not exact: after step {step}, {first} differs first ({what}); "
+        f"{len(tensors)} of {total} tensors differ\n{cause}"
+    )
+
+
+def differences(one: Path, other: Path) -> dict[str, str]:
+    """What is not bitwise the same in two checkpoints: name ("model.safetensors, conv1.weight") and how it differs."""
+    digests = [json.loads((folder / "manifest.json").read_text()) for folder in (one, other)]
+    found: dict[str, str] = {}
+    for file in TENSORS:
+        if digests[0][file] != digests[1][file]:
+            found |= compare(file, load_file(one / file), load_file(other / file))
+    states = [flatten(json.loads((folder / "state.json").read_text())) for folder in (one, other)]
+    return found | compare("state.json", *states)
+
+
+def compare(file: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
+    """The differing entries of one file, in its order; those of one side only at the end."""
+    found = {}
+    for name in [*one, *(name for name in other if name not in one)]:
+        if name not in one or name not in other:
+            found[f"{file}, {name}"] = f"only in the {'whole' if name in one else 'cut'} run"
+        elif what := difference(one[name], other[name]):
+            found[f"{file}, {name}"] = what
+    return found
+
+
+def difference(one: Any, other: Any) -> str | None:
+    """How two tensors or JSON values differ, None if they are bitwise the same."""
+    if not isinstance(one, Tensor):
+        return None if one == other else f"{one} and {other}"
+    if one.shape != other.shape:
+        return f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
+    if one.dtype != other.dtype:
+        return f"{one.dtype} and {other.dtype}"
+    if torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8)):
+        return None
+    return f"largest difference {(one.double() - other.double()).abs().max().item():.2g}"
+
+
+def flatten(values: Any, name: str = "") -> dict[str, Any]:
+    """Nested JSON as one level: {"train": {"window": [[0.5]]}} as {"train.window.0.0": 0.5}, without `UNLIKE`."""
+    if not isinstance(values, dict | list) or not values:
+        return {} if name in UNLIKE else {name: values}
+    flat: dict[str, Any] = {}
+    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+        flat |= flatten(value, f"{name}.{key}" if name else str(key))
+    return flat
