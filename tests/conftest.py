@@ -1,13 +1,16 @@
 """Shared by all tests: small drawn data, a config that trains in seconds, and no way out to the network."""
 
+import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from skindist.data.demo import write_demo_data
+from tests.faults.table import EXPECTED, write_table
 
 TINY = [
     "--model.name=test_resnet",
@@ -40,3 +43,50 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "demo"
     write_demo_data(folder, count=60, size=32)
     return folder
+
+
+Whole = Callable[[int], tuple[Path, list[list[list[int]]]]]
+
+
+@pytest.fixture(scope="session")
+def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Runs that nothing stopped: for a number of processes, the folder and the ids of each rank's batches."""
+    from tests.distributed import jobs
+    from tests.distributed.ranks import run_ranks
+    from tests.distributed.same_bytes import FLAGS
+
+    folder = tmp_path_factory.mktemp("whole")
+
+    @functools.cache
+    def run(world_size: int) -> tuple[Path, list[list[list[int]]]]:
+        target = folder / str(world_size)
+        return target, run_ranks(world_size, folder / f"ranks{world_size}", jobs.fit_and_watch, demo, target, *FLAGS)
+
+    return run
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--fault-table README.md` writes what the fault matrix has seen into that page."""
+    parser.addoption("--fault-table", type=Path, help="page whose table of faults is to be written anew")
+
+
+Observe = Callable[[str, str], None]
+OBSERVED = pytest.StashKey[dict[str, list[str]]]()
+
+
+@pytest.fixture
+def observe(pytestconfig: pytest.Config) -> Observe:
+    """Note what was seen under a fault of the matrix; called at the end of a test, when all of it holds."""
+
+    def note(fault: str, seen: str) -> None:
+        assert fault in EXPECTED, fault
+        pytestconfig.stash.setdefault(OBSERVED, {}).setdefault(fault, []).append(seen)
+
+    return note
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the table, if it was asked for and every test has passed."""
+    page: Path | None = session.config.getoption("--fault-table")
+    if page and exitstatus == 0:
+        write_table(page, session.config.stash.get(OBSERVED, {}))

@@ -124,6 +124,14 @@ def open_run(run: Path, config: Config, prepared: Prepared) -> None:
 _locks: list[int] = []  # held until the process ends, however it ends
 
 
+def _let_go() -> None:
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)  # loader workers live on for seconds after a process that was killed
+
+
 def _lock(run: Path) -> None:
     """Refuse a folder that a living process writes: workers can outlive a launcher that was killed."""
     while _locks:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from skindist.cli import show_log
 from skindist.config import CheckpointConfig, Config, parse_config
 from skindist.data.loading import Batch
 from skindist.errors import Stopped, TrainingError, UserError
@@ -101,6 +102,12 @@ def _fingerprints(batch: Batch) -> list[tuple[int, str]]:
 def fit(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """A whole run."""
     return trainer.fit(tiny_config(data, run, *flags))
+
+
+def fit_aloud(data: Path, run: Path, *flags: str) -> dict[str, Any]:
+    """A whole run, which says what it does."""
+    show_log()
+    return fit(data, run, *flags)
 
 
 def fit_until(step: int, data: Path, run: Path, *flags: str) -> list[list[int]]:

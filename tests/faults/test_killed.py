@@ -1,0 +1,181 @@
+"""Runs killed outright, at any instant; checkpoints that are damaged. Real processes, forked, that die by SIGKILL."""
+
+import os
+import pickle
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from skindist.cli import train
+from skindist.training.checkpoint import is_intact
+from tests.conftest import TINY, Observe, Whole
+from tests.distributed import jobs
+from tests.distributed.ranks import end_ranks, run_ranks, said, start_ranks
+from tests.distributed.same_bytes import FLAGS, assert_same_bytes, newest
+from tests.faults import inject
+
+CALLS_A_STEP = 25_000  # of Python functions, in a rank's main thread: loading, training, saving; more at an epoch's end
+
+
+def die_at_call(victim: int, step: int, calls: int, data: Path, run: Path) -> None:
+    """A run of which one rank dies at some call."""
+    if int(os.environ.get("RANK", 0)) == victim:
+        inject.kill_at_call(step, calls)
+    jobs.fit(data, run, *FLAGS)
+
+
+def die_in_save(step: int, touches: int, data: Path, run: Path) -> None:
+    """A run of which the main process dies before it touches a file of a checkpoint."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        inject.kill_in_save(step, touches)
+    jobs.fit(data, run, *FLAGS)
+
+
+def die_before_step(victim: int, step: int, data: Path, run: Path) -> None:
+    """A run of which one rank dies before a step."""
+    inject.at_step(step, victim, inject.do(inject.die))
+    jobs.fit(data, run, *FLAGS)
+
+
+def killed(world_size: int, victim: int, folder: Path, function: Any, *args: Any) -> bool:
+    """Start ranks; when the victim is dead, kill the others in the same instant. Whether it died by SIGKILL."""
+    ranks = start_ranks(world_size, folder, function, *args)
+    ranks[victim].join(120)
+    died = ranks[victim].exitcode == -signal.SIGKILL
+    for rank in ranks:
+        if died:
+            rank.kill()
+    end_ranks(ranks)
+    return died
+
+
+def kill_at_random_calls(world_size: int, seed: int, demo: Path, folder: Path) -> int:
+    """Kill a run while it starts, then at three steps, each time somewhere in the Python code; then let it end."""
+    random = np.random.default_rng([world_size, seed])
+    points = [-1, *sorted(random.choice(9, 3, replace=False).tolist())]
+    kills = 0
+    for number, step in enumerate(points):
+        calls = int(random.integers(1, CALLS_A_STEP))
+        victim = int(random.integers(world_size))
+        args = (victim, step, calls, demo, folder / "run")
+        kills += killed(world_size, victim, folder / str(number), die_at_call, *args)
+    run_ranks(world_size, folder / "last", jobs.fit, demo, folder / "run", *FLAGS)
+    return kills
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_killed_at_random_calls(demo: Path, tmp_path: Path, whole: Whole, observe: Observe, world_size: int) -> None:
+    kills = kill_at_random_calls(world_size, 0, demo, tmp_path)
+    assert kills >= 3
+    assert_same_bytes(tmp_path / "run", whole(world_size)[0])
+    observe("kill -9 of all ranks at a random call", "the same bytes on 1, 2, 3 and 4 processes")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_killed_at_a_hundred_random_calls(
+    demo: Path, tmp_path: Path, whole: Whole, observe: Observe, world_size: int
+) -> None:
+    """25 kills and more for each number of processes."""
+    kills, seed = 0, 0
+    while kills < 25:
+        seed += 1
+        kills += kill_at_random_calls(world_size, seed, demo, tmp_path / str(seed))
+        assert_same_bytes(tmp_path / str(seed) / "run", whole(world_size)[0])
+    observe("kill -9 of all ranks at a random call", "more than 100 kills, 25 for each number of processes")
+
+
+@pytest.mark.parametrize("world_size", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_inside_saves(demo: Path, tmp_path: Path, whole: Whole, observe: Observe, world_size: int) -> None:
+    """At eight points of eight saves of one run; test_checkpoint.py kills a save at every point there is."""
+    for step, touches in zip(range(1, 9), (1, 4, 8, 12, 16, 19, 22, 25), strict=True):
+        args = (step, touches, demo, tmp_path / "run")
+        assert killed(world_size, 0, tmp_path / str(step), die_in_save, *args)
+    run_ranks(world_size, tmp_path / "last", jobs.fit, demo, tmp_path / "run", *FLAGS)
+    assert_same_bytes(tmp_path / "run", whole(world_size)[0])
+    assert not list((tmp_path / "run/checkpoints").glob(".*")), "nothing half-written is left"
+    observe("kill -9 at every point inside a save", "at 8 points of 8 saves on 1 and 3 processes: the same bytes")
+
+
+def test_killed_at_the_last_batch_of_an_epoch(demo: Path, tmp_path: Path, whole: Whole, observe: Observe) -> None:
+    assert killed(3, 1, tmp_path / "a", die_before_step, 1, 5, demo, tmp_path / "run")
+    run_ranks(3, tmp_path / "b", jobs.fit, demo, tmp_path / "run", *FLAGS, "--run.resume=must")
+    assert_same_bytes(tmp_path / "run", whole(3)[0])
+    observe("kill -9 at the last batch of an epoch", "the same bytes on 3 processes")
+
+
+@pytest.fixture(scope="module")
+def stopped(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on one process that died before its step 5."""
+    folder = tmp_path_factory.mktemp("stopped")
+    assert killed(1, 0, folder / "rank", die_before_step, 0, 4, demo, folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "optimizer.safetensors", "buffers.safetensors", "state.json", "manifest.json"]
+)
+def test_a_damaged_file_of_the_newest_checkpoint(
+    demo: Path, tmp_path: Path, whole: Whole, observe: Observe, stopped: Path, file: str, how: str
+) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run", symlinks=True)
+    damaged = newest(run) / file
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    if how == "delete":
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content if how == "flip" else content[: len(content) // 2])
+    run_ranks(1, tmp_path / "rank", jobs.fit_aloud, demo, run, *FLAGS)
+    assert f"checkpoint {damaged.parent} is damaged: trying the one before it" in said(tmp_path / "rank", 1)
+    assert_same_bytes(run, whole(1)[0])
+    observe("a file of the newest checkpoint is damaged", "each of 5 files flipped, cut or deleted: the same bytes")
+
+
+class Evil:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return (Path.write_text, (self.mark, "executed"))  # type: ignore[return-value]
+
+
+def test_a_malicious_pickle_beside_the_checkpoint(
+    demo: Path, tmp_path: Path, whole: Whole, observe: Observe, stopped: Path
+) -> None:
+    run, mark = shutil.copytree(stopped, tmp_path / "run", symlinks=True), tmp_path / "mark"
+    evil = pickle.dumps(Evil(mark))
+    for name in ("optimizer.pt", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl", "model.pt"):
+        (newest(run) / name).write_bytes(evil)
+    run_ranks(1, tmp_path / "rank", jobs.fit, demo, run, *FLAGS)
+    assert not mark.exists()
+    pickle.loads(evil)
+    assert mark.read_text() == "executed", "it would have worked"
+    assert_same_bytes(run, whole(1)[0])
+    observe("a malicious pickle beside the checkpoint", "not executed; the same bytes")
+
+
+def test_an_image_removed_before_resuming_is_named(
+    demo: Path, tmp_path: Path, observe: Observe, stopped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(demo, tmp_path / "demo")
+    run = shutil.copytree(stopped, tmp_path / "run", symlinks=True)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(demo), str(data)))
+    (data / "benign/0003.png").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *FLAGS]) == 2
+    said = capfd.readouterr().err
+    assert said.count("error: ") == 1
+    assert "1 images have changed or gone since the run began (such as benign/0003.png)" in said
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert is_intact(newest(run))
+    observe("an image was removed before resuming", "exit 2, one line with its name, nothing changed")
