@@ -1,0 +1,147 @@
+"""Faults under `accelerate launch`, as users start it: every rank ends, one line says why, and the run goes on exactly."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from skindist.training.checkpoint import is_intact
+from tests.conftest import TINY, Observe, Whole
+from tests.distributed import jobs
+from tests.distributed.ranks import run_ranks
+from tests.distributed.same_bytes import FLAGS, assert_same_bytes
+from tests.integration.test_launch import LAUNCH
+
+INJECT = Path(__file__).with_name("inject.py")
+ONE_LINE_LONG = 300
+
+
+@contextmanager
+def as_many_cores_as_ranks(count: int) -> Iterator[None]:
+    """Child processes get one thread each, like forked ranks: the number of threads decides the last bit of a sum."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:count])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def launch(
+    ranks: int, fault: Sequence[object], data: Path, run: Path, *flags: str, options: Sequence[str] = (), **env: str
+) -> "subprocess.Popen[str]":
+    """Start `accelerate launch` on a run that will meet a fault."""
+    command = [
+        *LAUNCH, *options, f"--num_processes={ranks}", str(INJECT), *TINY, f"--data.path={data}", f"--run.dir={run}",
+        "--tracking.wandb=disabled", *FLAGS, *flags,
+    ]  # fmt: skip
+    env = os.environ | {"FAULT": json.dumps(fault), "PYTHONPATH": str(INJECT.parents[2])} | env
+    with as_many_cores_as_ranks(ranks):
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+def processes_of(run: Path) -> list[psutil.Process]:
+    """All living processes with this run folder on their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        words = process.info["cmdline"] or []
+        if f"--run.dir={run}" in words and process.info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+def ended(launcher: "subprocess.Popen[str]", run: Path) -> tuple[list[str], str]:
+    """Wait for the end of the launcher and of all that it started; the error lines, and all that was said."""
+    out, errors = launcher.communicate(timeout=200)
+    psutil.wait_procs(processes_of(run), timeout=60)
+    assert processes_of(run) == [], "a process outlived its run"
+    return [line for line in errors.splitlines() if line.startswith("error: ")], out + errors
+
+
+def goes_on(ranks: int, data: Path, run: Path, expected: Path, folder: Path) -> None:
+    """Resumed without the fault, the run ends with the expected bytes."""
+    run_ranks(ranks, folder / "goes on", jobs.fit, data, run, *FLAGS, "--run.resume=must")
+    assert_same_bytes(run, expected)
+
+
+ALONE = {  # what happens to one rank: ranks, fault before which step, what is said, is it a slow test
+    "kill -9 of one rank": (3, ["kill", 1, 4], "rank 1 of 3 was killed, or its machine failed", False),
+    "one rank raises": (3, ["raise", 2, 4], "rank 2 of 3: ValueError: boom", True),
+    "one rank exits with 0": (2, ["exit 0", 1, 4], "rank 1 of 2 was killed, or its machine failed", True),
+    "one rank hangs": (2, ["hang", 1, 4], "rank 1 of 2 did not answer within --run.timeout_minutes", True),
+    "one rank is out of memory": (
+        2, ["out of memory", 1, 4], "rank 1 of 2: out of memory with 6 images at a time: choose a smaller --train.micro",
+        True,
+    ),
+    "the disk is full in a save": (2, ["full disk", 0, 4], "No space left on device", False),
+    "NaN, --train.non_finite error": (2, ["nan", 1, 4], "the training loss is nan at step 5: lower --optim.lr", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.slow] * row[3]) for fault, row in ALONE.items()]
+)
+def test_what_happens_to_one_rank_ends_all(
+    demo: Path, tmp_path: Path, whole: Whole, observe: Observe, fault: str
+) -> None:
+    ranks, action, message, _ = ALONE[fault]
+    run = tmp_path / "run"
+    launcher = launch(ranks, action, demo, run, "--run.timeout_minutes=0.5")
+    errors, said = ended(launcher, run)
+    assert launcher.returncode != 0
+    assert len(errors) == 1, said
+    assert message in errors[0]
+    assert len(errors[0]) < ONE_LINE_LONG + len(str(run))
+    assert all(is_intact(folder) for folder in (run / "checkpoints").glob("step-*"))
+    goes_on(ranks, demo, run, whole(ranks)[0], tmp_path)
+    words = errors[0].removeprefix("error: ").replace(f"{run}/", "RUN/").split(": choose")[0].split(": lower")[0]
+    observe(fault, f"“{words}”; all {ranks} ranks ended; the same bytes")
+
+
+@pytest.mark.slow
+def test_orphans_of_a_killed_launcher_save_and_end(demo: Path, tmp_path: Path, whole: Whole, observe: Observe) -> None:
+    run = tmp_path / "run"
+    launcher = launch(2, ["kill the launcher", 0, 4], demo, run)
+    errors, said = ended(launcher, run)
+    assert launcher.returncode == -signal.SIGKILL
+    assert errors == ["error: stopped by the end of its launcher; the same command with the same --run.dir goes on"
+                      " from here"], said  # fmt: skip
+    assert not (run / "results.json").exists()
+    goes_on(2, demo, run, whole(2)[0], tmp_path)
+    observe("kill -9 of the launcher", "2 orphans stopped within two steps, saved; the same bytes")
+
+
+@pytest.mark.slow
+def test_a_bad_step_is_skipped_by_all_ranks(demo: Path, tmp_path: Path, observe: Observe) -> None:
+    run = tmp_path / "run"
+    launcher = launch(3, ["nan", 2, 4], demo, run, "--train.non_finite=skip")
+    errors, said = ended(launcher, run)
+    assert launcher.returncode == 0, said
+    assert errors == []
+    assert "step 5 is skipped: the training loss is nan (1 of at most 10)" in said
+    assert json.loads((run / "results.json").read_text())["skipped_steps"] == [5]
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [event.get("train/skipped_steps") for event in events if "train/loss" in event][-3:] == [1, 1, 1]
+    assert all(event["train/loss"] is not None for event in events if "train/loss" in event)
+    observe("NaN, --train.non_finite skip", "one step of one rank's NaN left out on 3 ranks, listed in results.json")
+
+
+@pytest.mark.slow
+def test_a_file_removed_during_training_is_not_missed(
+    demo: Path, tmp_path: Path, whole: Whole, observe: Observe
+) -> None:
+    data, run = shutil.copytree(demo, tmp_path / "demo"), tmp_path / "run"
+    launcher = launch(2, ["remove", 0, 2], data, run, REMOVE=str(data / "benign/0003.png"))
+    errors, said = ended(launcher, run)
+    assert launcher.returncode == 0, said
+    assert errors == []
+    assert not (data / "benign/0003.png").exists()
+    assert_same_bytes(run, whole(2)[0])
+    observe("an image is removed during training", "the same bytes")
