@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import fcntl
 import os
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -91,10 +92,13 @@ def read_quarantine(path: Path) -> list[tuple[str, str]]:
         return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
 
-def open_run(run: Path, config: Config, prepared: Prepared) -> None:
+def open_run(run: Path, config: Config, prepared: Prepared) -> str:
     """Create or claim the run folder; write config.yaml, split.csv and quarantine.csv once.
 
     The saved config names no run folder, so `--config RUN/config.yaml` repeats the run in a new one.
+
+    Returns:
+        The run's id in W&B, 8 hexadecimal digits: one for all its attempts.
 
     Raises:
         UserError: another process is writing this run.
@@ -104,11 +108,14 @@ def open_run(run: Path, config: Config, prepared: Prepared) -> None:
     except OSError as error:
         raise UserError(f"--run.dir {run}: cannot be created ({error.strerror})") from None
     _lock(run)
+    if not (run / ".id").exists():
+        write_atomic(run / ".id", secrets.token_hex(4))
     if not (run / "config.yaml").exists():
         write_csv(run / "quarantine.csv", ("path", "reason"), prepared.quarantine)
         write_split(run / "split.csv", prepared.rows)
         saved = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=None))
         write_atomic(run / "config.yaml", yaml.safe_dump(saved.to_dict(), sort_keys=False))
+    return (run / ".id").read_text()
 
 
 _locks: list[int] = []  # held until the process ends, however it ends

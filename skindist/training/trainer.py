@@ -5,7 +5,6 @@ results = fit(Config(data=DataConfig(path="lesions")))
 """
 
 import logging
-import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,11 +66,11 @@ def fit(config: Config) -> dict[str, Any]:
     batches = build_batches(accelerator, config, data.rows)
     log.info(f"{describe(data.rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
     loaders, ids = build_loaders(learner, config, data, batches)
-    decide(accelerator, open_run, run, config, data)
+    wandb_id = decide(accelerator, open_run, run, config, data)
 
     warm_up(learner, config.data.image_size)
     state, stopping = restore(learner, run, config)
-    tracker = Tracker(accelerator, run, config, state.wandb_id)
+    tracker = Tracker(accelerator, run, config, wandb_id)
     with Guard(config.checkpoint, accelerator) as guard:
 
         def after_step() -> None:
@@ -186,7 +185,6 @@ def restore(learner: Learner, run: Path, config: Config) -> tuple[TrainState, Ea
 
     checkpoint = decide(learner.accelerator, read)
     if checkpoint is None:
-        state.wandb_id = decide(learner.accelerator, secrets.token_hex, 4)
         return state, stopping
     learner.module.load_state_dict(checkpoint.weights)
     load_optimizer(learner.optimizer, checkpoint.optimizer)
