@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import fcntl
 import os
 import secrets
 import time
@@ -16,6 +15,7 @@ from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.data.split import read_split, write_split
 from skindist.errors import UserError
 from skindist.files import write_atomic, write_csv
+from skindist.training.lock import RunLock
 
 # Keys that do not change the result, so that a run may be continued with other values of them.
 FREE_KEYS = {
@@ -92,7 +92,7 @@ def read_quarantine(path: Path) -> list[tuple[str, str]]:
         return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
 
-def open_run(run: Path, config: Config, prepared: Prepared) -> str:
+def open_run(run: Path, config: Config, prepared: Prepared, lock: RunLock) -> str:
     """Create or claim the run folder; write config.yaml, split.csv and quarantine.csv once.
 
     The saved config names no run folder, so `--config RUN/config.yaml` repeats the run in a new one.
@@ -107,7 +107,7 @@ def open_run(run: Path, config: Config, prepared: Prepared) -> str:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--run.dir {run}: cannot be created ({error.strerror})") from None
-    _lock(run)
+    lock.take(run / ".lock")
     if not (run / ".id").exists():
         write_atomic(run / ".id", secrets.token_hex(4))
     if not (run / "config.yaml").exists():
@@ -116,21 +116,3 @@ def open_run(run: Path, config: Config, prepared: Prepared) -> str:
         saved = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=None))
         write_atomic(run / "config.yaml", yaml.safe_dump(saved.to_dict(), sort_keys=False))
     return (run / ".id").read_text()
-
-
-_locks: list[int] = []  # held until the process ends, however it ends
-
-
-def _lock(run: Path) -> None:
-    """Refuse a folder that a living process writes: workers can outlive a launcher that was killed."""
-    while _locks:
-        os.close(_locks.pop())
-    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise UserError(
-            f"--run.dir {run}: another process is writing this run; stop it first, or give another folder"
-        ) from None
-    _locks.append(descriptor)

@@ -38,6 +38,7 @@ from skindist.training.checkpoint import (
 )
 from skindist.training.distributed import decide
 from skindist.training.engine import Learner, collect_window, evaluate, train_one_epoch, warm_up
+from skindist.training.lock import RunLock
 from skindist.training.results import summary, write_results
 from skindist.training.run_folder import find_run, open_run, prepare_data, resolve
 from skindist.training.state import TrainState
@@ -58,7 +59,12 @@ def fit(config: Config) -> dict[str, Any]:
         TrainingError: training diverged or the disk is full; raised on every process.
         Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
-    config = resolve(check(config))
+    with RunLock() as lock:
+        return _fit(resolve(check(config)), lock)
+
+
+def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
+    """The run; the main process takes the lock, the caller releases it."""
     accelerator = distributed.start(log_with=None if config.tracking.wandb == "disabled" else "wandb")
     run = decide(accelerator, find_run, config)
     data = decide(accelerator, prepare_data, config, run)
@@ -66,7 +72,7 @@ def fit(config: Config) -> dict[str, Any]:
     batches = build_batches(accelerator, config, data.rows)
     log.info(f"{describe(data.rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
     loaders, ids = build_loaders(learner, config, data, batches)
-    wandb_id = decide(accelerator, open_run, run, config, data)
+    wandb_id = decide(accelerator, open_run, run, config, data, lock)
 
     warm_up(learner, config.data.image_size)
     state, stopping = restore(learner, run, config)
@@ -75,7 +81,7 @@ def fit(config: Config) -> dict[str, Any]:
 
         def after_step() -> None:
             if guard.save_now(state.global_step):
-                save(run, learner, state, stopping, config)
+                save(run, learner, state, stopping, config, lock)
                 guard.stop_if_agreed()
 
         while state.epoch < config.train.epochs and not stopping.should_stop:
@@ -86,7 +92,7 @@ def fit(config: Config) -> dict[str, Any]:
             if stopping.best_epoch == state.epoch:
                 state.best_step = state.global_step
             tracker.log_epoch(state, metrics, is_best=state.best_step == state.global_step)
-            save(run, learner, state, stopping, config)
+            save(run, learner, state, stopping, config, lock)
 
     best = decide(accelerator, load_checkpoint, step_folder(run / "checkpoints", state.best_step))
     learner.module.load_state_dict(best.weights)
@@ -148,7 +154,9 @@ def judge(stopping: EarlyStopping, value: float, epoch: int) -> EarlyStopping:
     return stopping
 
 
-def save(run: Path, learner: Learner, state: TrainState, stopping: EarlyStopping, config: Config) -> None:
+def save(
+    run: Path, learner: Learner, state: TrainState, stopping: EarlyStopping, config: Config, lock: RunLock
+) -> None:
     """Write a checkpoint of this step, then prune the old ones. Call it on every rank."""
     accelerator = learner.accelerator
     collect_window(learner, state)
@@ -161,6 +169,7 @@ def save(run: Path, learner: Learner, state: TrainState, stopping: EarlyStopping
     }
 
     def write() -> None:
+        lock.check()
         folder = step_folder(run / "checkpoints", state.global_step)
         weights, optimizer = learner.module.state_dict(), learner.optimizer.state_dict()
         save_checkpoint(folder, Checkpoint(weights, optimizer, values, buffers))
