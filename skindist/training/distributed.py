@@ -3,7 +3,7 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from skindist.errors import TrainingError, UserError
 from skindist.machine import available_cores
@@ -40,7 +42,7 @@ def start(log_with: str | None = None) -> Accelerator:
         mixed_precision=precision,
         log_with=log_with,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=TIMEOUT),
+            InitProcessGroupKwargs(init_method="attempt://", timeout=TIMEOUT),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
@@ -54,6 +56,19 @@ def start(log_with: str | None = None) -> Accelerator:
     if visible > local_size:
         log.info(f"{visible} GPUs are visible and {local_size} used; --num_processes {visible} would use them all")
     return accelerator
+
+
+def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """As env://, but with a store of each attempt's own.
+
+    A launcher that restarts its workers keeps the store, and in it the addresses of those that died: whoever reads one
+    before it is overwritten waits for ever.
+    """
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    yield PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank, world_size
+
+
+register_rendezvous_handler("attempt", _join_attempt)  # type: ignore[no-untyped-call]
 
 
 def _launched(variable: str) -> int:

@@ -2,12 +2,14 @@
 
 import csv
 import dataclasses
+import multiprocessing
 import os
 import secrets
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from skindist.config import Config
@@ -49,13 +51,15 @@ def find_run(config: Config) -> Path:
     Raises:
         UserError: `run.resume` forbids what is there, or the run there has another config.
     """
-    run = Path(config.run.dir or Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}").absolute())
+    launched = launch_time()
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{config.model.name}"
+    run = Path(config.run.dir or Path("runs", name).absolute())
     if run.exists() and not run.is_dir():
         raise UserError(f"--run.dir {run}: is not a folder")
     started = (run / "config.yaml").exists()
     if config.run.resume == "must" and not list(run.glob("checkpoints/step-*")):
         raise UserError(f"--run.resume must: no checkpoint in {run}; give the --run.dir of the run to continue")
-    if config.run.resume == "never" and started:
+    if config.run.resume == "never" and started and not _began_since(run, launched):
         raise UserError(f"--run.resume never: {run} already holds a run; give another --run.dir")
     if started and (changes := _changes(run / "config.yaml", config)):
         raise UserError(
@@ -63,6 +67,19 @@ def find_run(config: Config) -> Path:
             "Give the same values to continue it, or another --run.dir to start a new one"
         )
     return run
+
+
+def launch_time() -> float | None:
+    """When a launcher that restarts its workers (torchrun) was started, the same in each attempt; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or multiprocessing.parent_process():
+        return None  # the parent is no launcher, or a notebook, which may start one run after the other
+    launcher = psutil.Process().parent()
+    return launcher.create_time() if launcher else None
+
+
+def _began_since(run: Path, launched: float | None) -> bool:
+    """Whether this launch began the run, in an earlier attempt: config.yaml is written once."""
+    return launched is not None and (run / "config.yaml").stat().st_mtime >= launched
 
 
 def _changes(path: Path, config: Config) -> list[str]:
