@@ -30,8 +30,10 @@ def fail_together(message: str, status: int) -> int:
         return fail(message, status)
     import torch.distributed
 
+    from skindist.training.distributed import ATTEMPT
+
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", timeout=timedelta(minutes=1))
+        torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
     fail(message, status)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()

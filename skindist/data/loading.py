@@ -4,6 +4,9 @@ A global batch is decided by (seed, epoch) alone and then divided, so the number
 and nothing else.
 """
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -134,7 +137,23 @@ def make_loader(images: LesionImages, batches: Any, device: torch.device, num_wo
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=heed_only_the_parent,
     )
+
+
+def heed_only_the_parent(worker: int) -> None:
+    """In a loader worker: the signals of a scheduler, a launcher or a keyboard are for the process that trains, which
+    still needs its images; the end comes from that process alone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -14,12 +14,15 @@ import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from skindist.errors import TrainingError, UserError
 from skindist.machine import available_cores
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # with work that one process does for all and that may rightly take hours
+ATTEMPT = "attempt://"  # how processes of one attempt of a launch find each other
 log = logging.getLogger("skindist")
 
 
@@ -44,7 +47,7 @@ def start(log_with: str | None = None, timeout_minutes: float = 10.0) -> Acceler
         mixed_precision=precision,
         log_with=log_with,
         kwargs_handlers=[
-            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+            InitProcessGroupKwargs(init_method=ATTEMPT, timeout=timedelta(minutes=timeout_minutes)),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
@@ -58,6 +61,19 @@ def start(log_with: str | None = None, timeout_minutes: float = 10.0) -> Acceler
     if visible > local_size:
         log.info(f"{visible} GPUs are visible and {local_size} used; --num_processes {visible} would use them all")
     return accelerator
+
+
+def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """As env://, but with a store of each attempt's own.
+
+    A launcher that restarts its workers keeps the store, and in it the addresses of those that died: whoever reads one
+    before it is overwritten waits for ever.
+    """
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    yield PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank, world_size
+
+
+register_rendezvous_handler(ATTEMPT.removesuffix("://"), _join_attempt)  # type: ignore[no-untyped-call]
 
 
 def _launched(variable: str) -> int:

@@ -2,13 +2,15 @@
 
 import csv
 import dataclasses
-import fcntl
+import multiprocessing
 import os
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from skindist.config import Config
@@ -16,6 +18,7 @@ from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.data.split import read_split, write_split
 from skindist.errors import UserError
 from skindist.files import write_atomic, write_csv
+from skindist.training.lock import RunLock
 
 # Keys that do not change the result, so that a run may be continued with other values of them.
 FREE_KEYS = {
@@ -50,13 +53,15 @@ def find_run(config: Config) -> Path:
     Raises:
         UserError: `run.resume` forbids what is there, or the run there has another config.
     """
-    run = Path(config.run.dir or Path("runs", f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}").absolute())
+    launched = launch_time()
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{config.model.name}"
+    run = Path(config.run.dir or Path("runs", name).absolute())
     if run.exists() and not run.is_dir():
         raise UserError(f"--run.dir {run}: is not a folder")
     started = (run / "config.yaml").exists()
     if config.run.resume == "must" and not list(run.glob("checkpoints/step-*")):
         raise UserError(f"--run.resume must: no checkpoint in {run}; give the --run.dir of the run to continue")
-    if config.run.resume == "never" and started:
+    if config.run.resume == "never" and started and not _began_since(run, launched):
         raise UserError(f"--run.resume never: {run} already holds a run; give another --run.dir")
     if started and (differences := changes(yaml.safe_load((run / "config.yaml").read_text()), config.to_dict())):
         raise UserError(
@@ -64,6 +69,19 @@ def find_run(config: Config) -> Path:
             "Give the same values to continue it, or another --run.dir to start a new one"
         )
     return run
+
+
+def launch_time() -> float | None:
+    """When a launcher that restarts its workers (torchrun) was started, the same in each attempt; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or multiprocessing.parent_process():
+        return None  # the parent is no launcher, or a notebook, which may start one run after the other
+    launcher = psutil.Process().parent()
+    return launcher.create_time() if launcher else None
+
+
+def _began_since(run: Path, launched: float | None) -> bool:
+    """Whether this launch began the run, in an earlier attempt: config.yaml is written once."""
+    return launched is not None and (run / "config.yaml").stat().st_mtime >= launched
 
 
 def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
@@ -101,10 +119,13 @@ def read_quarantine(path: Path) -> list[tuple[str, str]]:
         return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
 
-def open_run(run: Path, config: Config, prepared: Prepared) -> None:
+def open_run(run: Path, config: Config, prepared: Prepared, lock: RunLock) -> str:
     """Create or claim the run folder; write config.yaml, split.csv and quarantine.csv once.
 
     The saved config names no run folder, so `--config RUN/config.yaml` repeats the run in a new one.
+
+    Returns:
+        The run's id in W&B, 8 hexadecimal digits: one for all its attempts.
 
     Raises:
         UserError: another process is writing this run.
@@ -113,35 +134,12 @@ def open_run(run: Path, config: Config, prepared: Prepared) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--run.dir {run}: cannot be created ({error.strerror})") from None
-    _lock(run)
+    lock.take(run / ".lock")
+    if not (run / ".id").exists():
+        write_atomic(run / ".id", secrets.token_hex(4))
     if not (run / "config.yaml").exists():
         write_csv(run / "quarantine.csv", ("path", "reason"), prepared.quarantine)
         write_split(run / "split.csv", prepared.rows)
         saved = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=None))
         write_atomic(run / "config.yaml", yaml.safe_dump(saved.to_dict(), sort_keys=False))
-
-
-_locks: list[int] = []  # held until the process ends, however it ends
-
-
-def _let_go() -> None:
-    while _locks:
-        os.close(_locks.pop())
-
-
-os.register_at_fork(after_in_child=_let_go)  # loader workers live on for seconds after a process that was killed
-
-
-def _lock(run: Path) -> None:
-    """Refuse a folder that a living process writes: workers can outlive a launcher that was killed."""
-    while _locks:
-        os.close(_locks.pop())
-    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise UserError(
-            f"--run.dir {run}: another process is writing this run; stop it first, or give another folder"
-        ) from None
-    _locks.append(descriptor)
+    return (run / ".id").read_text()

@@ -4,7 +4,6 @@ Training waits for a copy of the tensors, not for the disk. The next save, and t
 """
 
 import logging
-import secrets
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from skindist.training.checkpoint import (
 )
 from skindist.training.distributed import decide
 from skindist.training.engine import Learner, collect_window
+from skindist.training.lock import RunLock
 from skindist.training.run_folder import changes
 from skindist.training.state import TrainState
 from skindist.training.tracking import rewind
@@ -42,8 +42,8 @@ log = logging.getLogger("skindist")
 class Saver:
     """Saves a run and restores it. Call its methods on every rank, but for `load`; it is left when all is on disk."""
 
-    def __init__(self, run: Path, learner: Learner, config: Config, rows: list[Row]) -> None:
-        self.run, self.learner, self.config = run, learner, config
+    def __init__(self, run: Path, learner: Learner, config: Config, rows: list[Row], lock: RunLock) -> None:
+        self.run, self.learner, self.config, self.lock = run, learner, config, lock
         self.checkpoints = run / "checkpoints"
         self.meaning: dict[str, Any] = {"config": config.without_paths(), "data": fingerprint(rows)}
         self.place = place(learner)
@@ -66,7 +66,8 @@ class Saver:
             rank_buffers: each rank's BatchNorm statistics (ranks, values), if they are not those of now.
 
         Raises:
-            TrainingError: on every rank, when the disk refused the checkpoint before this one.
+            TrainingError: on every rank, when the disk refused the checkpoint before this one, or another process has
+                taken the run over.
         """
         accelerator = self.learner.accelerator
         collect_window(self.learner, state, self.config.train)
@@ -82,6 +83,7 @@ class Saver:
         decide(accelerator, self._begin_writing, values, rank_buffers)
 
     def _begin_writing(self, values: dict[str, Any], rank_buffers: Tensor) -> None:
+        self.lock.check()
         self._finish_writing()
         weights, optimizer = self.learner.module.state_dict(), self.learner.optimizer.state_dict()
         checkpoint = copied(Checkpoint(weights, optimizer, values, rank_buffers))
@@ -115,7 +117,6 @@ class Saver:
         state, stopping = TrainState(), EarlyStopping(asked.patience, asked.min_delta, asked.mode)
         checkpoint = decide(learner.accelerator, self._read, patient=True)
         if checkpoint is None:
-            state.wandb_id = decide(learner.accelerator, secrets.token_hex, 4)
             return state, stopping
         learner.module.load_state_dict(checkpoint.weights)
         load_optimizer(learner.optimizer, checkpoint.optimizer)

@@ -19,4 +19,3 @@ class TrainState:
     images_seen: int = 0
     train_seconds: float = 0.0
     best_step: int = 0
-    wandb_id: str | None = None

@@ -19,17 +19,18 @@ from torch import Tensor
 
 from skindist.config import CheckpointConfig
 from skindist.errors import Stopped
+from skindist.training.lock import LAUNCHED, RunLock
 
 SAVE, ORPHANED = 1, 2  # signals are larger numbers, so the largest wish of any rank is what all of them do
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-PARENT = os.getppid() if LAUNCHED else None  # without a launcher it is a shell, which a run may outlive
+PARENT = os.getppid() if any(name in os.environ for name in LAUNCHED) else None  # a shell may end before a run
 
 
 class Guard:
     """Watches signals and the clock while it is entered."""
 
-    def __init__(self, config: CheckpointConfig, accelerator: Accelerator) -> None:
+    def __init__(self, config: CheckpointConfig, accelerator: Accelerator, lock: RunLock) -> None:
+        self.lock = lock
         self.every_steps = config.every_steps
         self.every_seconds = 60 * config.every_minutes if config.every_minutes else None
         self.main = accelerator.is_main_process
@@ -69,7 +70,8 @@ class Guard:
     def _ask(self) -> int:
         """What all ranks wish, as far as it is known."""
         orphaned = PARENT is not None and os.getppid() != PARENT
-        wishes = (self.received, ORPHANED if orphaned else 0, SAVE if self.main and self._overdue() else 0)
+        overdue = self.main and (self._overdue() or self.lock.lost)  # without the lock, the save ends the run
+        wishes = (self.received, ORPHANED if orphaned else 0, SAVE if overdue else 0)
         wish = self._largest(max(wishes))
         self.agreed = wish if wish > SAVE else self.agreed
         return wish

@@ -29,6 +29,7 @@ from skindist.randomness import Stream, derived_seed
 from skindist.training import distributed
 from skindist.training.distributed import decide
 from skindist.training.engine import Learner, evaluate, train_one_epoch
+from skindist.training.lock import RunLock
 from skindist.training.rehearsal import find_micro_batch_size, warm_up
 from skindist.training.results import summary, write_results
 from skindist.training.run_folder import find_run, open_run, prepare_data, resolve, settle
@@ -51,7 +52,12 @@ def fit(config: Config) -> dict[str, Any]:
         OutOfMemory: raised on the process that it happened to.
         Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
-    config = resolve(check(config))
+    with RunLock() as lock:
+        return _fit(resolve(check(config)), lock)
+
+
+def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
+    """The run; the main process takes the lock, the caller releases it."""
     log_with = None if config.tracking.wandb == "disabled" else "wandb"
     accelerator = distributed.start(log_with, config.run.timeout_minutes)
     run = decide(accelerator, find_run, config)
@@ -62,12 +68,12 @@ def fit(config: Config) -> dict[str, Any]:
     batches = build_batches(accelerator, config, data.rows)
     log.info(f"{describe(data.rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
     loaders, ids = build_loaders(learner, config, data, batches)
-    decide(accelerator, open_run, run, config, data)
+    wandb_id = decide(accelerator, open_run, run, config, data, lock, patient=True)
 
     warm_up(learner, config.data.image_size)
-    with Saver(run, learner, config, data.rows) as saver, Guard(config.checkpoint, accelerator) as guard:
+    with Saver(run, learner, config, data.rows, lock) as saver, Guard(config.checkpoint, accelerator, lock) as guard:
         state, stopping = saver.restore()
-        tracker = Tracker(accelerator, run, config, state.wandb_id)
+        tracker = Tracker(accelerator, run, config, wandb_id)
         rank_buffers: Tensor | None = None
 
         def after_step() -> None:

@@ -28,7 +28,7 @@ from skindist.training.checkpoint import newest_intact, step_folder
 FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000", "--tracking.wandb=disabled")
 """What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result."""
 TENSORS = ("model.safetensors", "optimizer.safetensors", "buffers.safetensors")
-UNLIKE = {"train.train_seconds", "train.wandb_id"}  # a measured time and a random name: of no two runs the same
+UNLIKE = {"train.train_seconds"}  # measured: of no two runs the same
 POLL_SECONDS = 0.05
 
 

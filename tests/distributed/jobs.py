@@ -16,6 +16,7 @@ from skindist.data.loading import Batch
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.training import distributed, engine, stopping, trainer
 from skindist.training.engine import evaluate, set_train_mode, train_step
+from skindist.training.lock import RunLock
 from skindist.training.rehearsal import warm_up
 from skindist.training.run_folder import prepare_data
 from skindist.training.saving import Saver
@@ -148,7 +149,7 @@ def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, in
     accelerator = distributed.start()
     rank, now, saved = accelerator.process_index, [0.0], []
     setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
-    with Guard(CheckpointConfig(every_minutes=1.0), accelerator) as guard:
+    with Guard(CheckpointConfig(every_minutes=1.0), accelerator, RunLock()) as guard:
         for step in range(1, steps + 1):
             now[0] += seconds_a_step[rank]
             if signal_at.get(rank) == step:

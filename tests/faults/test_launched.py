@@ -1,4 +1,4 @@
-"""Faults under `accelerate launch`, as users start it: every rank ends, one line says why, and the run goes on exactly."""
+"""Faults under `accelerate launch`, as users start it: all ranks end, one line says why, the run goes on exactly."""
 
 import json
 import os
@@ -77,7 +77,7 @@ ALONE = {  # what happens to one rank: ranks, fault before which step, what is s
     "one rank exits with 0": (2, ["exit 0", 1, 4], "rank 1 of 2 was killed, or its machine failed", True),
     "one rank hangs": (2, ["hang", 1, 4], "rank 1 of 2 did not answer within --run.timeout_minutes", True),
     "one rank is out of memory": (
-        2, ["out of memory", 1, 4], "rank 1 of 2: out of memory with 6 images at a time: choose a smaller --train.micro",
+        2, ["out of memory", 1, 4], "rank 1 of 2: out of memory with 6 images at a time: choose a smaller",
         True,
     ),
     "the disk is full in a save": (2, ["full disk", 0, 4], "No space left on device", False),

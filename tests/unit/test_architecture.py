@@ -10,16 +10,18 @@ import skindist
 
 ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
-    {"errors", "ending", "files", "machine", "randomness", "config", "early_stopping"},
+    {"errors", "files", "machine", "randomness", "config", "early_stopping"},
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
-    {"training.distributed", "training.memory", "training.checkpoint", "training.run_folder", "training.stopping"},
+    {"training.distributed", "training.memory", "training.checkpoint", "training.lock"},
+    {"training.run_folder", "training.stopping"},
     {"training.engine", "training.rehearsal"},
     {"training.tracking", "training.results", "training.verify"},
     {"training.saving"},
     {"training.trainer", "report.curves", "report.page"},
     {"report.audit"},
+    {"ending"},
     {"cli"},
 ]
 
