@@ -1,6 +1,7 @@
 """What the ranks of a test do; they return plain values, and the tests compare those between ranks and group sizes."""
 
 import hashlib
+import os
 import signal
 from itertools import islice
 from pathlib import Path
@@ -8,14 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
-from skindist.cli import show_log
+from skindist.cli import show_log, train
 from skindist.config import CheckpointConfig, Config, parse_config
 from skindist.data.loading import Batch
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.training import distributed, engine, stopping, trainer
-from skindist.training.engine import evaluate, set_train_mode, train_step
+from skindist.training.engine import Learner, evaluate, set_train_mode, train_step
 from skindist.training.lock import RunLock
 from skindist.training.rehearsal import warm_up
 from skindist.training.run_folder import prepare_data
@@ -161,6 +163,41 @@ def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, in
             except Stopped as stop:
                 return [*saved, stop.status]
     return [*saved, 0]
+
+
+def status_after_a_signal_in_evaluation(data: Path, run: Path, *flags: str) -> int:
+    """The exit status of a run that rank 1 (or the only one) sends SIGTERM when it evaluates for the second time."""
+    original, evaluations, before = Learner.to_device, [0], [True]
+
+    def to_device(self: Any, batch: Batch) -> Any:
+        evaluations[0] += before[0] and not self.module.training
+        before[0] = self.module.training
+        if evaluations[0] == 2 and os.environ.get("RANK", "1") == "1":
+            evaluations[0] += 1
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, batch)
+
+    setattr(Learner, "to_device", to_device)  # noqa: B010
+    return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
+
+
+def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
+    """A whole run where rank 1 alone has room for 2 images; returns the largest micro-batch that this rank trained on,
+    the results, and what the run's config says."""
+    original, room = Learner.to_device, 2 if os.environ["RANK"] == "1" else 100
+    seen = [0]
+
+    def to_device(self: Any, batch: Batch) -> Any:
+        if self.module.training:
+            if len(batch.ids_B) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            seen.append(len(batch.ids_B))
+        return original(self, batch)
+
+    setattr(Learner, "to_device", to_device)  # noqa: B010
+    results = fit(data, run, *flags)
+    saved = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_size"]
+    return {"largest": max(seen), "results": results, "saved": saved}
 
 
 def one_decision(values: list[float]) -> list[Any]:

@@ -1,5 +1,6 @@
 """A run that dies at any step and is resumed ends with the bytes of one that was never stopped."""
 
+import json
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -8,8 +9,8 @@ import pytest
 
 from tests.conftest import Observe, Whole
 from tests.distributed import jobs
-from tests.distributed.ranks import run_ranks
-from tests.distributed.same_bytes import FLAGS, STEPS, assert_same_bytes
+from tests.distributed.ranks import run_ranks, said
+from tests.distributed.same_bytes import FLAGS, STEPS, assert_same_bytes, newest
 
 
 def global_ids(ranks: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
@@ -47,6 +48,24 @@ def test_3_then_2_then_1_processes_see_every_image_once_an_epoch(
         ids = list(chain(*seen[STEPS * epoch : STEPS * (epoch + 1)]))
         assert len(set(ids)) == len(ids) == 36
     observe("3, then 2, then 1 processes", "every image once in each of 3 epochs, in the same batches")
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_signal_in_an_evaluation_is_obeyed_before_it_ends(
+    demo: Path, tmp_path: Path, observe: Observe, world_size: int
+) -> None:
+    """All 12 images of validation one by one: the epoch's training is saved as such, and only judged again."""
+    flags = (*FLAGS, "--train.eval_batch_size=1")
+    run_ranks(world_size, tmp_path / "a", jobs.fit, demo, tmp_path / "whole", *flags)
+    signalled = jobs.status_after_a_signal_in_evaluation
+    statuses = run_ranks(world_size, tmp_path / "b", signalled, demo, tmp_path / "cut", *flags)
+    assert statuses == [143] * world_size
+    assert said(tmp_path / "b", world_size).count("error: stopped by SIGTERM") == 1
+    state = json.loads((newest(tmp_path / "cut") / "state.json").read_text())["train"]
+    assert (state["epoch"], state["epoch_step"], state["global_step"]) == (1, 3, 6)
+    run_ranks(world_size, tmp_path / "c", jobs.fit, demo, tmp_path / "cut", *flags)
+    assert_same_bytes(tmp_path / "cut", tmp_path / "whole")
+    observe("SIGTERM during an evaluation", "exit 143 on 1 and 3 processes; the same bytes")
 
 
 def test_one_process_saves_by_its_clock_and_stops_at_once(tmp_path: Path) -> None:

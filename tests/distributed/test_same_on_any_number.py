@@ -86,6 +86,21 @@ def test_4_ranks_accumulation_and_uneven_batches(demo: Path, observed: Observed,
             np.testing.assert_allclose(rank["weights"][name], value, rtol=0, atol=1e-5, err_msg=name)
 
 
+def test_all_ranks_take_the_micro_batch_that_fits_the_smallest(demo: Path, tmp_path: Path) -> None:
+    """12 images a batch on 3 ranks: 4 do not fit on rank 1, so all take 2 at a time and the batch stays the same; the
+    run remembers it."""
+    flags = (*EXACT, "--train.epochs=1", "--train.micro_batch_size=auto")
+    ranks = run_ranks(3, tmp_path / "a", jobs.fit_in_little_memory, demo, tmp_path / "run", *flags)
+    assert [rank["largest"] for rank in ranks] == [4, 2, 4], "4 were tried where they fit, before training"
+    assert ranks[0]["saved"] == 2
+    (alone,) = run_ranks(1, tmp_path / "b", jobs.fit, demo, tmp_path / "alone", *EXACT, "--train.epochs=1")
+    for rank in ranks:
+        loss = rank["results"]["val"]["loss"]["value"]
+        assert loss == pytest.approx(alone["val"]["loss"]["value"], abs=1e-5)
+    again = run_ranks(3, tmp_path / "c", jobs.fit, demo, tmp_path / "run", *flags)
+    assert again[0]["val"]["loss"] == ranks[0]["results"]["val"]["loss"]
+
+
 def test_the_torture_folder_is_the_same_on_1_and_3_processes(tmp_path: Path) -> None:
     root = tmp_path / "torture"
     write_torture_folder(root)

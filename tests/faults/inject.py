@@ -143,6 +143,7 @@ def boom() -> None:
 ACTIONS: dict[str, At] = {
     "kill": do(die),
     "kill the launcher": do(lambda: os.kill(os.getppid(), signal.SIGKILL)),
+    "terminate the launcher": do(lambda: os.kill(os.getppid(), signal.SIGTERM)),
     "raise": do(boom),
     "exit 0": do(lambda: os._exit(0)),
     "hang": do(lambda: time.sleep(3600)),

@@ -9,14 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from skindist.cli import train
-from skindist.training.checkpoint import is_intact
+from skindist.training.checkpoint import (
+    is_intact,
+    load_checkpoint,
+    newest_intact,
+    prune,
+    save_checkpoint,
+    step_folder,
+)
 from tests.conftest import TINY, Observe, Whole
 from tests.distributed import jobs
 from tests.distributed.ranks import end_ranks, run_ranks, said, start_ranks
 from tests.distributed.same_bytes import FLAGS, assert_same_bytes, newest
 from tests.faults import inject
+from tests.unit.test_checkpoint import example
 
 CALLS_A_STEP = 25_000  # of Python functions, in a rank's main thread: loading, training, saving; more at an epoch's end
 
@@ -90,9 +99,52 @@ def test_killed_at_a_hundred_random_calls(
     observe("kill -9 of all ranks at a random call", "more than 100 kills, 25 for each number of processes")
 
 
+def save_and_die(checkpoints: Path, touches: int) -> None:
+    """Save a second checkpoint and prune; SIGKILL before the n-th touch of a file."""
+    left = [touches]
+
+    def touched() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            inject.die()
+
+    inject.watch_files(touched)
+    save_checkpoint(step_folder(checkpoints, 3), example(3.0))
+    prune(step_folder(checkpoints, 3), step_folder(checkpoints, 1), keep=2)
+
+
+def test_killed_at_every_point_inside_a_save(tmp_path: Path, observe: Observe) -> None:
+    """Until it is no longer killed: then there are no more points. The checkpoint before it is always whole, the links
+    lead to whole ones, and the next save leaves nothing half-written."""
+    points = 0
+    while True:
+        checkpoints = tmp_path / str(points) / "checkpoints"
+        for step in (0, 1, 2):
+            save_checkpoint(step_folder(checkpoints, step), example(float(step)))
+        prune(step_folder(checkpoints, 2), step_folder(checkpoints, 1), keep=2)
+        (process,) = start_ranks(1, tmp_path / "rank", save_and_die, checkpoints, points + 1)
+        (status,) = end_ranks([process])
+        folder = newest_intact(checkpoints)
+        assert folder in (step_folder(checkpoints, 2), step_folder(checkpoints, 3))
+        weights = load_checkpoint(folder).weights["conv"]
+        assert torch.equal(weights, torch.full_like(weights, float(folder.name[-1])))
+        assert is_intact(checkpoints / "last")
+        assert (checkpoints / "best").resolve() == step_folder(checkpoints, 1)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        points += 1
+        save_checkpoint(step_folder(checkpoints, 3), example(3.0))
+        prune(step_folder(checkpoints, 3), step_folder(checkpoints, 1), keep=2)
+        names = sorted(path.name for path in checkpoints.iterdir())
+        assert names == ["best", "last", "step-00000001", "step-00000002", "step-00000003"]
+    assert points > 20
+    observe("kill -9 at every point inside a save", f"{points} points: the newest whole one is found")
+
+
 @pytest.mark.parametrize("world_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_inside_saves(demo: Path, tmp_path: Path, whole: Whole, observe: Observe, world_size: int) -> None:
-    """At eight points of eight saves of one run; test_checkpoint.py kills a save at every point there is."""
+    """At eight points of eight saves of one run."""
     for step, touches in zip(range(1, 9), (1, 4, 8, 12, 16, 19, 22, 25), strict=True):
         args = (step, touches, demo, tmp_path / "run")
         assert killed(world_size, 0, tmp_path / str(step), die_in_save, *args)

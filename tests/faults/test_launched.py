@@ -119,6 +119,20 @@ def test_orphans_of_a_killed_launcher_save_and_end(demo: Path, tmp_path: Path, w
 
 
 @pytest.mark.slow
+def test_sigterm_to_a_launcher_of_3_ranks_with_loader_workers(
+    demo: Path, tmp_path: Path, whole: Whole, observe: Observe
+) -> None:
+    run = tmp_path / "run"
+    launcher = launch(3, ["terminate the launcher", 1, 4], demo, run)
+    errors, said = ended(launcher, run)
+    assert launcher.returncode != 0
+    assert errors == ["error: stopped by SIGTERM; the same command with the same --run.dir goes on from here"], said
+    assert not (run / "results.json").exists()
+    goes_on(3, demo, run, whole(3)[0], tmp_path)
+    observe("SIGTERM to all", "3 ranks with 6 loader workers saved the same step and ended; the same bytes")
+
+
+@pytest.mark.slow
 def test_a_bad_step_is_skipped_by_all_ranks(demo: Path, tmp_path: Path, observe: Observe) -> None:
     run = tmp_path / "run"
     launcher = launch(3, ["nan", 2, 4], demo, run, "--train.non_finite=skip")

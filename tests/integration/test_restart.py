@@ -13,7 +13,7 @@ import yaml
 from skindist.config import parse_config
 from skindist.errors import UserError
 from skindist.training.run_folder import find_run
-from tests.conftest import TINY
+from tests.conftest import TINY, Observe
 from tests.distributed import jobs
 from tests.distributed.ranks import run_ranks
 from tests.distributed.same_bytes import assert_same_bytes, newest
@@ -89,7 +89,7 @@ def test_never_spares_only_what_this_launch_began(demo: Path, tmp_path: Path, mo
         find_run(config)
 
 
-def test_accelerate_restarts_a_run(demo: Path, tmp_path: Path, whole: Path) -> None:
+def test_accelerate_restarts_a_run(demo: Path, tmp_path: Path, whole: Path, observe: Observe) -> None:
     """`never` does not refuse what the first attempt began."""
     launcher = [*LAUNCH, "--num_processes=2", "--max_restarts=1"]
     folder = f"--run.dir={tmp_path / 'runs/one'}"
@@ -104,6 +104,7 @@ def test_accelerate_restarts_a_run(demo: Path, tmp_path: Path, whole: Path) -> N
     assert len(attempts) == 2
     assert all(name.endswith(f"-{wandb_id}") for name in attempts)
     assert (run / ".lock").read_bytes() == b""
+    observe("kill -9 of one rank, --max_restarts 1", "the same bytes, the same W&B id, no line of the curve twice")
 
 
 @pytest.mark.slow

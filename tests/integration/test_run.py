@@ -202,10 +202,11 @@ def test_a_finished_run_is_not_trained_again(run: Path, demo: Path, tmp_path: Pa
 def test_a_killed_run_goes_on_and_logs_nothing_twice(
     run: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut, original = tmp_path / "cut", engine.evaluate
+    cut, original, evaluations = tmp_path / "cut", engine.evaluate, []
 
     def die_in_epoch_2(*args: Any) -> Any:
-        if len(list((cut / "checkpoints").glob("step-*"))) == 1:
+        evaluations.append(args)
+        if len(evaluations) == 2:
             raise KeyboardInterrupt
         return original(*args)
 
@@ -230,6 +231,19 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_must_be_resumed(
     assert train(flags(demo, copy)) == 0
     assert "is damaged" in caplog.text
     assert (copy / "predictions-test.csv").read_bytes() == (run / "predictions-test.csv").read_bytes()
+
+
+def test_checkpoints_of_other_data_or_precision_are_refused(
+    run: Path, demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    lines = (copy / "split.csv").read_text().splitlines(keepends=True)
+    (copy / "split.csv").write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    assert train(flags(demo, copy)) == 2
+    assert "belong to another run: other images, labels or split than in split.csv." in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert train(flags(demo, run)) == 2
+    assert "belong to another run: --mixed_precision no -> bf16. Give what they were made" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(

@@ -1,7 +1,10 @@
 """Batches: who gets which images, and that what they look like is a function of (seed, epoch, sample id)."""
 
+import signal
+import subprocess
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,3 +148,24 @@ def test_workers_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader_workers(DataConfig(), CPU, 1) == 0
     assert [loader_workers(DataConfig(), cuda, n) for n in (1, 4, 8, 48)] == [8, 6, 3, 1]
     assert loader_workers(DataConfig(num_workers=5), CPU, 1) == 5
+
+
+def test_a_launchers_signals_do_not_take_the_loader_workers(images: LesionImages) -> None:
+    """SIGTERM, SIGUSR1 and SIGINT from another process; the training process itself ends them."""
+    keys = [[(0, number)] for number in range(12)]
+    loader = make_loader(images, keys, CPU, num_workers=2)
+    batches: Any = iter(loader)
+    seen = [next(batches).ids_B.item() for _ in range(2)]  # one of each worker: both have begun
+    workers = list(batches._workers)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        for worker in workers:
+            subprocess.run(["kill", f"-{number}", str(worker.pid)], check=True)
+    seen += [batch.ids_B.item() for batch in batches]
+    assert seen == list(range(12))
+    assert all(worker.is_alive() for worker in workers)
+    workers[0].terminate()
+    workers[0].join(30)
+    assert workers[0].exitcode == 0
+    del batches, loader
+    workers[1].join(30)
+    assert not workers[1].is_alive()
