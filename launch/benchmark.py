@@ -1,6 +1,6 @@
-"""How fast the data path is, beside what users would write instead, in one run on this machine:
+"""How fast the data path is, beside what users would write instead, and what a checkpoint costs, on this machine:
 
-python launch/benchmark.py [--data FOLDER] [--only loader|training|preparation|start|memory]
+python launch/benchmark.py [--data FOLDER] [--only loader|training|checkpoint|preparation|start|memory]
 
 Each ratio is the median of several, of two things measured in turn on the same files. FOLDER is a folder of images with
 the class folders (it may be split); without it, pictures are drawn. The results are printed as a Markdown table, with
@@ -10,6 +10,7 @@ the hardware and the versions that they hold for.
 import argparse
 import gc
 import logging
+import math
 import os
 import platform
 import shutil
@@ -38,10 +39,17 @@ from skindist.data.demo import draw_lesion
 from skindist.data.loading import Batch, LesionImages, TrainBatches, make_loader
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
-from skindist.data.transforms import normalizer
+from skindist.data.transforms import IDENTITY, normalizer
+from skindist.early_stopping import EarlyStopping
 from skindist.machine import available_cores
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
+from skindist.training.distributed import start as start_processes
+from skindist.training.engine import set_train_mode, train_step
+from skindist.training.lock import RunLock
+from skindist.training.saving import Saver
+from skindist.training.state import TrainState
+from skindist.training.trainer import build_learner
 
 SIZE, BATCH, ROUNDS = 224, 32, 5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -142,6 +150,47 @@ def training_step(
     return step, prepared_batch
 
 
+def checkpoint(data: Path, folder: Path) -> list[Figure]:
+    """How long training waits for a checkpoint of EfficientNet-B0 and Adadelta, and what it costs beside the steps."""
+    config = Config(model=ModelConfig(pretrained=False))
+    learner = build_learner(start_processes(), config)
+    device, steps = learner.accelerator.device, 200 if torch.cuda.is_available() else 10
+    images = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
+    batch = Batch(torch.arange(BATCH), images, torch.arange(BATCH) % 2, IDENTITY.repeat(BATCH, 1, 1))
+    state, stopping, waits = TrainState(), EarlyStopping(2, 0.001, "min"), []
+    set_train_mode(learner.model, False)
+
+    def take_steps(saver: Saver | None) -> int:
+        for _ in range(steps):
+            train_step(learner, [batch], BATCH, 0, config)
+        if saver:
+            state.global_step += 1
+            begun = time.perf_counter()
+            saver.save(state, stopping)
+            waits.append(time.perf_counter() - begun)
+        return steps * BATCH
+
+    with Saver(folder / "run", learner, config, [], RunLock()) as saver:
+        speeds = side_by_side(lambda: speed(lambda: take_steps(saver)), lambda: speed(lambda: take_steps(None)))
+        state.global_step += 1
+        begun = time.perf_counter()
+        saver.save(state, stopping)
+        saver.load(state.global_step)
+    at_once, wait = time.perf_counter() - begun, statistics.median(waits[1:])
+    share = wait / (60 * (config.checkpoint.every_minutes or math.inf))
+    return [
+        Figure(
+            "wait of training for a checkpoint",
+            f"{wait:.3f} s",
+            f"{at_once:.2f} s (written and read at once)",
+            f"{share:.3%} at the default interval",
+        ),
+        ratio_figure(
+            f"training on {device.type} with a checkpoint after every {steps} steps, images/s", "without", *speeds
+        ),
+    ]
+
+
 def preparation(data: Path, folder: Path) -> list[Figure]:
     """From files never seen to pixels: inspection, duplicates and store, and plain decoding and resizing alone."""
     large = folder / "large"
@@ -191,7 +240,8 @@ def memory(data: Path, folder: Path) -> list[Figure]:
 
 
 BENCHMARKS: dict[str, Callable[[Path, Path], list[Figure]]] = {
-    "loader": loader, "training": training, "preparation": preparation, "start": start, "memory": memory
+    "loader": loader, "training": training, "checkpoint": checkpoint, "preparation": preparation, "start": start,
+    "memory": memory,
 }  # fmt: skip
 
 

@@ -181,6 +181,12 @@ def status_after_a_signal_in_evaluation(data: Path, run: Path, *flags: str) -> i
     return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
 
 
+def status_in_bf16(flags: list[str]) -> int:
+    """The exit status of a launch that asks for bf16."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    return train(flags)
+
+
 def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """A whole run where rank 1 alone has room for 2 images; returns the largest micro-batch that this rank trained on,
     the results, and what the run's config says."""

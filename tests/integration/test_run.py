@@ -20,6 +20,8 @@ from skindist.cli import main, train
 from skindist.config import parse_config
 from skindist.training import engine, trainer
 from tests.conftest import TINY
+from tests.distributed import jobs
+from tests.distributed.ranks import run_ranks, said
 
 
 def flags(demo: Path, run: Path, *more: str) -> list[str]:
@@ -234,16 +236,16 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_must_be_resumed(
 
 
 def test_checkpoints_of_other_data_or_precision_are_refused(
-    run: Path, demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
     lines = (copy / "split.csv").read_text().splitlines(keepends=True)
     (copy / "split.csv").write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
     assert train(flags(demo, copy)) == 2
     assert "belong to another run: other images, labels or split than in split.csv." in capsys.readouterr().err
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert train(flags(demo, run)) == 2
-    assert "belong to another run: --mixed_precision no -> bf16. Give what they were made" in capsys.readouterr().err
+    assert run_ranks(1, tmp_path / "rank", jobs.status_in_bf16, flags(demo, run)) == [2]
+    refusal = said(tmp_path / "rank", 1)
+    assert "belong to another run: --mixed_precision no -> bf16. Give what they were made" in refusal
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(
