@@ -71,8 +71,7 @@ def fit(config: Config) -> dict[str, Any]:
 
     warm_up(learner, config.data.image_size)
     state, stopping = restore(learner, run, config)
-    tracker = Tracker(accelerator, run, config, state.wandb_id)
-    with Guard(config.checkpoint, accelerator) as guard:
+    with Tracker(accelerator, run, config, state.wandb_id) as tracker, Guard(config.checkpoint, accelerator) as guard:
 
         def after_step() -> None:
             if guard.save_now(state.global_step):
@@ -93,7 +92,7 @@ def fit(config: Config) -> dict[str, Any]:
     learner.module.load_state_dict(best.weights)
     final = {split: evaluate(learner, loaders[split], ids[split], split) for split in ("val", "test")}
     results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
-    tracker.finish(results, final["test"])
+    tracker.finish(results, final["test"], loaders["test"].dataset if config.tracking.images else None)
     log.info(summary(results, run))
     distributed.finish(accelerator)
     return results
