@@ -167,6 +167,10 @@ class TrackingConfig:
     """auto: online with an API key, else offline."""
     project: str = "skindist"
     """W&B project."""
+    name: str | None = None
+    """Name of the run in W&B; null: <model>-<W&B id>, as the run folder's name may name people."""
+    images: bool = False
+    """Send the 16 test images with the largest error to W&B; false: no image leaves."""
 
 
 PATHS = (

@@ -71,10 +71,14 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     wandb_id = decide(accelerator, open_run, run, config, data, lock, patient=True)
 
     warm_up(learner, config.data.image_size)
-    with Saver(run, learner, config, data.rows, lock) as saver, Guard(config.checkpoint, accelerator, lock) as guard:
-        state, stopping = saver.restore()
-        tracker = Tracker(accelerator, run, config, wandb_id)
-        rank_buffers: Tensor | None = None
+    saver = Saver(run, learner, config, data.rows, lock)
+    state, stopping = saver.restore()
+    rank_buffers: Tensor | None = None
+    with (
+        saver,
+        Tracker(accelerator, run, config, wandb_id) as tracker,
+        Guard(config.checkpoint, accelerator, lock) as guard,
+    ):
 
         def after_step() -> None:
             if guard.save_now(state.global_step):
@@ -102,8 +106,8 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         best = decide(accelerator, saver.load, state.best_step)
         learner.module.load_state_dict(best.weights)
         final = {split: evaluate(learner, loaders[split], ids[split], split, after_batch) for split in ("val", "test")}
-    results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
-    tracker.finish(results, final["test"])
+        results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
+        tracker.finish(results, final["test"], loaders["test"].dataset if config.tracking.images else None)
     log.info(summary(results, run))
     distributed.finish(accelerator)
     return results

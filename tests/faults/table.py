@@ -31,7 +31,7 @@ EXPECTED = {
     "W&B: no key": "recorded offline",
     "W&B: dead at the start": "recorded offline, said in one line",
     "W&B: dies during the run": "the run goes on, the command that uploads its record is printed",
-    "W&B: answers 500": "the run goes on, the command that uploads its record is printed",
+    "W&B: answers 500 or 403": "the run goes on, the command that uploads its record is printed",
     "W&B: hangs at the finish": "the run ends in bounded time, the command that uploads its record is printed",
 }
 BEGIN, END = "<!-- faults -->\n", "<!-- /faults -->"

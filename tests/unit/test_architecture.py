@@ -14,7 +14,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
-    {"training.distributed", "training.memory", "training.checkpoint", "training.lock"},
+    {"training.distributed", "training.memory", "training.checkpoint", "training.lock", "training.wandb_service"},
     {"training.run_folder", "training.stopping"},
     {"training.engine", "training.rehearsal"},
     {"training.tracking", "training.results", "training.verify"},

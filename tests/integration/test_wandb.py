@@ -1,0 +1,274 @@
+"""Weights & Biases, whatever its server does: same results, status 0, bounded time, a record that can be uploaded."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from skindist.cli import show_log
+from skindist.config import parse_config
+from skindist.errors import TrainingError
+from skindist.training import distributed
+from skindist.training.tracking import Tracker
+from tests.conftest import TINY, Observe
+from tests.integration.test_launch import ROOT
+from tests.integration.test_run import events, flags
+from tests.wandb_server import Fault, Run, WandbServer
+
+STEPS = [2, 3, 5, 6]  # global steps that a run of two epochs logs
+PLOTS = {"test/confusion_matrix_table", "test/roc_table", "test/precision_recall_table"}
+START, END, LEAVE = 60, 75, 40  # seconds from the run's begin to an epoch, from the last to the results, to the exit
+UPLOAD = "; to upload what it lacks: "
+
+
+@dataclass
+class Done:
+    """A run that has ended: what it said, when, in seconds of a clock, and how it ended."""
+
+    lines: list[tuple[float, str]]
+    errors: str
+    status: int
+    ended: float
+
+    def when(self, start: str) -> float:
+        """When it said the first line that starts so."""
+        return next(seconds for seconds, line in self.lines if line.startswith(start))
+
+    @property
+    def said(self) -> str:
+        return "".join(line for _, line in self.lines)
+
+    @property
+    def timeline(self) -> str:
+        """What it said, each line with its seconds."""
+        start = self.lines[0][0]
+        return "".join(f"{seconds - start:6.1f} {line}" for seconds, line in [*self.lines, (self.ended, "end")])
+
+    @property
+    def upload(self) -> str:
+        """The command that it printed."""
+        (line,) = (line for _, line in self.lines if UPLOAD in line)
+        return line.partition(UPLOAD)[2].strip()
+
+
+def clean(env: dict[str, str]) -> dict[str, str]:
+    """This environment without a W&B login, and with these variables."""
+    here = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{here['PATH']}"
+    return here | {"NETRC": os.devnull, "PATH": path, "OMP_NUM_THREADS": "1"} | env
+
+
+Watch = Callable[[str, "subprocess.Popen[str]"], None]
+
+
+def train(
+    words: list[str],
+    env: dict[str, str],
+    watch: Watch = lambda line, process: None,
+    script: Path = ROOT / "launch/train.py",
+    cwd: Path | None = None,
+) -> Done:
+    """Run the main job to its end; `watch` sees each line when it is said."""
+    command = [sys.executable, str(script), *words]
+    lines = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean(env), cwd=cwd
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append((time.monotonic(), line))
+            watch(line, process)
+        _, errors = process.communicate(timeout=60)
+    return Done(lines, errors, process.returncode, time.monotonic())
+
+
+def record(folder: Path) -> tuple[list[dict[str, Any]], bytes]:
+    """What a run has found: its curves, and its predictions."""
+    logged = events(folder)
+    for event in logged:
+        event.pop("train/images_per_second", None)
+    return logged, (folder / "predictions-test.csv").read_bytes()
+
+
+def upload(command: str) -> Run:
+    """Run a printed command against a healthy server; what that server then knows of the one run."""
+    with WandbServer() as server:
+        upload_to(server, command, {})
+        (run,) = server.runs.values()
+        return run
+
+
+def upload_to(server: WandbServer, command: str, env: dict[str, str]) -> None:
+    """Run a printed command against this server."""
+    env = clean(server.env | env)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=env, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def curve(run: Run) -> list[int]:
+    """The global steps of the points of the curves, as they came."""
+    return [row["global_step"] for row in run.rows if "train/loss" in row or "val/loss" in row]
+
+
+def assert_complete(run: Run, logged: list[dict[str, Any]]) -> None:
+    """All that metrics.jsonl holds, and the final figures and plots."""
+    assert curve(run) == sorted({event["global_step"] for event in logged})
+    assert [row["val/loss"] for row in run.rows if "val/loss" in row] == [
+        event["val/loss"] for event in logged if "val/loss" in event
+    ]
+    assert {"test/auroc", "test/auroc_low", "test/auroc_high", "best_epoch"} | PLOTS <= set(run.summary)
+    tables = [name for name in run.files if name.startswith("media/table/test/")]
+    assert len(tables) == len(PLOTS)
+    assert run.exit_code == 0
+
+
+@pytest.fixture(scope="module")
+def healthy(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Done, WandbServer]]:
+    """A run of two epochs with a healthy server: its folder, what it said, and the server."""
+    folder = tmp_path_factory.mktemp("healthy") / "run"
+    with WandbServer() as server:
+        yield folder, train(flags(demo, folder), server.env), server
+
+
+def test_online(healthy: tuple[Path, Done, WandbServer]) -> None:
+    folder, done, server = healthy
+    assert (done.status, done.errors) == (0, "")
+    assert server.unknown == []
+    ((run_id, run),) = server.runs.items()
+    assert f"W&B: {server.url}/tester/skindist/runs/{run_id}\n" in done.said
+    assert_complete(run, events(folder))
+    assert curve(run) == STEPS
+    assert run.name == f"test_resnet-{run_id}"
+    assert json.loads(run.config)["optim"]["value"]["lr"] == 0.01
+    assert UPLOAD not in done.said, "there is nothing left to upload"
+
+
+def test_without_a_key_it_records_offline(demo: Path, tmp_path: Path, observe: Observe) -> None:
+    folder = tmp_path / "run with a space"
+    done = train(flags(demo, folder), {})
+    assert (done.status, done.errors) == (0, "")
+    assert "W&B: recorded offline" in done.said
+    assert_complete(upload(done.upload), events(folder))
+    observe("W&B: no key", "exit 0, nothing on stderr; the printed command uploads it all")
+
+
+FAULTS: dict[tuple[Fault, str], str] = {
+    ("dies", ""): "W&B: dead at the start",
+    ("hangs", ""): "W&B: dead at the start",
+    ("dies", "epoch 1:"): "W&B: dies during the run",
+    ("errors", "epoch 1:"): "W&B: answers 500 or 403",
+    ("refuses", "epoch 1:"): "W&B: answers 500 or 403",
+    ("hangs", "epoch 2:"): "W&B: hangs at the finish",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "moment"), FAULTS, ids=lambda value: value.strip(":") or "at start")
+def test_a_server_that_fails(
+    healthy: tuple[Path, Done, WandbServer], demo: Path, tmp_path: Path, fault: Fault, moment: str, observe: Observe
+) -> None:
+    """Before the run starts, after its first epoch, or after its last."""
+    folder = tmp_path / "run"
+    with WandbServer() as server:
+        if not moment:
+            server.fail(fault)
+
+        def watch(line: str, process: "subprocess.Popen[str]") -> None:
+            if moment and line.startswith(moment):
+                server.fail(fault)
+
+        done = train(flags(demo, folder), server.env, watch)
+    assert (done.status, done.errors) == (0, "")
+    assert record(folder) == record(healthy[0])
+    assert done.when("epoch 1:") - done.when("run:") < START, done.timeline
+    assert done.when("all figures:") - done.when("epoch 2:") < END, done.timeline
+    assert done.ended - done.when("all figures:") < LEAVE, done.timeline
+    assert done.said.count("W&B cannot be reached" if not moment else "W&B stopped") == 1
+    assert_complete(upload(done.upload), events(folder))
+    observe(FAULTS[fault, moment], "exit 0, same results, one line; the printed command uploads all that was missing")
+
+
+def test_a_signal_is_obeyed_in_time_with_a_server_that_hangs(demo: Path, tmp_path: Path) -> None:
+    """Schedulers kill 30 s after SIGTERM. What had not arrived by then can be uploaded."""
+    folder = tmp_path / "run"
+    words = flags(demo, folder, "--train.epochs=900", "--early_stopping.patience=900")
+    with WandbServer() as server:
+
+        def watch(line: str, process: "subprocess.Popen[str]") -> None:
+            if line.startswith("epoch 1:"):
+                server.fail("hangs")
+            if line.startswith("epoch 2:"):
+                process.send_signal(signal.SIGTERM)
+
+        stopped = train(words, server.env, watch)
+    assert stopped.status == 143
+    assert stopped.when("W&B stopped") - stopped.when("epoch 2:") < 10
+    assert stopped.ended - stopped.when("epoch 2:") < 20
+    run = upload(stopped.upload)
+    assert curve(run) == sorted({event["global_step"] for event in events(folder)})
+    assert run.exit_code == 143
+
+
+def fail_twice(folder: Path) -> None:
+    """Two runs that fail in one process, as in a notebook: the first with a server that hangs."""
+    show_log()
+    config = parse_config([*TINY, "--tracking.wandb=online"])
+    accelerator = distributed.start(log_with="wandb")
+    with WandbServer() as server:
+        os.environ.update(server.env)
+        tracker = Tracker(accelerator, folder, config, "failing1")
+        server.fail("hangs")
+        started = time.monotonic()
+        with suppress(TrainingError), tracker:
+            tracker.log({"train/loss": 1.0, "global_step": 1})
+            raise TrainingError("the loss is not finite")
+        assert time.monotonic() - started < 10
+        assert "wandb-core" not in {child.name() for child in psutil.Process().children()}
+    with WandbServer() as server:
+        os.environ.update(server.env)
+        with suppress(TrainingError), Tracker(accelerator, folder, config, "failing2"):
+            raise TrainingError("the loss is not finite")
+        assert {run_id: run.exit_code for run_id, run in server.runs.items()} == {"failing2": 1}
+
+
+def test_a_run_that_fails_leaves_no_service_behind(tmp_path: Path) -> None:
+    code = f"from tests.integration.test_wandb import *; fail_twice(Path({str(tmp_path)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=clean({}), cwd=ROOT, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("W&B stopped (no answer within 4 s)") == 1
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["train/loss"] == 1.0
+    (file,) = tmp_path.glob("wandb/run-*-failing1/*.wandb")
+    assert b"train/loss" in file.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_in_wandb(demo: Path, tmp_path: Path) -> None:
+    """Killed outright after an epoch: the second process has the same id, and logs steps that the server may have."""
+    folder = tmp_path / "run"
+    words = flags(demo, folder, "--train.epochs=12", "--early_stopping.patience=12")
+    with WandbServer() as server:
+
+        def kill(line: str, process: "subprocess.Popen[str]") -> None:
+            if line.startswith("epoch 3:"):
+                process.kill()
+
+        assert train(words, server.env, kill).status == -signal.SIGKILL
+        done = train(words, server.env)
+        assert (done.status, done.errors) == (0, "")
+        ((_, run),) = server.runs.items()
+        steps = curve(run)
+        assert steps == sorted(set(steps)), "no step twice"
+        assert steps[-1] == 12 * 3
+        assert run.exit_code == 0
