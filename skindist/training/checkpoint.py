@@ -71,11 +71,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         write_json(temporary / "state.json", checkpoint.state | {"optimizer": values})
         write_json(temporary / "manifest.json", {path.name: _sha256(path) for path in sorted(temporary.iterdir())})
         sync_folder(temporary)
-        shutil.rmtree(folder, ignore_errors=True)  # only ever a damaged one: training does not come by a step twice
+        if folder.exists():  # a damaged one, or that of a signal during the epoch's evaluation, which is over now
+            folder.rename(_aside(folder))
         temporary.rename(folder)
         sync_folder(folder.parent)
+        shutil.rmtree(_aside(folder), ignore_errors=True)
     except OSError as error:
         raise TrainingError(f"cannot write the checkpoint {folder}: {error.strerror or error}") from error
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def prune(last: Path, best: Path | None, keep: int) -> None:
@@ -90,12 +96,15 @@ def prune(last: Path, best: Path | None, keep: int) -> None:
     for old in sorted(folder.glob("step-*"))[:-keep]:
         if old != best:
             shutil.rmtree(old)
-    for half in folder.glob(".step-*.tmp"):  # of a process that was killed
-        shutil.rmtree(half)
+    for rest in folder.glob(".step-*"):  # of a process that was killed
+        shutil.rmtree(rest)
 
 
 def newest_intact(checkpoints: Path) -> Path | None:
     """The newest checkpoint whose files are all there and unchanged; damaged ones are passed over with a warning."""
+    for aside in checkpoints.glob(".step-*.old"):
+        if not (folder := checkpoints / aside.name[1:].removesuffix(".old")).exists():
+            aside.rename(folder)  # killed just before the new one came into its place
     for folder in sorted(checkpoints.glob("step-*"), reverse=True):
         if is_intact(folder):
             return folder

@@ -136,7 +136,8 @@ class Saver:
         checkpoint = load_checkpoint(folder) if folder else None
         if checkpoint:
             self._refuse_another_meaning(checkpoint.state)
-        rewind(self.run / "metrics.jsonl", checkpoint.state["train"]["global_step"] if checkpoint else 0)
+        state = checkpoint.state["train"] if checkpoint else {"global_step": 0, "epoch": 0}
+        rewind(self.run / "metrics.jsonl", state["global_step"], state["epoch"])
         return checkpoint
 
     def _refuse_another_meaning(self, saved: Mapping[str, Any]) -> None:

@@ -207,14 +207,15 @@ class Tracker:
         return f"; to upload what it lacks: {hidden} wandb sync --include-online {folders}" if records else ""
 
 
-def rewind(path: Path, global_step: int) -> None:
-    """Drop the events after a checkpoint's step, which the resumed run will log again."""
+def rewind(path: Path, global_step: int, epoch: int) -> None:
+    """Drop the events after a checkpoint's step, and evaluations after its epoch: the resumed run logs them again."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if json.loads(line)["global_step"] <= global_step:
+            event = json.loads(line)
+            if event["global_step"] <= global_step and ("val/loss" not in event or event["epoch"] <= epoch):
                 kept.append(line)
         except ValueError:  # the last line of a run that was killed
             break
