@@ -3,10 +3,11 @@
 import os
 import sys
 import traceback
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
-ANSWER = timedelta(seconds=5)  # for processes that are alive to say that they have failed, too
+ANSWER = timedelta(seconds=10)  # for processes that are alive to say that they have failed, too
 
 
 def is_main_process() -> bool:
@@ -35,8 +36,9 @@ def fail_together(message: str, status: int) -> int:
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
     fail(message, status)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    with suppress(RuntimeError):  # somebody was killed meanwhile: the message is out
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
     return status
 
 
@@ -84,17 +86,18 @@ def _claim_first(lost: bool) -> list[int] | None:
         store.set(f"{attempt}/failed/{_rank()}", "yes")
         if store.compare_set(f"{attempt}/first", "", str(_rank())) != str(_rank()).encode():
             return None
-        return [rank for rank in others if not _answers(store, f"{attempt}/failed/{rank}")] if lost else []
+        return _silent(store, {rank: f"{attempt}/failed/{rank}" for rank in others}) if lost else []
     except RuntimeError:  # the store was the first process's, which is gone
         return [0] if lost else []
 
 
-def _answers(store: Any, key: str) -> bool:
+def _silent(store: Any, keys: dict[int, str]) -> list[int]:
+    """The ranks whose keys are not in the store, and do not come."""
     try:
-        store.wait([key], ANSWER)
-    except Exception:
-        return False
-    return True
+        store.wait(list(keys.values()), ANSWER)
+        return []
+    except RuntimeError:
+        return [rank for rank, key in keys.items() if not store.check([key])]
 
 
 def _lost_contact(error: Exception) -> bool:

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 import time
+from datetime import timedelta
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor
 
-from skindist.config import CheckpointConfig
+from skindist.config import Config
 from skindist.errors import Stopped
 from skindist.training.lock import LAUNCHED, RunLock
 
@@ -29,12 +30,15 @@ PARENT = os.getppid() if any(name in os.environ for name in LAUNCHED) else None 
 class Guard:
     """Watches signals and the clock while it is entered."""
 
-    def __init__(self, config: CheckpointConfig, accelerator: Accelerator, lock: RunLock) -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, lock: RunLock) -> None:
         self.lock = lock
-        self.every_steps = config.every_steps
-        self.every_seconds = 60 * config.every_minutes if config.every_minutes else None
+        self.every_steps = config.checkpoint.every_steps
+        self.every_seconds = 60 * config.checkpoint.every_minutes if config.checkpoint.every_minutes else None
         self.main = accelerator.is_main_process
-        self.group: Any = torch.distributed.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.group: Any = None
+        if accelerator.num_processes > 1:
+            timeout = timedelta(minutes=config.run.timeout_minutes)
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timeout)
         self.wished_at = time.monotonic()
         self.received = 0
         self.agreed = 0

@@ -77,7 +77,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     with (
         saver,
         Tracker(accelerator, run, config, wandb_id) as tracker,
-        Guard(config.checkpoint, accelerator, lock) as guard,
+        Guard(config, accelerator, lock) as guard,
     ):
 
         def after_step() -> None:

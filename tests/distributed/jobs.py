@@ -151,7 +151,7 @@ def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, in
     accelerator = distributed.start()
     rank, now, saved = accelerator.process_index, [0.0], []
     setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
-    with Guard(CheckpointConfig(every_minutes=1.0), accelerator, RunLock()) as guard:
+    with Guard(Config(checkpoint=CheckpointConfig(every_minutes=1.0)), accelerator, RunLock()) as guard:
         for step in range(1, steps + 1):
             now[0] += seconds_a_step[rank]
             if signal_at.get(rank) == step:
@@ -179,6 +179,11 @@ def status_after_a_signal_in_evaluation(data: Path, run: Path, *flags: str) -> i
 
     setattr(Learner, "to_device", to_device)  # noqa: B010
     return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
+
+
+def status(flags: list[str]) -> int:
+    """The exit status of a launch."""
+    return train(flags)
 
 
 def status_in_bf16(flags: list[str]) -> int:

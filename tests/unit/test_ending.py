@@ -1,0 +1,57 @@
+"""How a run ends that cannot go on, on one process; tests/faults has those of several."""
+
+import io
+import sys
+
+import pytest
+import torch.distributed
+
+from skindist.ending import fail, fail_alone
+from skindist.errors import OutOfMemory
+
+
+def raised(error: Exception) -> Exception:
+    """The error with a traceback."""
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+def test_a_fault_of_the_code_is_shown_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fail_alone(raised(ValueError("boom"))) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback")
+    assert said.endswith("ValueError: boom\nerror: ValueError: boom\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OutOfMemory("out of memory with 8 images"), "error: out of memory with 8 images\n"),
+        (FileNotFoundError(2, "No such file", "a.jpg"), "error: FileNotFoundError: [Errno 2] No such file: 'a.jpg'\n"),
+        (torch.distributed.DistNetworkError("gone"), "error: DistNetworkError: gone\n"),
+    ],
+)
+def test_what_is_no_fault_of_the_code_is_one_line(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_alone(raised(error)) == 1
+    assert capsys.readouterr().err == said
+
+
+def test_only_the_main_process_speaks_for_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert fail("no such folder", 2) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_that_is_gone_does_not_change_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert fail("stopped", 143) == 143
