@@ -238,6 +238,12 @@ def _with_nearest(message: str) -> str:
     """Name the flag that is wrong, and the valid one that an unknown one resembles most."""
     message = re.sub(r'^Parser key "([\w.]+)": Expected a', r"--\1: expected", " ".join(message.split()))
     message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
+    message = re.sub(
+        r'^Parser key "([\w.]+)": Does not validate .*? Subtypes: \[(.*?)(?:, NoneType)?\] Errors: .* Given value: '
+        r"(.*)$",
+        lambda found: f"--{found[1]}: expected {found[2].replace(', ', ' or ')}. Got value: {found[3]}",
+        message,
+    )
     message = re.sub(r"^Group '(\w+)' does not accept option '(\w+)'", r"Option '\1.\2' is not accepted", message)
     known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
     if unknown := re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", message):
