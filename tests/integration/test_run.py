@@ -336,7 +336,8 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
 ]
 NAMES = [
     "missing", "not given", "empty", "one class", "one image", "unknown flag", "unknown model", "no network",
-    "other weights", "unknown optimizer", "indivisible", "nothing to resume", "other config", "no metadata", "no cache",
+    "other weights", "unknown optimizer", "no images at a time", "nothing to resume", "other config", "no metadata",
+    "no cache",
 ]  # fmt: skip
 
 
