@@ -4,9 +4,8 @@ A global batch is decided by (seed, epoch) alone and then divided, so the number
 and nothing else.
 """
 
-import os
+import multiprocessing.util
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -129,6 +128,8 @@ def eval_batches(ids: Sequence[int], batch_size: int, rank: int, world_size: int
 def make_loader(images: LesionImages, batches: Any, device: torch.device, num_workers: int) -> DataLoader[Any]:
     """A loader that yields `Batch`: workers live on from epoch to epoch and work ahead; memory is pinned where the
     device copies from it."""
+    if num_workers:  # at its end, Python sends SIGTERM to those that are left, and would wait for them for ever
+        multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
     return DataLoader(
         images,
         batch_sampler=batches,
@@ -143,17 +144,14 @@ def make_loader(images: LesionImages, batches: Any, device: torch.device, num_wo
 
 def heed_only_the_parent(worker: int) -> None:
     """In a loader worker: the signals of a scheduler, a launcher or a keyboard are for the process that trains, which
-    still needs its images; the end comes from that process alone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+    still needs its images."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
-def _end_when_told_by(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
+def _kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _as_it_is(batch: Any) -> Any:

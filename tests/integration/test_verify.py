@@ -105,14 +105,14 @@ def test_a_resume_that_forgets_the_optimizer_is_found_out(
 
 def checkpoint(bias: torch.Tensor | None, **state: object) -> Checkpoint:
     weights = {"weight": torch.zeros(2, 3), "count": torch.tensor(7)} | ({} if bias is None else {"bias": bias})
-    train = {"global_step": 1, "train_seconds": 1.5, "wandb_id": "0a", "window": [[0.5, 1.0]]} | state
+    train = {"global_step": 1, "train_seconds": 1.5, "window": [[0.5, 1.0]]} | state
     optimizer = {"state": {0: {"square_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
     return Checkpoint(weights, optimizer, {"train": train, "place": {"processes": 2}}, torch.zeros(2, 4))
 
 
 BIAS = torch.tensor([1.0, 2.0])
 EXAMPLES = [
-    (checkpoint(BIAS, train_seconds=9.0, wandb_id="ff"), {}),
+    (checkpoint(BIAS, train_seconds=9.0), {}),
     (checkpoint(BIAS + torch.tensor([0.25, -0.5])), {"model.safetensors, bias": "largest difference 0.5"}),
     (checkpoint(BIAS.half()), {"model.safetensors, bias": "torch.float32 and torch.float16"}),
     (checkpoint(BIAS[None]), {"model.safetensors, bias": "shapes (2,) and (1, 2)"}),

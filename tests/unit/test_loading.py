@@ -14,9 +14,11 @@ from PIL import Image
 from skindist.config import DataConfig, TrainConfig
 from skindist.data.loading import LesionImages, TrainBatches, eval_batches, global_batches, loader_workers, make_loader
 from skindist.data.prepare import Prepared, prepare
+from skindist.data.split import Row
 from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.data.transforms import IDENTITY
 from skindist.errors import UserError
+from tests.distributed.ranks import end_ranks, start_ranks
 
 CPU = torch.device("cpu")
 
@@ -163,9 +165,21 @@ def test_a_launchers_signals_do_not_take_the_loader_workers(images: LesionImages
     seen += [batch.ids_B.item() for batch in batches]
     assert seen == list(range(12))
     assert all(worker.is_alive() for worker in workers)
-    workers[0].terminate()
-    workers[0].join(30)
-    assert workers[0].exitcode == 0
     del batches, loader
-    workers[1].join(30)
-    assert not workers[1].is_alive()
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+
+
+def leave_a_loader_behind(store: Path, rows: list[Row]) -> None:
+    images = LesionImages(PixelStore(store), rows, size=24, seed=0, augmented=True)
+    batches = iter(make_loader(images, [[(0, number)] for number in range(12)], CPU, num_workers=1))
+    next(batches)
+    LEFT.append(batches)
+
+
+LEFT: list[Any] = []
+
+
+def test_a_process_ends_although_its_loader_is_alive(store: PixelStore, prepared: Prepared, tmp_path: Path) -> None:
+    assert end_ranks(start_ranks(1, tmp_path, leave_a_loader_behind, store.folder, prepared.rows), 60) == [0]
