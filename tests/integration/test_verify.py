@@ -89,8 +89,8 @@ def test_a_resume_that_forgets_the_optimizer_is_found_out(
 ) -> None:
     script = tmp_path / "forgetful.py"
     script.write_text(
-        "import sys\nfrom skindist.cli import train\nfrom skindist.training import trainer\n"
-        "trainer.load_optimizer = lambda *args: None\nsys.exit(train())\n"
+        "import sys\nfrom skindist.cli import train\nfrom skindist.training import saving\n"
+        "saving.load_optimizer = lambda *args: None\nsys.exit(train())\n"
     )
     command = [sys.executable, str(script), *TINY, f"--data.path={demo}", *LONG]
     assert verify_resume("--steps=2", "--kills=1", f"--folder={tmp_path / 'both'}", "--", *command) == 1
