@@ -94,7 +94,8 @@ def test_what_happens_to_one_rank_ends_all(
 ) -> None:
     ranks, action, message, _ = ALONE[fault]
     run = tmp_path / "run"
-    launcher = launch(ranks, action, demo, run, "--run.timeout_minutes=0.5")
+    patience = ["--run.timeout_minutes=0.5"] if action[0] == "hang" else []  # slow machines start ranks far apart
+    launcher = launch(ranks, action, demo, run, *patience)
     errors, said = ended(launcher, run)
     assert launcher.returncode != 0
     assert len(errors) == 1, said
