@@ -7,6 +7,8 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
+from skindist.errors import OutOfMemory
+
 ANSWER = timedelta(seconds=10)  # for processes that are alive to say that they have failed, too
 
 
@@ -49,8 +51,6 @@ def fail_alone(error: Exception) -> int:
     Returns:
         The exit status, 1.
     """
-    from skindist.errors import OutOfMemory
-
     lost = _lost_contact(error)
     if not lost and not isinstance(error, OutOfMemory | OSError):
         traceback.print_exception(error)
@@ -76,17 +76,19 @@ def _claim_first(lost: bool) -> list[int] | None:
     """None if another process has failed before; else, where contact is lost, the ranks that say nothing."""
     import torch.distributed
 
+    from skindist.training.distributed import of_this_attempt
+
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    attempt = f"skindist/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     others = [rank for rank in range(_world_size()) if rank != _rank()]
     try:
-        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
+        whole_store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
             address, port, is_master=False, wait_for_workers=False, timeout=ANSWER
         )
-        store.set(f"{attempt}/failed/{_rank()}", "yes")
-        if store.compare_set(f"{attempt}/first", "", str(_rank())) != str(_rank()).encode():
+        store = of_this_attempt(whole_store)
+        store.set(f"skindist/failed/{_rank()}", "yes")
+        if store.compare_set("skindist/first to fail", "", str(_rank())) != str(_rank()).encode():
             return None
-        return _silent(store, {rank: f"{attempt}/failed/{rank}" for rank in others}) if lost else []
+        return _silent(store, {rank: f"skindist/failed/{rank}" for rank in others}) if lost else []
     except RuntimeError:  # the store was the first process's, which is gone
         return [0] if lost else []
 

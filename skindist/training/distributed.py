@@ -70,7 +70,12 @@ def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tupl
     before it is overwritten waits for ever.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    yield PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), rank, world_size
+    yield of_this_attempt(store), rank, world_size
+
+
+def of_this_attempt(store: Any) -> Any:
+    """A view of a launcher's store in which a restarted attempt sees nothing of those before it."""
+    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 register_rendezvous_handler(ATTEMPT.removesuffix("://"), _join_attempt)  # type: ignore[no-untyped-call]

@@ -27,6 +27,11 @@ NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of f
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and by `accelerate launch`
 
 
+def launcher_pid() -> int | None:
+    """The parent process, if it is a launcher; None if it is a shell, which may end before a run."""
+    return os.getppid() if any(name in os.environ for name in LAUNCHED) else None
+
+
 @dataclass(frozen=True)
 class Owner:
     """Who holds a lock: process and, where one started it, its launcher; `beat` is in seconds since 1970."""
@@ -38,8 +43,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        launched = any(name in os.environ for name in LAUNCHED)
-        return cls(socket.gethostname(), os.getpid(), os.getppid() if launched else None, time.time())
+        return cls(socket.gethostname(), os.getpid(), launcher_pid(), time.time())
 
     @property
     def is_here(self) -> bool:

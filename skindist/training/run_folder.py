@@ -63,7 +63,7 @@ def find_run(config: Config) -> Path:
         raise UserError(f"--run.resume must: no checkpoint in {run}; give the --run.dir of the run to continue")
     if config.run.resume == "never" and started and not _began_since(run, launched):
         raise UserError(f"--run.resume never: {run} already holds a run; give another --run.dir")
-    if started and (differences := changes(yaml.safe_load((run / "config.yaml").read_text()), config.to_dict())):
+    if started and (differences := changes(_saved_config(run), settle(config, run).to_dict())):
         raise UserError(
             f"--run.dir {run} holds a run with another config: {'; '.join(differences)}. "
             "Give the same values to continue it, or another --run.dir to start a new one"
@@ -93,7 +93,6 @@ def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
         if f"{section}.{key}" not in FREE_KEYS
         and section not in FREE_SECTIONS
         and saved.get(section, {}).get(key) != value
-        and (section, key, value) != ("train", "micro_batch_size", "auto")  # the run has found its own
     ]
 
 
@@ -101,8 +100,13 @@ def settle(config: Config, run: Path) -> Config:
     """The config with the micro-batch that the run being continued has found, for BatchNorm's sake."""
     if config.train.micro_batch_size != "auto" or not (run / "config.yaml").exists():
         return config
-    saved = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_size"]
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=saved))
+    found = _saved_config(run)["train"]["micro_batch_size"]
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
+
+
+def _saved_config(run: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    return saved
 
 
 def prepare_data(config: Config, run: Path) -> Prepared:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from skindist.config import Config
 from skindist.errors import Stopped
-from skindist.training.lock import LAUNCHED, RunLock
+from skindist.training.lock import RunLock, launcher_pid
 
 SAVE, ORPHANED = 1, 2  # signals are larger numbers, so the largest wish of any rank is what all of them do
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-PARENT = os.getppid() if any(name in os.environ for name in LAUNCHED) else None  # a shell may end before a run
+LAUNCHER = launcher_pid()  # of the beginning: an orphan has another parent
 
 
 class Guard:
@@ -73,7 +73,7 @@ class Guard:
 
     def _ask(self) -> int:
         """What all ranks wish, as far as it is known."""
-        orphaned = PARENT is not None and os.getppid() != PARENT
+        orphaned = LAUNCHER is not None and os.getppid() != LAUNCHER
         overdue = self.main and (self._overdue() or self.lock.lost)  # without the lock, the save ends the run
         wishes = (self.received, ORPHANED if orphaned else 0, SAVE if overdue else 0)
         wish = self._largest(max(wishes))

@@ -64,6 +64,7 @@ def kill_service() -> None:
 
 
 def teardown() -> None:
+    """Let wandb forget its service, in whatever state it is."""
     import wandb
 
     with suppress(Exception, SystemExit):  # it exits with the status of a service that was killed

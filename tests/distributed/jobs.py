@@ -181,11 +181,6 @@ def status_after_a_signal_in_evaluation(data: Path, run: Path, *flags: str) -> i
     return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
 
 
-def status(flags: list[str]) -> int:
-    """The exit status of a launch."""
-    return train(flags)
-
-
 def status_in_bf16(flags: list[str]) -> int:
     """The exit status of a launch that asks for bf16."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"

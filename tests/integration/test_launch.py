@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.distributed import jobs
+from skindist.cli import train
 from tests.distributed.ranks import run_ranks, said
 from tests.integration.test_run import BAD_INPUT, NAMES, flags
 
@@ -98,7 +98,7 @@ def test_bad_input_on_2_processes(
     """Without a launcher, whose start takes longer than all else; the next tests have one."""
     words = flags(demo, tmp_path / "run", *spoil(demo, tmp_path))
     before = sorted(tmp_path.rglob("*"))
-    assert run_ranks(2, tmp_path.with_name(f"{tmp_path.name} ranks"), jobs.status, words) == [2, 2]
+    assert run_ranks(2, tmp_path.with_name(f"{tmp_path.name} ranks"), train, words) == [2, 2]
     assert sorted(tmp_path.rglob("*")) == before
     errors = said(tmp_path.with_name(f"{tmp_path.name} ranks"), 2)
     assert errors.count("error: ") == 1

@@ -17,24 +17,17 @@ from tests.conftest import TINY, Observe
 from tests.distributed import jobs
 from tests.distributed.ranks import run_ranks
 from tests.distributed.same_bytes import assert_same_bytes, newest
-from tests.integration.test_launch import LAUNCH
+from tests.integration.test_launch import LAUNCH, ROOT
 
 SCRIPT = """
-import os, shutil, signal, sys
+import os, shutil, sys
 from pathlib import Path
 from skindist.cli import train
-from skindist.training import engine
+from tests.faults.inject import at_step, die, do
 
 dies_at, record, *flags = sys.argv[1:]
-original = engine.train_step
-
-def step(learner, micro_batches, size, global_step, config):
-    if global_step + 1 == int(dies_at) and os.environ["RANK"] == "1":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(learner, micro_batches, size, global_step, config)
-
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-    engine.train_step = step
+    at_step(int(dies_at) - 1, 1, do(die))
 elif os.environ["RANK"] == "0":
     (run,) = Path.cwd().glob("runs/*")
     shutil.copy(run / "metrics.jsonl", record)
@@ -61,7 +54,7 @@ def restarted(launcher: list[str], dies_at: int, demo: Path, folder: Path, *flag
         capture_output=True,
         text=True,
         timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         check=False,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.distributed.same_bytes import newest
 from tests.integration.test_launch import LAUNCH, ROOT, run
 from tests.integration.test_run import flags
 
@@ -23,8 +24,7 @@ def wait_for_an_epoch(process: "subprocess.Popen[str]") -> None:
 
 
 def last_state(folder: Path) -> dict[str, int]:
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    state: dict[str, int] = json.loads((newest / "state.json").read_text())["train"]
+    state: dict[str, int] = json.loads((newest(folder) / "state.json").read_text())["train"]
     return state
 
 
