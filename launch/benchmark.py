@@ -40,13 +40,13 @@ from skindist.data.loading import Batch, LesionImages, TrainBatches, make_loader
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import IDENTITY, normalizer
+from skindist.distributed.group import start as start_processes
 from skindist.early_stopping import EarlyStopping
 from skindist.machine import available_cores
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
-from skindist.training.distributed import start as start_processes
+from skindist.run.lock import RunLock
 from skindist.training.engine import set_train_mode, train_step
-from skindist.training.lock import RunLock
 from skindist.training.saving import Saver
 from skindist.training.state import TrainState
 from skindist.training.trainer import build_learner

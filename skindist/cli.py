@@ -8,7 +8,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from skindist.config import DataConfig, parse_config
-from skindist.ending import fail, fail_alone, fail_together, is_main_process
+from skindist.distributed.ending import fail, fail_alone, fail_together, is_main_process
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.machine import cache_folder
 
@@ -127,7 +127,7 @@ def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder
         kills: How often to kill it on the way.
         folder: New folder for both runs and their output; null: a temporary one, removed if all is exact.
     """
-    from skindist.training.verify import verify_resume
+    from skindist.verify import verify_resume
 
     verdict = verify_resume(command, steps, kills, folder)
     print(verdict.message)

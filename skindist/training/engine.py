@@ -20,10 +20,11 @@ from tqdm import tqdm
 
 from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, TrainBatches
+from skindist.distributed.buffers import read_buffers, write_buffers
+from skindist.distributed.group import gather_rows
 from skindist.errors import TrainingError
 from skindist.optim import learning_rate
 from skindist.randomness import Stream, derived_seed
-from skindist.training.distributed import gather_rows, read_buffers, write_buffers
 from skindist.training.memory import advised
 from skindist.training.state import TrainState
 

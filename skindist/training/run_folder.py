@@ -18,7 +18,7 @@ from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.data.split import read_split, write_split
 from skindist.errors import UserError
 from skindist.files import write_atomic, write_csv
-from skindist.training.lock import RunLock
+from skindist.run.lock import RunLock
 
 # Keys that do not change the result, so that a run may be continued with other values of them.
 FREE_KEYS = {

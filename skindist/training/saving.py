@@ -16,11 +16,12 @@ from torch import Tensor
 
 from skindist.config import Config
 from skindist.data.split import Row, fingerprint
+from skindist.distributed import buffers
+from skindist.distributed.group import decide
 from skindist.early_stopping import EarlyStopping
 from skindist.errors import UserError
 from skindist.optim import load_optimizer
-from skindist.training import distributed
-from skindist.training.checkpoint import (
+from skindist.run.checkpoint import (
     Checkpoint,
     copied,
     load_checkpoint,
@@ -29,9 +30,8 @@ from skindist.training.checkpoint import (
     save_checkpoint,
     step_folder,
 )
-from skindist.training.distributed import decide
+from skindist.run.lock import RunLock
 from skindist.training.engine import Learner, collect_window
-from skindist.training.lock import RunLock
 from skindist.training.run_folder import changes
 from skindist.training.state import TrainState
 from skindist.training.tracking import rewind
@@ -72,7 +72,7 @@ class Saver:
         accelerator = self.learner.accelerator
         collect_window(self.learner, state, self.config.train)
         if rank_buffers is None:
-            rank_buffers = distributed.gather_buffers(accelerator, self.learner.module)
+            rank_buffers = buffers.gather_buffers(accelerator, self.learner.module)
         values = {
             "train": asdict(state),
             "early_stopping": stopping.state_dict(),
@@ -120,7 +120,7 @@ class Saver:
             return state, stopping
         learner.module.load_state_dict(checkpoint.weights)
         load_optimizer(learner.optimizer, checkpoint.optimizer)
-        distributed.restore_buffers(learner.accelerator, learner.module, checkpoint.rank_buffers)
+        buffers.restore_buffers(learner.accelerator, learner.module, checkpoint.rank_buffers)
         if learner.accelerator.scaler and checkpoint.state["scaler"]:
             learner.accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         stopping.load_state_dict(checkpoint.state["early_stopping"])

@@ -20,21 +20,21 @@ from skindist.data.prepare import Prepared
 from skindist.data.split import SPLITS, Row, describe
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
+from skindist.distributed import buffers, group
+from skindist.distributed.group import decide
 from skindist.early_stopping import EarlyStopping
 from skindist.evaluation.metrics import compute
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
-from skindist.training import distributed
-from skindist.training.distributed import decide
+from skindist.run.lock import RunLock
 from skindist.training.engine import Learner, evaluate, train_one_epoch
-from skindist.training.lock import RunLock
+from skindist.training.interruption import Guard
 from skindist.training.rehearsal import find_micro_batch_size, warm_up
 from skindist.training.results import summary, write_results
 from skindist.training.run_folder import find_run, open_run, prepare_data, resolve, settle
 from skindist.training.saving import Saver
-from skindist.training.stopping import Guard
 from skindist.training.tracking import Tracker
 
 log = logging.getLogger("skindist")
@@ -59,14 +59,14 @@ def fit(config: Config) -> dict[str, Any]:
 def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     """The run; the main process takes the lock, the caller releases it."""
     log_with = None if config.tracking.wandb == "disabled" else "wandb"
-    accelerator = distributed.start(log_with, config.run.timeout_minutes)
+    accelerator = group.start(log_with, config.run.timeout_minutes)
     run = decide(accelerator, find_run, config)
     config = decide(accelerator, settle, config, run)
     data = decide(accelerator, prepare_data, config, run, patient=True)
     learner = build_learner(accelerator, config)
     config = find_memory(learner, config)
     batches = build_batches(accelerator, config, data.rows)
-    log.info(f"{describe(data.rows)}\n{distributed.describe(accelerator)}\nrun: {run}")
+    log.info(f"{describe(data.rows)}\n{group.describe(accelerator)}\nrun: {run}")
     loaders, ids = build_loaders(learner, config, data, batches)
     wandb_id = decide(accelerator, open_run, run, config, data, lock, patient=True)
 
@@ -93,7 +93,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
 
         while state.epoch < config.train.epochs and not stopping.should_stop:
             train_one_epoch(learner, loaders["train"], batches, state, config, tracker.log, after_step)
-            rank_buffers = distributed.average_buffers(accelerator, learner.module)
+            rank_buffers = buffers.average_buffers(accelerator, learner.module)
             val = evaluate(learner, loaders["val"], ids["val"], "val", after_batch)
             state.epoch, state.epoch_step = state.epoch + 1, 0
             metrics = decide(accelerator, compute, val.probabilities, val.labels)
@@ -109,7 +109,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
         tracker.finish(results, final["test"], loaders["test"].dataset if config.tracking.images else None)
     log.info(summary(results, run))
-    distributed.finish(accelerator)
+    group.finish(accelerator)
     return results
 
 
@@ -122,7 +122,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(module, build_optimizer(module, config.optim))
-    distributed.broadcast_weights(accelerator, module)
+    buffers.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
     return Learner(accelerator, model, module, optimizer, normalize, config.train.channels_last)
@@ -152,10 +152,10 @@ def build_loaders(
     root, cache = Path(config.data.path or ""), cache_folder(config.data.cache_dir)
     sources = [Source(root / row.path, row.sha256, *shape) for row, shape in zip(data.rows, data.sizes, strict=True)]
     interpolation = preprocessing(learner.module).interpolation
-    distributed.on_each_machine(accelerator, ensure_store, cache, sources, size, interpolation)
+    group.on_each_machine(accelerator, ensure_store, cache, sources, size, interpolation)
     store = PixelStore(store_folder(cache, sources, size, interpolation))
     ids = {split: [sample_id for sample_id, row in enumerate(data.rows) if row.split == split] for split in SPLITS}
-    workers = loader_workers(config.data, accelerator.device, distributed.local_processes())
+    workers = loader_workers(config.data, accelerator.device, group.local_processes())
     plain = LesionImages(store, data.rows, size, seed, augmented=False)
     augmented = LesionImages(store, data.rows, size, seed, augmented=config.data.augment)
     loaders = {"train": make_loader(augmented, batches, accelerator.device, workers)}

@@ -15,14 +15,15 @@ from torch import nn
 from skindist.cli import show_log, train
 from skindist.config import CheckpointConfig, Config, parse_config
 from skindist.data.loading import Batch
+from skindist.distributed import buffers, group
 from skindist.errors import Stopped, TrainingError, UserError
-from skindist.training import distributed, engine, stopping, trainer
+from skindist.run.lock import RunLock
+from skindist.training import engine, interruption, trainer
 from skindist.training.engine import Learner, evaluate, set_train_mode, train_step
-from skindist.training.lock import RunLock
+from skindist.training.interruption import Guard
 from skindist.training.rehearsal import warm_up
 from skindist.training.run_folder import prepare_data
 from skindist.training.saving import Saver
-from skindist.training.stopping import Guard
 from tests.conftest import TINY
 
 
@@ -34,9 +35,9 @@ def tiny_config(data: Path, run: Path, *flags: str) -> Config:
 def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """What this rank loads in two epochs, predicts with the first weights, and has learnt after 5 steps."""
     config = tiny_config(data, run, *flags)
-    accelerator = distributed.start()
+    accelerator = group.start()
     torch.set_num_threads(1)  # the number of threads, like the kind of device, decides the last bit of a sum
-    prepared = distributed.decide(accelerator, prepare_data, config, run)
+    prepared = group.decide(accelerator, prepare_data, config, run)
     learner = trainer.build_learner(accelerator, config)
     batches = trainer.build_batches(accelerator, config, prepared.rows)
     loaders, ids = trainer.build_loaders(learner, config, prepared, batches)
@@ -58,7 +59,7 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
             batches.epoch, micro_batches = 1, iter(loaders["train"])
         mine = list(islice(micro_batches, batches.accumulation_steps))
         losses.append(accelerator.reduce(train_step(learner, mine, size, step, config))[0].item())
-    distributed.average_buffers(accelerator, learner.module)
+    buffers.average_buffers(accelerator, learner.module)
     after = evaluate(learner, loaders["val"], ids["val"], "val")
     result = {
         "loaded": loaded,
@@ -70,22 +71,22 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
         "weights": {name: tensor.numpy() for name, tensor in learner.module.state_dict().items()},
         "backend": str(accelerator.distributed_type),
     }
-    distributed.finish(accelerator)
+    group.finish(accelerator)
     return result
 
 
 def prepare(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """What this rank knows of a folder: the rows, what was left out, and the pixels of every image."""
     config = tiny_config(data, run, *flags)
-    accelerator = distributed.start()
-    prepared = distributed.decide(accelerator, prepare_data, config, run)
+    accelerator = group.start()
+    prepared = group.decide(accelerator, prepare_data, config, run)
     learner = trainer.build_learner(accelerator, config)
     batches = trainer.build_batches(accelerator, config, prepared.rows)
     loaders, _ = trainer.build_loaders(learner, config, prepared, batches)
     images: Any = loaders["val"].dataset
     images = images.__getitems__([(0, sample_id) for sample_id in range(len(prepared.rows))])
     pixels = hashlib.sha256(images.images_BCHW.numpy().tobytes()).hexdigest()
-    distributed.finish(accelerator)
+    group.finish(accelerator)
     return {"rows": prepared.rows, "quarantine": prepared.quarantine, "pixels": pixels}
 
 
@@ -148,9 +149,9 @@ def _fit(data: Path, run: Path, flags: tuple[str, ...], dies_after: int | None) 
 def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, int]) -> list[Any]:
     """The steps after which this rank saves when it is to do so every minute, by a clock of its own; it may send
     itself SIGTERM at a step. The last entry is the exit status that ends it."""
-    accelerator = distributed.start()
+    accelerator = group.start()
     rank, now, saved = accelerator.process_index, [0.0], []
-    setattr(stopping, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
+    setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
     with Guard(Config(checkpoint=CheckpointConfig(every_minutes=1.0)), accelerator, RunLock()) as guard:
         for step in range(1, steps + 1):
             now[0] += seconds_a_step[rank]
@@ -208,15 +209,15 @@ def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
 
 def one_decision(values: list[float]) -> list[Any]:
     """Each rank has an opinion; the main process's counts, an error of its is everyone's."""
-    accelerator = distributed.start()
+    accelerator = group.start()
     mine = values[accelerator.process_index]
-    decided = distributed.decide(accelerator, lambda: mine)
+    decided = group.decide(accelerator, lambda: mine)
 
     def refuse() -> None:
         raise UserError("no such folder")
 
     try:
-        distributed.decide(accelerator, refuse)
+        group.decide(accelerator, refuse)
     except UserError as error:
         return [decided, str(error)]
     return [decided, None]

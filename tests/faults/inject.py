@@ -17,7 +17,8 @@ import torch
 
 from skindist.cli import train
 from skindist.data.loading import Batch
-from skindist.training import checkpoint, engine, saving
+from skindist.run import checkpoint
+from skindist.training import engine, saving
 from skindist.training.engine import Learner
 
 FILE_EVENTS = {"open", "shutil.rmtree", *(f"os.{call}" for call in ("mkdir", "rename", "remove", "rmdir", "symlink"))}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from skindist.cli import train
-from skindist.training.checkpoint import (
+from skindist.run.checkpoint import (
     is_intact,
     load_checkpoint,
     newest_intact,

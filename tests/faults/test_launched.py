@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from skindist.training.checkpoint import is_intact
+from skindist.run.checkpoint import is_intact
 from tests.conftest import TINY, Observe, Whole
 from tests.distributed import jobs
 from tests.distributed.ranks import run_ranks

@@ -12,10 +12,10 @@ import pytest
 import torch
 from tqdm import tqdm
 
+from skindist import verify
 from skindist.cli import main
 from skindist.config import parse_config
-from skindist.training import verify
-from skindist.training.checkpoint import Checkpoint, save_checkpoint, step_folder
+from skindist.run.checkpoint import Checkpoint, save_checkpoint, step_folder
 from tests.conftest import TINY
 from tests.integration.test_launch import LAUNCH, ROOT
 

@@ -17,8 +17,8 @@ import pytest
 
 from skindist.cli import show_log
 from skindist.config import parse_config
+from skindist.distributed import group
 from skindist.errors import TrainingError
-from skindist.training import distributed
 from skindist.training.tracking import Tracker
 from tests.conftest import TINY, Observe
 from tests.integration.test_launch import ROOT
@@ -223,7 +223,7 @@ def fail_twice(folder: Path) -> None:
     """Two runs that fail in one process, as in a notebook: the first with a server that hangs."""
     show_log()
     config = parse_config([*TINY, "--tracking.wandb=online"])
-    accelerator = distributed.start(log_with="wandb")
+    accelerator = group.start(log_with="wandb")
     with WandbServer() as server:
         os.environ.update(server.env)
         tracker = Tracker(accelerator, folder, config, "failing1")

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from skindist.errors import TrainingError
 from skindist.files import write_json
 from skindist.optim import load_optimizer
-from skindist.training import checkpoint as module
-from skindist.training.checkpoint import (
+from skindist.run import checkpoint as module
+from skindist.run.checkpoint import (
     Checkpoint,
     is_intact,
     join_optimizer,

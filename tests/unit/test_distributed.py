@@ -4,9 +4,9 @@ import psutil
 import pytest
 import torch
 
+from skindist.distributed import group
+from skindist.distributed.group import choose_precision, requested_precision
 from skindist.errors import UserError
-from skindist.training import distributed
-from skindist.training.distributed import choose_precision, requested_precision
 
 GPU = torch.device("cuda")
 
@@ -67,12 +67,12 @@ def test_a_launch_that_accelerate_did_not_see_is_refused(monkeypatch: pytest.Mon
         def __init__(self, **options: object) -> None:
             pass
 
-    monkeypatch.setattr(distributed, "Accelerator", Alone)
+    monkeypatch.setattr(group, "Accelerator", Alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"started 2 processes but Accelerate sees 1.*--num_processes N"):
-        distributed.start()
+        group.start()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert isinstance(distributed.start(), Alone)
+    assert isinstance(group.start(), Alone)
 
 
 def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,8 +82,8 @@ def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         def __init__(self, **options: object) -> None:
             pass
 
-    monkeypatch.setattr(distributed, "Accelerator", Alone)
+    monkeypatch.setattr(group, "Accelerator", Alone)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with caplog.at_level("INFO", "skindist"):
-        distributed.start()
+        group.start()
     assert "4 GPUs are visible and 1 used; --num_processes 4 would use them all" in caplog.text

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch.distributed
 
-from skindist.ending import fail, fail_alone
+from skindist.distributed.ending import fail, fail_alone
 from skindist.errors import OutOfMemory
 
 

@@ -10,8 +10,9 @@ from torch import nn
 from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
+from skindist.distributed import group
 from skindist.errors import TrainingError
-from skindist.training import distributed, trainer
+from skindist.training import trainer
 from skindist.training.engine import Learner, collect_window, evaluate, set_train_mode, train_step
 from skindist.training.state import TrainState
 from tests.distributed.jobs import head_weight, tiny_config
@@ -19,7 +20,7 @@ from tests.distributed.jobs import head_weight, tiny_config
 
 def learner_and_batch(*flags: str) -> tuple[Learner, Batch, Config]:
     config = tiny_config(Path("unused"), Path("unused"), *flags)
-    learner = trainer.build_learner(distributed.start(), config)
+    learner = trainer.build_learner(group.start(), config)
     pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return learner, Batch(torch.arange(12), pixels, torch.arange(12) % 2, IDENTITY.repeat(12, 1, 1)), config
 

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from skindist.errors import TrainingError, UserError
-from skindist.training.lock import RunLock, read_owner
+from skindist.run.lock import RunLock, read_owner
 
 HERE = socket.gethostname()
 HOLD = """
 import sys
 from pathlib import Path
-from skindist.training.lock import RunLock
+from skindist.run.lock import RunLock
 with RunLock(interval=0.05) as lock:
     lock.take(Path(sys.argv[1]))
     print("held", flush=True)

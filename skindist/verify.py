@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skindist.errors import UserError
-from skindist.training.checkpoint import newest_intact, step_folder
+from skindist.run.checkpoint import newest_intact, step_folder
 
 FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000", "--tracking.wandb=disabled")
 """What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result."""

@@ -33,7 +33,7 @@ def fail_together(message: str, status: int) -> int:
         return fail(message, status)
     import torch.distributed
 
-    from skindist.training.distributed import ATTEMPT
+    from skindist.distributed.rendezvous import ATTEMPT
 
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
@@ -76,7 +76,7 @@ def _claim_first(lost: bool) -> list[int] | None:
     """None if another process has failed before; else, where contact is lost, the ranks that say nothing."""
     import torch.distributed
 
-    from skindist.training.distributed import of_this_attempt
+    from skindist.distributed.rendezvous import of_this_attempt
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     others = [rank for rank in range(_world_size()) if rank != _rank()]

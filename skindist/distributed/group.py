@@ -13,16 +13,14 @@ import torch
 import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from torch import Tensor, nn
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+from torch import Tensor
 
+from skindist.distributed.rendezvous import ATTEMPT
 from skindist.errors import TrainingError, UserError
 from skindist.machine import available_cores
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # with work that one process does for all and that may rightly take hours
-ATTEMPT = "attempt://"  # how processes of one attempt of a launch find each other
 log = logging.getLogger("skindist")
 
 
@@ -61,24 +59,6 @@ def start(log_with: str | None = None, timeout_minutes: float = 10.0) -> Acceler
     if visible > local_size:
         log.info(f"{visible} GPUs are visible and {local_size} used; --num_processes {visible} would use them all")
     return accelerator
-
-
-def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    """As env://, but with a store of each attempt's own.
-
-    A launcher that restarts its workers keeps the store, and in it the addresses of those that died: whoever reads one
-    before it is overwritten waits for ever.
-    """
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    yield of_this_attempt(store), rank, world_size
-
-
-def of_this_attempt(store: Any) -> Any:
-    """A view of a launcher's store in which a restarted attempt sees nothing of those before it."""
-    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-
-
-register_rendezvous_handler(ATTEMPT.removesuffix("://"), _join_attempt)  # type: ignore[no-untyped-call]
 
 
 def _launched(variable: str) -> int:
@@ -180,56 +160,6 @@ def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
     parts: list[Any] = [None] * accelerator.num_processes
     torch.distributed.all_gather_object(parts, rows.cpu())
     return torch.cat(parts)
-
-
-def broadcast_weights(accelerator: Accelerator, module: nn.Module) -> None:
-    """Give every rank the main process's weights and buffers (DDP hands out buffers only in some versions)."""
-    if accelerator.num_processes > 1:
-        for tensor in module.state_dict().values():
-            torch.distributed.broadcast(tensor, 0)
-
-
-def average_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:
-    """Give every rank the mean of all ranks' BatchNorm statistics; return what each had, (ranks, values), on the CPU.
-
-    DDP leaves each rank with those of its own images. The mean over ranks is the running mean of the whole batch, and
-    closer to its running variance than any one rank's.
-    """
-    before = gather_buffers(accelerator, module)
-    if accelerator.num_processes > 1 and float_buffers(module):
-        write_buffers(module, accelerator.reduce(read_buffers(module), reduction="mean"))
-    return before
-
-
-def gather_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:
-    """Every rank's BatchNorm statistics, (ranks, values), on the CPU of every rank."""
-    return gather_rows(accelerator, read_buffers(module)[None].cpu())
-
-
-def restore_buffers(accelerator: Accelerator, module: nn.Module, ranks: Tensor) -> None:
-    """Set this rank's BatchNorm statistics from those of all ranks; another number of ranks gets their mean."""
-    same = len(ranks) == accelerator.num_processes
-    write_buffers(module, (ranks[accelerator.process_index] if same else ranks.mean(dim=0)).to(accelerator.device))
-
-
-def read_buffers(module: nn.Module) -> Tensor:
-    """All floating-point buffers (BatchNorm's statistics) as one row."""
-    found = float_buffers(module)
-    return torch.cat([buffer.flatten() for buffer in found]) if found else torch.empty(0)
-
-
-def write_buffers(module: nn.Module, row: Tensor) -> None:
-    """Set what `read_buffers` reads."""
-    found = float_buffers(module)
-    start = 0
-    for buffer in found:
-        buffer.copy_(row[start : start + buffer.numel()].view_as(buffer))
-        start += buffer.numel()
-
-
-def float_buffers(module: nn.Module) -> list[Tensor]:
-    """The module's floating-point buffers, in order."""
-    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]
 
 
 def local_processes() -> int:

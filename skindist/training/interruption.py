@@ -20,7 +20,7 @@ from torch import Tensor
 
 from skindist.config import Config
 from skindist.errors import Stopped
-from skindist.training.lock import RunLock, launcher_pid
+from skindist.run.lock import RunLock, launcher_pid
 
 SAVE, ORPHANED = 1, 2  # signals are larger numbers, so the largest wish of any rank is what all of them do
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)

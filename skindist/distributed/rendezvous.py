@@ -1,0 +1,29 @@
+"""How the processes of one attempt of a launch find each other."""
+
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+
+ATTEMPT = "attempt://"
+
+
+def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
+    """As env://, but with a store of each attempt's own.
+
+    A launcher that restarts its workers keeps the store, and in it the addresses of those that died: whoever reads one
+    before it is overwritten waits for ever.
+    """
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    yield of_this_attempt(store), rank, world_size
+
+
+def of_this_attempt(store: Any) -> Any:
+    """A view of a launcher's store in which a restarted attempt sees nothing of those before it."""
+    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
+register_rendezvous_handler(ATTEMPT.removesuffix("://"), _join_attempt)  # type: ignore[no-untyped-call]
