@@ -45,6 +45,7 @@ from skindist.early_stopping import EarlyStopping
 from skindist.machine import available_cores
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
+from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.training.engine import set_train_mode, train_step
 from skindist.training.saving import Saver
@@ -170,7 +171,7 @@ def checkpoint(data: Path, folder: Path) -> list[Figure]:
             waits.append(time.perf_counter() - begun)
         return steps * BATCH
 
-    with Saver(folder / "run", learner, config, [], RunLock()) as saver:
+    with Saver(Run(folder / "run"), learner, config, [], RunLock()) as saver:
         speeds = side_by_side(lambda: speed(lambda: take_steps(saver)), lambda: speed(lambda: take_steps(None)))
         state.global_step += 1
         begun = time.perf_counter()

@@ -10,7 +10,8 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
@@ -190,6 +191,33 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def with_absolute_paths(self) -> "Config":
+        """The same with absolute paths, so that the saved one means the same from any folder."""
+
+        def absolute(path: str | None) -> str | None:
+            return path and str(Path(path).expanduser().resolve())
+
+        return replace(
+            self,
+            data=replace(
+                self.data,
+                path=absolute(self.data.path),
+                metadata=absolute(self.data.metadata),
+                cache_dir=absolute(self.data.cache_dir),
+            ),
+            model=replace(self.model, weights=absolute(self.model.weights)),
+            run=replace(self.run, dir=absolute(self.run.dir)),
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, dict[str, Any]]) -> "Config":
+        """What `to_dict` gave; a key that is missing has its default."""
+        given = {
+            section: {key: tuple(value) if isinstance(value, list) else value for key, value in keys.items()}
+            for section, keys in values.items()
+        }
+        return cls(**{part.name: part.default_factory(**given.get(part.name, {})) for part in fields(cls)})  # type: ignore[operator]
 
     def without_paths(self) -> dict[str, dict[str, Any]]:
         """The same without local paths: these may name people, and mean nothing elsewhere."""

@@ -23,12 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from skindist.errors import UserError
-from skindist.run.checkpoint import newest_intact, step_folder
+from skindist.run.checkpoint import step_folder
+from skindist.run.folder import Run
 
 FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000", "--tracking.wandb=disabled")
 """What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result."""
 TENSORS = ("model.safetensors", "optimizer.safetensors", "buffers.safetensors")
-UNLIKE = {"train.train_seconds"}  # measured: of no two runs the same
+UNLIKE = {"train.train_seconds", "train.timed_seconds", "train.timed_images"}  # measured: of no two runs the same
 POLL_SECONDS = 0.05
 
 
@@ -146,13 +147,13 @@ def run_until(command: Sequence[str], run: Path, step: int, log: Path, bar: "tqd
     finally:
         kill(family)
         process.wait()
-    newest = newest_intact(run / "checkpoints")
+    newest = Run(run).newest_checkpoint()
     return step_of(newest) if newest else 0
 
 
 def newest_step(run: Path) -> int:
     """The step of the newest checkpoint, 0 without any."""
-    return max(map(step_of, run.glob("checkpoints/step-*")), default=0)
+    return max(map(step_of, Run(run).checkpoints.glob("step-*")), default=0)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -207,14 +208,14 @@ def why_ended(status: int, run: Path, log: Path) -> str:
 
 def judge(folder: Path, killed: Sequence[int], last: int) -> Verdict:
     """Compare folder/cut, killed after some steps, with folder/whole after every step up to `last`."""
-    cut, whole = folder / "cut/checkpoints", folder / "whole/checkpoints"
+    cut, whole = (Run(folder / name).checkpoints for name in ("cut", "whole"))
     for step in range(1, last + 1):
         if found := differences(step_folder(whole, step), step_folder(cut, step)):
             return Verdict(False, describe_differences(found, step_folder(whole, step), step, killed))
     newest = step_folder(cut, last)
     manifest, state = (json.loads((newest / name).read_text()) for name in ("manifest.json", "state.json"))
     times = f"killed after step{'s' * (len(killed) > 1)} {' and '.join(', '.join(map(str, killed)).rsplit(', ', 1))}"
-    count = state["place"]["processes"]
+    count = state["environment"]["processes"]
     processes = f"{count} process{'es' * (count > 1)}"
     digests = "".join(f"\n{manifest[name]}  {name}" for name in TENSORS[:2])
     return Verdict(True, f"exact: {last} steps, {times}, on {processes}; SHA-256 of weights and optimizer:{digests}")

@@ -7,6 +7,7 @@ and nothing else.
 import multiprocessing.util
 import signal
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +112,42 @@ class TrainBatches:
             parts = np.array_split(batch, self.parts)
             for part in self.mine:
                 yield [(self.epoch, int(sample_id)) for sample_id in parts[part]]
+
+
+@dataclass(frozen=True)
+class TrainLoader:
+    """The training images: this process's part of each global batch, and the loader that brings it."""
+
+    batches: TrainBatches
+    loader: DataLoader[Batch]
+
+    def start(self, epoch: int, first_step: int = 0) -> tuple[Iterator[Batch], list[int]]:
+        """This process's micro-batches from a step of an epoch on, and the sizes of all global batches of the epoch."""
+        self.batches.epoch, self.batches.first_step = epoch, first_step
+        return iter(self.loader), self.batches.sizes()
+
+
+@dataclass(frozen=True)
+class EvalLoader:
+    """A split to evaluate: its name, the sample ids of all processes, and the loader of this process's batches."""
+
+    name: str
+    ids: list[int]
+    loader: DataLoader[Batch]
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """The three splits of a run."""
+
+    train: TrainLoader
+    val: EvalLoader
+    test: EvalLoader
+
+
+def sample_ids(rows: Sequence[Row], split: str) -> list[int]:
+    """The positions in split.csv of the images of a split."""
+    return [sample_id for sample_id, row in enumerate(rows) if row.split == split]
 
 
 def eval_batches(ids: Sequence[int], batch_size: int, rank: int, world_size: int) -> list[list[Key]]:

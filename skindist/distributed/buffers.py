@@ -5,7 +5,7 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from skindist.distributed.group import gather_rows
+from skindist.distributed.group import decide, gather_rows
 
 
 def broadcast_weights(accelerator: Accelerator, module: nn.Module) -> None:
@@ -13,6 +13,18 @@ def broadcast_weights(accelerator: Accelerator, module: nn.Module) -> None:
     if accelerator.num_processes > 1:
         for tensor in module.state_dict().values():
             torch.distributed.broadcast(tensor, 0)
+
+
+def broadcast_tensors(accelerator: Accelerator, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The main process's tensors by name, on the CPU of every rank; what the others pass counts for nothing."""
+    looks = decide(accelerator, lambda: [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()])
+    shared = {}
+    for name, shape, dtype in looks:
+        mine = tensors[name] if accelerator.is_main_process else torch.empty(shape, dtype=dtype)
+        there = mine.to(accelerator.device)
+        torch.distributed.broadcast(there, 0)
+        shared[name] = there.cpu()
+    return shared
 
 
 def average_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:

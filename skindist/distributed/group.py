@@ -117,6 +117,16 @@ def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any, pat
     return decided
 
 
+def on_main(accelerator: Accelerator, function: Callable[..., T], *args: Any, patient: bool = False) -> T | None:
+    """Run `function(*args)` on the main process, which alone gets its result: the others get None.
+
+    Errors are raised on every process as by `decide`.
+    """
+    kept: list[T] = []
+    decide(accelerator, lambda: kept.append(function(*args)), patient=patient)
+    return kept[0] if kept else None
+
+
 def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *args: Any) -> None:
     """Run `function(*args)` on the first process of every machine while the others wait, patiently.
 

@@ -1,9 +1,9 @@
 """Draw a run's curves from its metrics.jsonl: `skindist curves RUN` writes RUN/curves.png."""
 
-import json
 from pathlib import Path
 
 from skindist.errors import UserError
+from skindist.run.folder import Run
 
 
 def draw_curves(run: Path) -> Path:
@@ -14,10 +14,7 @@ def draw_curves(run: Path) -> Path:
     Raises:
         UserError: the folder holds no metrics.jsonl, or that holds no finished epoch.
     """
-    try:
-        events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except OSError:
-        raise UserError(f"{run}: no metrics.jsonl here; give the folder of a run") from None
+    events = Run(run).metrics()
     if not any("val/loss" in event for event in events):
         raise UserError(f"{run}: no epoch is finished yet")
 

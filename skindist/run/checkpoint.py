@@ -130,6 +130,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not is_intact(folder):
         raise TrainingError(f"the checkpoint {folder} is damaged: start a new run with another --run.dir")
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    if "place" in state:  # as skindist 0.1.0 called it
+        state["environment"] = state.pop("place")
     optimizer = join_optimizer(load_file(folder / "optimizer.safetensors"), state.pop("optimizer"))
     buffers = load_file(folder / "buffers.safetensors")["ranks"]
     return Checkpoint(load_file(folder / "model.safetensors"), optimizer, state, buffers)

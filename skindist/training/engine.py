@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,12 +16,11 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from skindist.config import Config, TrainConfig
-from skindist.data.loading import Batch, TrainBatches
-from skindist.distributed.buffers import read_buffers, write_buffers
+from skindist.data.loading import Batch, EvalLoader, TrainLoader
+from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
 from skindist.distributed.group import gather_rows
 from skindist.errors import TrainingError
 from skindist.optim import learning_rate
@@ -29,6 +29,7 @@ from skindist.training.memory import advised
 from skindist.training.state import TrainState
 
 Log = Callable[[dict[str, float]], None]
+SETTLED = 3  # steps of a process until memory is allocated and kernels are chosen: they do not count for its speed
 log = logging.getLogger("skindist")
 
 
@@ -41,10 +42,14 @@ class Predictions:
     labels: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Learner:
     """What is trained and with what: the prepared (wrapped) model, its bare module, the prepared optimizer, and the
-    function from uint8 to normalised images."""
+    function from uint8 to normalised images; then what it has done in this process.
+
+    `pending` holds the loss and accuracy of steps, still on the device; `unaveraged` each rank's BatchNorm statistics
+    from the end of an epoch to the next step, (ranks, values); `steps` counts those that this process has taken.
+    """
 
     accelerator: Accelerator
     model: nn.Module
@@ -52,7 +57,9 @@ class Learner:
     optimizer: torch.optim.Optimizer
     normalize: Callable[[Tensor, Tensor], Tensor]
     channels_last: bool = True
-    pending: list[Tensor] = field(default_factory=list)  # loss and accuracy of steps, still on the device
+    pending: list[Tensor] = field(default_factory=list)
+    unaveraged: Tensor | None = None
+    steps: int = 0
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) as uint8 to the device, coloured and normalised there; labels (B,)."""
@@ -65,53 +72,58 @@ class Learner:
 
 def train_one_epoch(
     learner: Learner,
-    loader: DataLoader[Batch],
-    batches: TrainBatches,
+    train: TrainLoader,
     state: TrainState,
     config: Config,
     record: Log,
     after_step: Callable[[], None] = lambda: None,
+    rate: Callable[[int, int], float] | None = None,
 ) -> None:
-    """Take all steps of an epoch, from where `state` is; advance it; record the curve every `train.log_every` steps.
+    """Take all steps of an epoch, from where `state` is, and advance it; then give every rank the mean of all ranks'
+    BatchNorm statistics.
 
-    No step waits for the device: losses stay there until a point of the curve is recorded or the state is saved.
+    A point of the curve is recorded every `train.log_every` steps. No step waits for the device: losses stay there
+    until a point is recorded or the state is saved.
 
     Args:
         after_step: called after each step but the epoch's last, when `state` is up to date but for its window.
+        rate: the learning rate of a step, from the number of the step and of the steps in an epoch; None: that of
+            the config.
 
     Raises:
         TrainingError: a loss or gradient is NaN or infinite; the message names the step.
         OutOfMemory: on the process that it happened to.
     """
-    accelerator, train = learner.accelerator, config.train
-    set_train_mode(learner.model, train.freeze_batchnorm)
-    batches.epoch, batches.first_step = state.epoch, state.epoch_step
-    sizes = batches.sizes()
-    micro_batches = iter(loader)
-    title, done = f"epoch {state.epoch + 1}/{train.epochs}", {"total": len(sizes), "initial": state.epoch_step}
-    with progress(None, title, "step", accelerator, **done) as bar:
+    rate = rate or partial(learning_rate, epochs=config.train.epochs, config=config.optim)
+    set_train_mode(learner.model, config.train.freeze_batchnorm)
+    learner.unaveraged = None
+    micro_batches, sizes = train.start(state.epoch, state.epoch_step)
+    title, done = f"epoch {state.epoch + 1}/{config.train.epochs}", {"total": len(sizes), "initial": state.epoch_step}
+    with progress(None, title, "step", learner.accelerator, **done) as bar:
         for size in sizes[state.epoch_step :]:
             started = time.perf_counter()
-            rate = learning_rate(state.global_step, len(sizes), train.epochs, config.optim)
+            lr = rate(state.global_step, len(sizes))
             for group in learner.optimizer.param_groups:
-                group["lr"] = rate
-            mine = list(islice(micro_batches, batches.accumulation_steps))
+                group["lr"] = lr
+            mine = list(islice(micro_batches, train.batches.accumulation_steps))
             learner.pending.append(train_step(learner, mine, size, state.global_step, config))
             state.global_step += 1
             state.epoch_step += 1
             state.images_seen += size
+            learner.steps += 1
             bar.update()
-            if state.epoch_step == len(sizes) or state.epoch_step % train.log_every == 0:
-                collect_window(learner, state, train)
+            if state.epoch_step == len(sizes) or state.epoch_step % config.train.log_every == 0:
+                collect_window(learner, state, config.train)
                 loss, accuracy = np.mean(state.window, axis=0).tolist() if state.window else (math.nan, math.nan)
                 state.window.clear()
-                place = {"epoch": state.epoch + state.epoch_step / len(sizes), "global_step": state.global_step}
+                where = {"epoch": state.epoch + state.epoch_step / len(sizes), "global_step": state.global_step}
                 skipped = {"train/skipped_steps": len(state.skipped)} if state.skipped else {}
-                record({"train/loss": loss, "train/accuracy": accuracy, "train/lr": rate, **skipped, **place})
+                record({"train/loss": loss, "train/accuracy": accuracy, "train/lr": lr, **skipped, **where})
                 bar.set_postfix(loss=f"{loss:.4f}")
-            state.train_seconds += time.perf_counter() - started
+            state.count_time(time.perf_counter() - started, size if learner.steps > SETTLED else 0)
             if state.epoch_step < len(sizes):
                 after_step()
+    learner.unaveraged = average_buffers(learner.accelerator, learner.module)
 
 
 def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, global_step: int, config: Config) -> Tensor:
@@ -177,13 +189,7 @@ def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> N
 
 
 @torch.inference_mode()
-def evaluate(
-    learner: Learner,
-    loader: DataLoader[Batch],
-    expected_ids: list[int],
-    name: str,
-    after_batch: Callable[[], None] = lambda: None,
-) -> Predictions:
+def evaluate(learner: Learner, split: EvalLoader, after_batch: Callable[[], None] = lambda: None) -> Predictions:
     """Predict every image of a split exactly once, whatever the number of processes; every rank gets all of them.
 
     Args:
@@ -194,7 +200,7 @@ def evaluate(
     """
     learner.module.eval()
     known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
-    for batch in progress(loader, f"evaluating {name}", "batch", learner.accelerator):
+    for batch in progress(split.loader, f"evaluating {split.name}", "batch", learner.accelerator):
         if len(batch.ids_B):
             with learner.accelerator.autocast():
                 logits.append(learner.module(learner.to_device(batch)[0]).float())
@@ -205,12 +211,12 @@ def evaluate(
     table = gather_rows(learner.accelerator, torch.stack([ids_N, probabilities_N, labels_N], dim=1)).numpy()
     table = table[table[:, 0].argsort()]
     ids = table[:, 0].astype(np.int64)
-    if not np.array_equal(ids, np.sort(expected_ids)):
+    if not np.array_equal(ids, np.sort(split.ids)):
         raise RuntimeError(
-            f"{name}: {len(ids)} predictions of {len(set(ids.tolist()))} images, not {len(expected_ids)}"
+            f"{split.name}: {len(ids)} predictions of {len(set(ids.tolist()))} images, not {len(split.ids)}"
         )
     if not np.isfinite(table).all():
-        raise TrainingError(f"{name}: the model's output is not finite: training diverged; lower --optim.lr")
+        raise TrainingError(f"{split.name}: the model's output is not finite: training diverged; lower --optim.lr")
     return Predictions(ids, table[:, 1], table[:, 2].astype(np.int64))
 
 

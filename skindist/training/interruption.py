@@ -27,7 +27,7 @@ SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 LAUNCHER = launcher_pid()  # of the beginning: an orphan has another parent
 
 
-class Guard:
+class Interruptions:
     """Watches signals and the clock while it is entered."""
 
     def __init__(self, config: Config, accelerator: Accelerator, lock: RunLock) -> None:
@@ -45,7 +45,7 @@ class Guard:
         self._asked: tuple[Tensor, Any] | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> "Guard":
+    def __enter__(self) -> "Interruptions":
         if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
@@ -61,12 +61,12 @@ class Guard:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = max(self.received, number)
 
-    def save_now(self, global_step: int) -> bool:
+    def should_save(self, global_step: int) -> bool:
         """Whether to save the state after this step. Call it once a step, on every rank."""
         wish = self._ask()
         return wish > 0 or (self.every_steps is not None and global_step % self.every_steps == 0)
 
-    def stop_now(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the ranks have agreed to stop. Call it once a batch between two steps, on every rank."""
         self._ask()
         return self.agreed > 0

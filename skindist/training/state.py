@@ -8,7 +8,8 @@ class TrainState:
     """Counted in finished epochs, optimizer steps (of the run, and of the epoch in progress) and training images.
 
     `window` holds the loss and accuracy of each step since the last point of the curve, `skipped` the steps that were
-    left out because they were not finite. All are plain JSON values.
+    left out because they were not finite. `timed_*` leave out the first steps of a process, which are slow. All are
+    plain JSON values.
     """
 
     epoch: int = 0
@@ -19,3 +20,19 @@ class TrainState:
     images_seen: int = 0
     train_seconds: float = 0.0
     best_step: int = 0
+    timed_images: int = 0
+    timed_seconds: float = 0.0
+
+    def count_time(self, seconds: float, timed_images: int) -> None:
+        """Add the time of a step, and of how many images it tells the speed."""
+        self.train_seconds += seconds
+        if timed_images:
+            self.timed_images += timed_images
+            self.timed_seconds += seconds
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training speed once it has settled; of all steps where there were only a few; None without any."""
+        if self.timed_seconds:
+            return self.timed_images / self.timed_seconds
+        return self.images_seen / self.train_seconds if self.train_seconds else None

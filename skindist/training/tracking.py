@@ -1,226 +1,37 @@
-"""Where the numbers go: metrics.jsonl is the record; Weights & Biases is a sink that may fail without harm.
+"""Where the curves go: the run's own record is the truth, and W&B gets them as far as it can."""
 
-What leaves the house is the config without its paths, the curves, and plots of labels and probabilities. Image names,
-console output, code and machine details do not, and images only if asked for. Every call of W&B has a time limit: when
-it is over, W&B's service process is killed, and whatever waits for it fails at once.
-"""
-
-import json
 import logging
-import os
-import shlex
-import shutil
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
 from accelerate import Accelerator
 
-from skindist.config import Config
-from skindist.data.scan import CLASSES
-from skindist.errors import Stopped
-from skindist.evaluation.metrics import THRESHOLD
-from skindist.files import finite, write_atomic
-from skindist.training.engine import Predictions
+from skindist.report.words import describe_epoch
+from skindist.run import record
+from skindist.run.folder import Run
+from skindist.run.record import Event
 from skindist.training.state import TrainState
-from skindist.training.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode
+from skindist.training.wandb_sink import WandbSink
 
 log = logging.getLogger("skindist")
-START, FINISH = 20.0, 20.0  # seconds that W&B itself is told to take at most
-LEAVE = 4.0  # seconds when the run is stopped: schedulers kill 30 s after their signal
-IMAGES = 16  # with the largest error, if images are asked for
-SUMMARY_PARTS = {"": "value", "_low": "low", "_high": "high"}  # of a figure and its 95 % interval
 
 
+@dataclass(frozen=True)
 class Tracker:
-    """Writes each event to metrics.jsonl and offers it to W&B; does nothing on other processes than the main one.
+    """Takes the events of all processes; those of the main one count."""
 
-    An exception that ends its `with` block also ends W&B's part, within seconds; otherwise call `finish`.
-    """
+    accelerator: Accelerator
+    run: Run
+    wandb: WandbSink
 
-    def __init__(self, accelerator: Accelerator, run: Path, config: Config, wandb_id: str | None) -> None:
-        self.accelerator = accelerator
-        self.run = run
-        self.path = run / "metrics.jsonl"
-        self.main = accelerator.is_main_process
-        self.wandb: Any = None
-        self.notices = Notices()
-        self.mode = wandb_mode(config.tracking.wandb) if self.main else "disabled"
-        if self.mode == "online":
-            self._start_online(config, wandb_id)
-        if self.mode == "offline":
-            self._attempt(START + GRACE, lambda: self._start(config, wandb_id))
+    def log(self, event: Event) -> None:
+        """Append an event to the record, and offer it to W&B."""
+        if self.accelerator.is_main_process:
+            record.append(self.run.record, event)
+            self.wandb.log(event)
 
-    def __enter__(self) -> "Tracker":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, Stopped):
-            self._attempt(LEAVE, lambda: self._finish(error.status, preempted=True))
-        elif error:
-            self._attempt(LEAVE, lambda: self._finish(1))
-
-    def _start_online(self, config: Config, wandb_id: str | None) -> None:
-        before = set(self.run.glob("wandb/run-*"))
-        try:
-            with time_limit(START + GRACE):
-                self._start(config, wandb_id)
-        except Exception as error:
-            log.warning(f"W&B cannot be reached ({_first_line(error)}): recording offline")
-            self._abandon("offline")  # it still holds the run's id
-            for folder in set(self.run.glob("wandb/run-*")) - before:
-                shutil.rmtree(folder, ignore_errors=True)  # it holds nothing
-
-    def _start(self, config: Config, wandb_id: str | None) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its reports hold tracebacks, thus paths
-        os.environ.pop("WANDB_SERVICE", None)  # another process's service could not be ended
-        import wandb
-
-        values = config.without_paths()
-        settings = wandb.Settings(
-            console="off",
-            disable_code=True,
-            disable_git=True,
-            finish_timeout=FINISH,
-            finish_timeout_raises=True,
-            init_timeout=START,
-            program="skindist",  # else the script's path
-            reinit="finish_previous",
-            silent=True,
-            x_disable_machine_info=True,
-            x_disable_meta=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-            x_transaction_log_flush_interval=1.0,
-        )
-        name = config.tracking.name or f"{config.model.name}-{wandb_id}"
-        options = {
-            "dir": str(self.run), "id": wandb_id, "name": name, "mode": self.mode, "resume": "allow",
-            "settings": settings,
-        }  # fmt: skip
-        wandb.setup(settings)
-        wandb.termsetup(settings, self.notices)
-        self.accelerator.init_trackers(config.tracking.project, values, {"wandb": options})
-        self.wandb = self.accelerator.get_tracker("wandb", unwrap=True)
-        self.wandb.define_metric("*", step_metric="global_step")
-
-    def log(self, values: dict[str, Any]) -> None:
-        """Append one event; it is on its way to disk when this returns.
-
-        W&B's step is the run's: it ignores what a resumed run logs again, and parts recorded offline fit together.
-        """
-        if not self.main:
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps(finite(values)) + "\n")
-        self._attempt(GRACE, lambda: self.wandb.log(values, step=values["global_step"]))
-
-    def log_epoch(self, state: TrainState, metrics: dict[str, float], is_best: bool) -> None:
+    def log_epoch(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Log the validation metrics of a finished epoch and say them in one line."""
-        speed = state.images_seen / state.train_seconds
+        speed = state.images_per_second
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log({**values, "train/images_per_second": speed, "epoch": state.epoch, "global_step": state.global_step})
-        log.info(
-            f"epoch {state.epoch}: val loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}, "
-            f"AUROC {metrics['auroc']:.3f}, {speed:.1f} images/s{' (best so far)' if is_best else ''}"
-        )
-
-    def finish(self, results: dict[str, Any], test: Predictions, images: Any = None) -> None:
-        """Send the final figures to W&B with the plots that it draws, close it, and say where the curves are.
-
-        Args:
-            images: the `LesionImages` to take the test images with the largest error from; None sends no images.
-        """
-        self._attempt(FINISH, lambda: self._send_results(results, test, images))
-        self._attempt(FINISH + GRACE, self._finish)
-
-    def _send_results(self, results: dict[str, Any], test: Predictions, images: Any) -> None:
-        import wandb
-
-        labels: Any = test.labels.tolist()
-        probabilities: Any = np.stack([1 - test.probabilities, test.probabilities], axis=1)
-        names, guesses = list(CLASSES), (test.probabilities >= THRESHOLD).astype(int).tolist()
-        malignant: dict[str, Any] = {"labels": names, "classes_to_plot": [1]}
-        sent: dict[str, Any] = {
-            "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=labels, preds=guesses, class_names=names),
-            "test/roc": wandb.plot.roc_curve(labels, probabilities, **malignant),
-            "test/precision_recall": wandb.plot.pr_curve(labels, probabilities, **malignant),
-        }
-        for key, chart in sent.items():  # a table that is bound to no run becomes an artifact, which names local paths
-            chart.table.bind_to_run(self.wandb, f"{key}_table", self.wandb.step)
-        if images:
-            worst = np.argsort(-np.abs(test.labels - test.probabilities), kind="stable")[:IMAGES]
-            pixels = images.__getitems__([(0, int(sample_id)) for sample_id in test.ids[worst]]).images_BCHW
-            sent["test/largest_errors"] = [
-                wandb.Image(
-                    image, caption=f"{names[test.labels[i]]}, probability of malignant {test.probabilities[i]:.3f}"
-                )
-                for i, image in zip(worst, pixels.permute(0, 2, 3, 1).numpy(), strict=True)
-            ]
-        self.wandb.log(sent)
-        figures = {name: figure for name, figure in results["test"].items() if "value" in figure}
-        for name, figure in figures.items():
-            self.wandb.summary.update({f"test/{name}{part}": figure[key] for part, key in SUMMARY_PARTS.items()})
-        self.wandb.summary.update({"best_epoch": results["early_stopping"]["best_epoch"]})
-
-    def _finish(self, exit_code: int = 0, preempted: bool = False) -> None:
-        record, url = Path(self.wandb.settings.sync_file), self.wandb.url if self.mode == "online" else None
-        if preempted:
-            self.wandb.mark_preempting()
-        self.wandb.finish(exit_code)
-        teardown()
-        if url and self.notices.gave_up:
-            raise ConnectionError("its server refused the upload")
-        if url:
-            synced_mark(record).touch()
-        self.mode = "disabled"
-        log.info(f"W&B: {url or 'recorded offline'}{self._to_upload()}")
-
-    def _attempt(self, seconds: float, action: Callable[[], None]) -> None:
-        """Do something with W&B; a failure is reported once and ends its part in this run."""
-        if self.mode == "disabled":
-            return
-        try:
-            with time_limit(seconds):
-                action()
-        except Exception as error:
-            self._abandon("disabled")
-            log.warning(f"W&B stopped ({_first_line(error)}); the record of the run is {self.path}{self._to_upload()}")
-
-    def _abandon(self, mode: str) -> None:
-        """Let go of W&B, in whatever state it is; go on in this mode."""
-        with suppress(TimeoutError), time_limit(GRACE):
-            teardown()
-        self.accelerator.trackers.clear()
-        self.mode, self.wandb = mode, None
-
-    def _to_upload(self) -> str:
-        """How to upload what W&B may not have received of this run, from all its attempts."""
-        records = [file for file in sorted(self.run.glob("wandb/*run-*/*.wandb")) if not synced_mark(file).exists()]
-        folders = " ".join(shlex.quote(str(file.parent)) for file in records)
-        hidden = "WANDB_HOST=- WANDB_PROGRAM=-"  # else it sends the machine's name and its own path
-        return f"; to upload what it lacks: {hidden} wandb sync --include-online {folders}" if records else ""
-
-
-def rewind(path: Path, global_step: int, epoch: int) -> None:
-    """Drop the events after a checkpoint's step, and evaluations after its epoch: the resumed run logs them again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            event = json.loads(line)
-            if event["global_step"] <= global_step and ("val/loss" not in event or event["epoch"] <= epoch):
-                kept.append(line)
-        except ValueError:  # the last line of a run that was killed
-            break
-    write_atomic(path, "".join(kept))
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        log.info(describe_epoch(state.epoch, metrics, speed, is_best=state.best_step == state.global_step))

@@ -11,31 +11,41 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from skindist.config import Config, check
-from skindist.data.loading import Batch, LesionImages, TrainBatches, eval_batches, loader_workers, make_loader
+from skindist.config import Config
+from skindist.data.loading import (
+    EvalLoader,
+    LesionImages,
+    Loaders,
+    TrainBatches,
+    TrainLoader,
+    eval_batches,
+    loader_workers,
+    make_loader,
+    sample_ids,
+)
 from skindist.data.prepare import Prepared
-from skindist.data.split import SPLITS, Row, describe
+from skindist.data.split import describe
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
-from skindist.distributed.group import decide
-from skindist.early_stopping import EarlyStopping
+from skindist.distributed.group import decide, on_main
 from skindist.evaluation.metrics import compute
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
+from skindist.report.words import describe_results
 from skindist.run.lock import RunLock
+from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
 from skindist.training.engine import Learner, evaluate, train_one_epoch
-from skindist.training.interruption import Guard
+from skindist.training.interruption import Interruptions
 from skindist.training.rehearsal import find_micro_batch_size, warm_up
-from skindist.training.results import summary, write_results
-from skindist.training.run_folder import find_run, open_run, prepare_data, resolve, settle
+from skindist.training.restoring import load_best, restore
+from skindist.training.results import write_results
 from skindist.training.saving import Saver
 from skindist.training.tracking import Tracker
+from skindist.training.wandb_sink import WandbSink
 
 log = logging.getLogger("skindist")
 
@@ -53,62 +63,56 @@ def fit(config: Config) -> dict[str, Any]:
         Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
     with RunLock() as lock:
-        return _fit(resolve(check(config)), lock)
+        return _fit(config.with_absolute_paths(), lock)
 
 
 def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     """The run; the main process takes the lock, the caller releases it."""
-    log_with = None if config.tracking.wandb == "disabled" else "wandb"
-    accelerator = group.start(log_with, config.run.timeout_minutes)
-    run = decide(accelerator, find_run, config)
-    config = decide(accelerator, settle, config, run)
+    accelerator = group.start(None if config.tracking.wandb == "disabled" else "wandb", config.run.timeout_minutes)
+    run = decide(accelerator, choose_folder, config)
+    config = decide(accelerator, keep_micro_batch_size, config, run)
     data = decide(accelerator, prepare_data, config, run, patient=True)
+    log.info(f"{describe(data.rows)}\n{group.describe(accelerator)}\nrun: {run.path}")
     learner = build_learner(accelerator, config)
     config = find_memory(learner, config)
-    batches = build_batches(accelerator, config, data.rows)
-    log.info(f"{describe(data.rows)}\n{group.describe(accelerator)}\nrun: {run}")
-    loaders, ids = build_loaders(learner, config, data, batches)
-    wandb_id = decide(accelerator, open_run, run, config, data, lock, patient=True)
+    loaders = build_loaders(learner, config, data)
+    wandb_id = decide(accelerator, claim, run, config, data, lock, patient=True)
 
     warm_up(learner, config.data.image_size)
-    saver = Saver(run, learner, config, data.rows, lock)
-    state, stopping = saver.restore()
-    rank_buffers: Tensor | None = None
+    state, stopping = restore(run, learner, config, data.rows)
     with (
-        saver,
-        Tracker(accelerator, run, config, wandb_id) as tracker,
-        Guard(config, accelerator, lock) as guard,
+        Saver(run, learner, config, data.rows, lock) as saver,
+        WandbSink(accelerator, run, config, wandb_id) as wandb,
+        Interruptions(config, accelerator, lock) as interruptions,
     ):
+        tracker = Tracker(accelerator, run, wandb)
 
-        def after_step() -> None:
-            if guard.save_now(state.global_step):
+        def between_steps() -> None:
+            if interruptions.should_save(state.global_step):
                 saver.save(state, stopping)
-                guard.stop_if_agreed()
+                interruptions.stop_if_agreed()
 
-        def after_batch() -> None:
-            if guard.stop_now():
+        def between_batches() -> None:
+            if interruptions.should_stop():
                 if state.epoch_step:  # an epoch that is trained, but not judged
-                    saver.save(state, stopping, rank_buffers)
-                guard.stop_if_agreed()
+                    saver.save(state, stopping)
+                interruptions.stop_if_agreed()
 
         while state.epoch < config.train.epochs and not stopping.should_stop:
-            train_one_epoch(learner, loaders["train"], batches, state, config, tracker.log, after_step)
-            rank_buffers = buffers.average_buffers(accelerator, learner.module)
-            val = evaluate(learner, loaders["val"], ids["val"], "val", after_batch)
-            state.epoch, state.epoch_step = state.epoch + 1, 0
+            train_one_epoch(learner, loaders.train, state, config, tracker.log, between_steps)
+            val = evaluate(learner, loaders.val, between_batches)
             metrics = decide(accelerator, compute, val.probabilities, val.labels)
-            stopping = decide(accelerator, judge, stopping, metrics[config.early_stopping.metric], state.epoch)
-            if stopping.best_epoch == state.epoch:
+            state.epoch, state.epoch_step = state.epoch + 1, 0
+            if stopping.update(metrics[config.early_stopping.metric], state.epoch):
                 state.best_step = state.global_step
-            tracker.log_epoch(state, metrics, is_best=state.best_step == state.global_step)
+            tracker.log_epoch(state, metrics)
             saver.save(state, stopping)
 
-        best = decide(accelerator, saver.load, state.best_step)
-        learner.module.load_state_dict(best.weights)
-        final = {split: evaluate(learner, loaders[split], ids[split], split, after_batch) for split in ("val", "test")}
+        load_best(saver, learner, state.best_step)
+        final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}
         results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
-        tracker.finish(results, final["test"], loaders["test"].dataset if config.tracking.images else None)
-    log.info(summary(results, run))
+        wandb.finish(results, final["test"], loaders.test.loader.dataset if config.tracking.images else None)
+    log.info(f"{describe_results(results)}\nall figures: {run.results_file}; curves: skindist curves {run.path}")
     group.finish(accelerator)
     return results
 
@@ -116,9 +120,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
 def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     """The model and its optimizer, prepared. Only the main process loads weights, and hands them to the others."""
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
-    loaded: list[nn.Module] = []
-    decide(accelerator, lambda: loaded.append(build_model(config.model)), patient=True)
-    module = loaded[0] if accelerator.is_main_process else build_model(config.model, load=False)
+    module = on_main(accelerator, build_model, config.model) or build_model(config.model, load=False)
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(module, build_optimizer(module, config.optim))
@@ -138,36 +140,31 @@ def find_memory(learner: Learner, config: Config) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
 
 
-def build_batches(accelerator: Accelerator, config: Config, rows: list[Row]) -> TrainBatches:
-    """This process's part of every global batch of the training images."""
-    ids = [sample_id for sample_id, row in enumerate(rows) if row.split == "train"]
-    return TrainBatches(ids, config.train, config.run.seed, accelerator.process_index, accelerator.num_processes)
+def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
+    """The loaders of this process, and the pixels that they read, which each machine makes once."""
+    accelerator, device = learner.accelerator, learner.accelerator.device
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    batches = TrainBatches(sample_ids(data.rows, "train"), config.train, config.run.seed, rank, world_size)
+    store = open_store(learner, config, data)
+    workers = loader_workers(config.data, device, group.local_processes())
+    plain, augmented = (
+        LesionImages(store, data.rows, config.data.image_size, config.run.seed, augmented=augmented)
+        for augmented in (False, config.data.augment)
+    )
+
+    def evaluation(name: str) -> EvalLoader:
+        ids = sample_ids(data.rows, name)
+        mine = eval_batches(ids, config.train.eval_batch_size, rank, world_size)
+        return EvalLoader(name, ids, make_loader(plain, mine, device, workers))
+
+    train = TrainLoader(batches, make_loader(augmented, batches, device, workers))
+    return Loaders(train, evaluation("val"), evaluation("test"))
 
 
-def build_loaders(
-    learner: Learner, config: Config, data: Prepared, batches: TrainBatches
-) -> tuple[dict[str, DataLoader[Batch]], dict[str, list[int]]]:
-    """By split, the loaders of this process and the sample ids of all processes. Each machine makes the pixels once."""
-    accelerator, size, seed = learner.accelerator, config.data.image_size, config.run.seed
-    root, cache = Path(config.data.path or ""), cache_folder(config.data.cache_dir)
+def open_store(learner: Learner, config: Config, data: Prepared) -> PixelStore:
+    """The pixels of all images."""
+    root, cache, size = Path(config.data.path or ""), cache_folder(config.data.cache_dir), config.data.image_size
     sources = [Source(root / row.path, row.sha256, *shape) for row, shape in zip(data.rows, data.sizes, strict=True)]
     interpolation = preprocessing(learner.module).interpolation
-    group.on_each_machine(accelerator, ensure_store, cache, sources, size, interpolation)
-    store = PixelStore(store_folder(cache, sources, size, interpolation))
-    ids = {split: [sample_id for sample_id, row in enumerate(data.rows) if row.split == split] for split in SPLITS}
-    workers = loader_workers(config.data, accelerator.device, group.local_processes())
-    plain = LesionImages(store, data.rows, size, seed, augmented=False)
-    augmented = LesionImages(store, data.rows, size, seed, augmented=config.data.augment)
-    loaders = {"train": make_loader(augmented, batches, accelerator.device, workers)}
-    for split in ("val", "test"):
-        mine = eval_batches(
-            ids[split], config.train.eval_batch_size, accelerator.process_index, accelerator.num_processes
-        )
-        loaders[split] = make_loader(plain, mine, accelerator.device, workers)
-    return loaders, ids
-
-
-def judge(stopping: EarlyStopping, value: float, epoch: int) -> EarlyStopping:
-    """The tracker after one more epoch: decided once, then handed to every process."""
-    stopping.update(value, epoch)
-    return stopping
+    group.on_each_machine(learner.accelerator, ensure_store, cache, sources, size, interpolation)
+    return PixelStore(store_folder(cache, sources, size, interpolation))

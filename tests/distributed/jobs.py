@@ -17,12 +17,13 @@ from skindist.config import CheckpointConfig, Config, parse_config
 from skindist.data.loading import Batch
 from skindist.distributed import buffers, group
 from skindist.errors import Stopped, TrainingError, UserError
+from skindist.run.folder import Run
 from skindist.run.lock import RunLock
+from skindist.run.opening import prepare_data
 from skindist.training import engine, interruption, trainer
 from skindist.training.engine import Learner, evaluate, set_train_mode, train_step
-from skindist.training.interruption import Guard
+from skindist.training.interruption import Interruptions
 from skindist.training.rehearsal import warm_up
-from skindist.training.run_folder import prepare_data
 from skindist.training.saving import Saver
 from tests.conftest import TINY
 
@@ -37,34 +38,33 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     config = tiny_config(data, run, *flags)
     accelerator = group.start()
     torch.set_num_threads(1)  # the number of threads, like the kind of device, decides the last bit of a sum
-    prepared = group.decide(accelerator, prepare_data, config, run)
+    prepared = group.decide(accelerator, prepare_data, config, Run(run))
     learner = trainer.build_learner(accelerator, config)
-    batches = trainer.build_batches(accelerator, config, prepared.rows)
-    loaders, ids = trainer.build_loaders(learner, config, prepared, batches)
+    loaders = trainer.build_loaders(learner, config, prepared)
+    batches = loaders.train.batches
     warm_up(learner, config.data.image_size)
     torch.manual_seed(1)
     nn.init.normal_(head_weight(learner.module))  # a zero head would predict the same for every image
 
     loaded = []
     for epoch in range(2):
-        batches.epoch = epoch
-        loaded.append([_fingerprints(batch) for batch in loaders["train"]])
-    before = evaluate(learner, loaders["val"], ids["val"], "val")
+        loaded.append([_fingerprints(batch) for batch in loaders.train.start(epoch)[0]])
+    before = evaluate(learner, loaders.val)
 
     set_train_mode(learner.model, config.train.freeze_batchnorm)
-    batches.epoch = 0
-    micro_batches, losses = iter(loaders["train"]), []
-    for step, size in enumerate((batches.sizes() * 2)[:5]):
-        if step == len(batches.sizes()):
-            batches.epoch, micro_batches = 1, iter(loaders["train"])
+    losses: list[float] = []
+    micro_batches, sizes = loaders.train.start(0)
+    for step, size in enumerate((sizes * 2)[:5]):
+        if step == len(sizes):
+            micro_batches, _ = loaders.train.start(1)
         mine = list(islice(micro_batches, batches.accumulation_steps))
         losses.append(accelerator.reduce(train_step(learner, mine, size, step, config))[0].item())
     buffers.average_buffers(accelerator, learner.module)
-    after = evaluate(learner, loaders["val"], ids["val"], "val")
+    after = evaluate(learner, loaders.val)
     result = {
         "loaded": loaded,
         "micro_batches_per_step": batches.accumulation_steps,
-        "train_ids": ids["train"],
+        "train_ids": batches.ids.tolist(),
         "first_probabilities": before.probabilities.tolist(),
         "probabilities": after.probabilities.tolist(),
         "losses": losses,
@@ -79,11 +79,9 @@ def prepare(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """What this rank knows of a folder: the rows, what was left out, and the pixels of every image."""
     config = tiny_config(data, run, *flags)
     accelerator = group.start()
-    prepared = group.decide(accelerator, prepare_data, config, run)
+    prepared = group.decide(accelerator, prepare_data, config, Run(run))
     learner = trainer.build_learner(accelerator, config)
-    batches = trainer.build_batches(accelerator, config, prepared.rows)
-    loaders, _ = trainer.build_loaders(learner, config, prepared, batches)
-    images: Any = loaders["val"].dataset
+    images: Any = trainer.build_loaders(learner, config, prepared).val.loader.dataset
     images = images.__getitems__([(0, sample_id) for sample_id in range(len(prepared.rows))])
     pixels = hashlib.sha256(images.images_BCHW.numpy().tobytes()).hexdigest()
     group.finish(accelerator)
@@ -152,15 +150,15 @@ def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, in
     accelerator = group.start()
     rank, now, saved = accelerator.process_index, [0.0], []
     setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
-    with Guard(Config(checkpoint=CheckpointConfig(every_minutes=1.0)), accelerator, RunLock()) as guard:
+    with Interruptions(Config(checkpoint=CheckpointConfig(every_minutes=1.0)), accelerator, RunLock()) as interruptions:
         for step in range(1, steps + 1):
             now[0] += seconds_a_step[rank]
             if signal_at.get(rank) == step:
                 signal.raise_signal(signal.SIGTERM)
-            if guard.save_now(step):
+            if interruptions.should_save(step):
                 saved.append(step)
             try:
-                guard.stop_if_agreed()
+                interruptions.stop_if_agreed()
             except Stopped as stop:
                 return [*saved, stop.status]
     return [*saved, 0]

@@ -12,7 +12,7 @@ import yaml
 
 from skindist.config import parse_config
 from skindist.errors import UserError
-from skindist.training.run_folder import find_run
+from skindist.run.opening import choose_folder
 from tests.conftest import TINY, Observe
 from tests.distributed import jobs
 from tests.distributed.ranks import run_ranks
@@ -76,10 +76,10 @@ def test_never_spares_only_what_this_launch_began(demo: Path, tmp_path: Path, mo
     saved.write_text(yaml.safe_dump(config.to_dict()))
     launched = psutil.Process(os.getppid()).create_time()
     os.utime(saved, (launched + 1, launched + 1))
-    assert find_run(config) == tmp_path
+    assert choose_folder(config).path == tmp_path
     os.utime(saved, (launched - 1, launched - 1))
     with pytest.raises(UserError, match="already holds a run"):
-        find_run(config)
+        choose_folder(config)
 
 
 def test_accelerate_restarts_a_run(demo: Path, tmp_path: Path, whole: Path, observe: Observe) -> None:
@@ -87,7 +87,7 @@ def test_accelerate_restarts_a_run(demo: Path, tmp_path: Path, whole: Path, obse
     launcher = [*LAUNCH, "--num_processes=2", "--max_restarts=1"]
     folder = f"--run.dir={tmp_path / 'runs/one'}"
     run, said = restarted(launcher, 5, demo, tmp_path, folder, "--checkpoint.every_steps=1", "--run.resume=never")
-    assert "resumed after epoch 1, 1 steps into the next, step 4" in said
+    assert "resumed after epoch 1, 1 step into the next, step 4" in said
     assert steps(tmp_path / "before.jsonl") == [2, 3, 3]
     assert_same_bytes(run, whole)
     state = json.loads((newest(run) / "state.json").read_text())

@@ -19,7 +19,9 @@ from skindist.cli import show_log
 from skindist.config import parse_config
 from skindist.distributed import group
 from skindist.errors import TrainingError
+from skindist.run import folder as run_folder
 from skindist.training.tracking import Tracker
+from skindist.training.wandb_sink import WandbSink
 from tests.conftest import TINY, Observe
 from tests.integration.test_launch import ROOT
 from tests.integration.test_run import events, flags
@@ -226,17 +228,17 @@ def fail_twice(folder: Path) -> None:
     accelerator = group.start(log_with="wandb")
     with WandbServer() as server:
         os.environ.update(server.env)
-        tracker = Tracker(accelerator, folder, config, "failing1")
+        sink = WandbSink(accelerator, run_folder.Run(folder), config, "failing1")
         server.fail("hangs")
         started = time.monotonic()
-        with suppress(TrainingError), tracker:
-            tracker.log({"train/loss": 1.0, "global_step": 1})
+        with suppress(TrainingError), sink:
+            Tracker(accelerator, run_folder.Run(folder), sink).log({"train/loss": 1.0, "global_step": 1})
             raise TrainingError("the loss is not finite")
         assert time.monotonic() - started < 10
         assert "wandb-core" not in {child.name() for child in psutil.Process().children()}
     with WandbServer() as server:
         os.environ.update(server.env)
-        with suppress(TrainingError), Tracker(accelerator, folder, config, "failing2"):
+        with suppress(TrainingError), WandbSink(accelerator, run_folder.Run(folder), config, "failing2"):
             raise TrainingError("the loss is not finite")
         assert {run_id: run.exit_code for run_id, run in server.runs.items()} == {"failing2": 1}
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from skindist.config import Config, TrainConfig
-from skindist.data.loading import Batch
+from skindist.data.loading import Batch, EvalLoader
 from skindist.data.transforms import IDENTITY
 from skindist.distributed import group
 from skindist.errors import TrainingError
@@ -130,13 +130,14 @@ def snapshot(learner: Learner) -> dict[str, torch.Tensor]:
 
 def test_an_image_that_is_missing_or_comes_twice_is_an_error() -> None:
     learner, batch, _ = learner_and_batch()
-    loader: Any = [batch]
-    assert evaluate(learner, loader, list(range(12)), "val").ids.tolist() == list(range(12))
+    once: Any = [batch]
+    twice: Any = [batch, batch]
+    assert evaluate(learner, EvalLoader("val", list(range(12)), once)).ids.tolist() == list(range(12))
     for wrong in (list(range(13)), list(range(11))):
         with pytest.raises(RuntimeError, match="val: 12 predictions of 12 images, not"):
-            evaluate(learner, loader, wrong, "val")
+            evaluate(learner, EvalLoader("val", wrong, once))
     with pytest.raises(RuntimeError, match="val: 24 predictions of 12 images"):
-        evaluate(learner, [batch, batch], list(range(12)), "val")  # type: ignore[arg-type]
+        evaluate(learner, EvalLoader("val", list(range(12)), twice))
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from skindist.training.tracking import rewind
+from skindist.run.record import rewind
 
 EVENTS = [
     '{"train/loss": 0.7, "epoch": 0.5, "global_step": 2}\n',

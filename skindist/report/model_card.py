@@ -1,0 +1,37 @@
+"""The model card: what a saved model is, what it was measured to be worth, what it is not for."""
+
+from typing import Any
+
+from skindist.config import Config
+from skindist.evaluation.metrics import THRESHOLD
+
+
+def model_card(config: Config, results: dict[str, Any]) -> str:
+    """A short model card: what it is, what it was measured to be worth, what it is not for."""
+    test = results["test"]
+    lines = "\n".join(
+        f"| {name.replace('_', ' ')} | {test[name]['value']:.3f} | {test[name]['low']:.3f} to {test[name]['high']:.3f} "
+        f"| {test[name]['n']} |"
+        for name in ("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity")
+    )
+    return f"""---
+library_name: timm
+pipeline_tag: image-classification
+---
+# {config.model.name}: benign or malignant skin lesion
+
+A research model, not a medical device. It gives the probability that a picture of a skin lesion shows a malignant one,
+at {config.data.image_size} x {config.data.image_size} pixels; trained with skindist {results["versions"]["skindist"]}
+on {results["images"]["train"]["benign"]} benign and {results["images"]["train"]["malignant"]} malignant images.
+
+| test | value | 95 % interval | images |
+| --- | --- | --- | --- |
+{lines}
+
+Malignant means a probability of {THRESHOLD} or more. The figures hold for images like those of the test set; another
+camera, clinic or population may give others.
+
+```python
+model = timm.create_model("local-dir:model", pretrained=True)
+```
+"""

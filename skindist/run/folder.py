@@ -1,0 +1,153 @@
+"""The run folder: the one module that spells the names of its files, with a reader for each.
+
+from skindist import Run
+run = Run(Path("runs/mine"))
+run.results()["test"]["auroc"], run.metrics(), run.predictions("test")
+"""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from skindist.config import Config
+from skindist.data.split import Row, read_split, write_split
+from skindist.errors import UserError
+from skindist.files import write_atomic, write_csv, write_json
+from skindist.run import record
+from skindist.run.checkpoint import newest_intact
+from skindist.run.record import Event
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, whether it is there yet or not. Each reader raises UserError where its file is missing, because
+    the folder is no run or the run is not that far, or is damaged."""
+
+    path: Path
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self._config.exists()
+
+    @property
+    def lock(self) -> Path:
+        """The file that says who writes the run."""
+        return self.path / ".lock"
+
+    @property
+    def id_file(self) -> Path:
+        """The file of the run's id in W&B."""
+        return self.path / ".id"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The folder of the best model, as timm and transformers load it."""
+        return self.path / "model"
+
+    @property
+    def record(self) -> Path:
+        """The file of the curves."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """The file of the final figures, written last."""
+        return self.path / "results.json"
+
+    @property
+    def _config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def _split(self) -> Path:
+        return self.path / "split.csv"
+
+    @property
+    def _quarantine(self) -> Path:
+        return self.path / "quarantine.csv"
+
+    def _predictions(self, split: str) -> Path:
+        return self.path / f"predictions-{split}.csv"
+
+    @property
+    def began(self) -> float:
+        """When the run was begun, in seconds since 1970: its config is written once."""
+        return self._config.stat().st_mtime
+
+    def saved_config(self) -> dict[str, dict[str, Any]]:
+        """The config by section, as it was written."""
+        values: dict[str, dict[str, Any]] = self._read(self._config, lambda file: yaml.safe_load(file.read_text()))
+        return values
+
+    def config(self) -> Config:
+        """The config; a key that the run did not know yet has its default."""
+        return Config.from_dict(self.saved_config())
+
+    def split(self) -> list[Row]:
+        """The images that are used; the position of a row is its sample id."""
+        return self._read(self._split, read_split)
+
+    def quarantine(self) -> list[tuple[str, str]]:
+        """The images that were left out, and why."""
+        return [(row["path"], row["reason"]) for row in self._read(self._quarantine, read_rows)]
+
+    def metrics(self) -> list[Event]:
+        """The events of the curves, in order: keys like "train/loss", "val/auroc", "epoch", "global_step"."""
+        return self._read(self.record, record.read)
+
+    def results(self) -> dict[str, Any]:
+        """The final figures."""
+        values: dict[str, Any] = self._read(self.results_file, lambda file: json.loads(file.read_text()))
+        return values
+
+    def predictions(self, split: str) -> list[dict[str, str]]:
+        """One row an image of "val" or "test": path, label, probability of malignant, and what the metadata say."""
+        return self._read(self._predictions(split), read_rows)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The folder of the newest checkpoint that is whole; None without any."""
+        return newest_intact(self.checkpoints)
+
+    def write_beginning(self, config: Config, rows: list[Row], quarantine: list[tuple[str, str]]) -> None:
+        """Write what is fixed from the beginning; the config comes last and names no run folder, so that it repeats the
+        run in a new one."""
+        write_csv(self._quarantine, ("path", "reason"), quarantine)
+        write_split(self._split, rows)
+        values = config.to_dict()
+        write_atomic(self._config, yaml.safe_dump(values | {"run": values["run"] | {"dir": None}}, sort_keys=False))
+
+    def write_predictions(self, split: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+        """Write the predictions of a split."""
+        write_csv(self._predictions(split), header, rows)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Write the final figures."""
+        write_json(self.results_file, results)
+
+    def _read(self, file: Path, read: Callable[[Path], T]) -> T:
+        try:
+            return read(file)
+        except FileNotFoundError:
+            remedy = "yet: let the run go on to its end" if self.exists else "here: give the folder of a run"
+            raise UserError(f"{self.path}: no {file.name} {remedy}") from None
+        except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+            raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column; names of files need not be UTF-8."""
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        return list(csv.DictReader(lines))

@@ -1,0 +1,106 @@
+"""Where a run is, whether it may be continued, what it keeps from before, and its claim by one writer."""
+
+import dataclasses
+import multiprocessing
+import os
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from skindist.config import Config
+from skindist.data.prepare import Prepared, prepare, prepare_again
+from skindist.errors import UserError
+from skindist.files import write_atomic
+from skindist.run.folder import Run
+from skindist.run.lock import RunLock
+
+# Keys that do not change the result, so that a run may be continued with other values of them.
+FREE_KEYS = {
+    "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
+    "train.log_every", "train.non_finite", "train.max_skipped",
+}  # fmt: skip
+FREE_SECTIONS = {"tracking", "checkpoint"}
+
+
+def choose_folder(config: Config) -> Run:
+    """The folder of this run; nothing is written yet.
+
+    Raises:
+        UserError: `run.resume` forbids what is there, or the run there has another config.
+    """
+    launched = launch_time()
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{config.model.name}"
+    run = Run(Path(config.run.dir or Path("runs", name).absolute()))
+    if run.path.exists() and not run.path.is_dir():
+        raise UserError(f"--run.dir {run.path}: is not a folder")
+    if config.run.resume == "must" and not list(run.checkpoints.glob("step-*")):
+        raise UserError(f"--run.resume must: no checkpoint in {run.path}; give the --run.dir of the run to continue")
+    in_this_launch = launched is not None and run.exists and run.began >= launched
+    if config.run.resume == "never" and run.exists and not in_this_launch:
+        raise UserError(f"--run.resume never: {run.path} already holds a run; give another --run.dir")
+    if run.exists and (differences := changes(run.saved_config(), keep_micro_batch_size(config, run).to_dict())):
+        raise UserError(
+            f"--run.dir {run.path} holds a run with another config: {'; '.join(differences)}. "
+            "Give the same values to continue it, or another --run.dir to start a new one"
+        )
+    return run
+
+
+def launch_time() -> float | None:
+    """When a launcher that restarts its workers (torchrun) was started, the same in each attempt; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or multiprocessing.parent_process():
+        return None  # the parent is no launcher, or a notebook, which may start one run after the other
+    launcher = psutil.Process().parent()
+    return launcher.create_time() if launcher else None
+
+
+def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """What differs between a saved config and this one, both by section, as "key saved -> new"."""
+    return [
+        f"{section}.{key} {saved.get(section, {}).get(key)!r} -> {value!r}"
+        for section, values in config.items()
+        for key, value in values.items()
+        if f"{section}.{key}" not in FREE_KEYS
+        and section not in FREE_SECTIONS
+        and saved.get(section, {}).get(key) != value
+    ]
+
+
+def keep_micro_batch_size(config: Config, run: Run) -> Config:
+    """The config with the micro-batch that the run being continued has found, for BatchNorm's sake."""
+    if config.train.micro_batch_size != "auto" or not run.exists:
+        return config
+    found = run.saved_config()["train"]["micro_batch_size"]
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
+
+
+def prepare_data(config: Config, run: Run) -> Prepared:
+    """Scan the images; keep the split of the run being continued, or make a new one. Nothing is written to the run."""
+    if not run.exists:
+        return prepare(config.data, config.run.seed)
+    return dataclasses.replace(prepare_again(config.data, run.split()), quarantine=run.quarantine())
+
+
+def claim(run: Run, config: Config, data: Prepared, lock: RunLock) -> str:
+    """Become the run's one writer; a new run gets its folder and its beginning.
+
+    Returns:
+        The run's id in W&B, 8 hexadecimal digits: one for all its attempts.
+
+    Raises:
+        UserError: another process is writing this run.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--run.dir {run.path}: cannot be created ({error.strerror})") from None
+    lock.take(run.lock)
+    if not run.id_file.exists():
+        write_atomic(run.id_file, secrets.token_hex(4))
+    if not run.exists:
+        run.write_beginning(config, data.rows, data.quarantine)
+    return run.id_file.read_text()
