@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,6 @@ import psutil
 import torch
 import torchvision
 from PIL import Image
-from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -39,15 +39,13 @@ from skindist.data.demo import draw_lesion
 from skindist.data.loading import Batch, LesionImages, TrainBatches, make_loader
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
-from skindist.data.transforms import IDENTITY, normalizer
-from skindist.distributed.group import start as start_processes
+from skindist.data.transforms import IDENTITY
+from skindist.distributed.group import join_group
 from skindist.early_stopping import EarlyStopping
 from skindist.machine import available_cores
-from skindist.model import build_model, preprocessing
-from skindist.optim import build_optimizer
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
-from skindist.training.engine import set_train_mode, train_step
+from skindist.training.engine import Learner, set_train_mode, train_step
 from skindist.training.saving import Saver
 from skindist.training.state import TrainState
 from skindist.training.trainer import build_learner
@@ -111,68 +109,53 @@ def loader(data: Path, folder: Path) -> list[Figure]:
 
 
 def training(data: Path, folder: Path) -> list[Figure]:
-    """Training steps fed by the loader, and the same steps on one batch that is in memory already."""
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda" if cuda else "cpu")
-    step, prepared_batch = training_step(device)
+    """The engine's steps fed by the loader, and the same steps on one batch that is in memory already."""
+    config = Config(model=ModelConfig(pretrained=False))
+    learner = build_learner(join_group(), config)
+    device = learner.accelerator.device
+    cuda = device.type == "cuda"
     workers = min(8, available_cores() - 1) if cuda else 0
     ours = endless(training_loader(data, prepare(DataConfig(path=str(data)), seed=0), workers, device))
-    held = prepared_batch(next(ours))
-    steps = 200 if cuda else 8
+    held, steps = next(ours), 200 if cuda else 8
+    set_train_mode(learner.model, False)
     speeds = side_by_side(
-        lambda: speed(lambda: sum(step(*prepared_batch(next(ours))) for _ in range(steps))),
-        lambda: speed(lambda: sum(step(*held) for _ in range(steps))),
+        lambda: speed(lambda: take_steps(learner, config, islice(ours, steps))),
+        lambda: speed(lambda: take_steps(learner, config, [held] * steps)),
     )
-    what = f"training EfficientNet-B0 in bf16, images/s on {device.type}"
+    what = f"training EfficientNet-B0, mixed precision {learner.accelerator.mixed_precision}, images/s on {device.type}"
     return [ratio_figure(what, "one batch held in memory", *speeds)]
 
 
-def training_step(
-    device: torch.device,
-) -> tuple[Callable[[torch.Tensor, torch.Tensor], int], Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]]:
-    """One optimizer step of the recipe on images and labels, and what brings a batch to the device for it."""
-    config = Config(model=ModelConfig(pretrained=False))
-    model = build_model(config.model).to(device).to(memory_format=torch.channels_last).train()
-    optimizer, pixels = build_optimizer(model, config.optim), preprocessing(model)
-    normalize = normalizer(pixels.mean, pixels.std, device)
-
-    def step(images: torch.Tensor, labels: torch.Tensor) -> int:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return len(labels)
-
-    def prepared_batch(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        images = batch.images_BCHW.to(device, non_blocking=True)
-        return normalize(images, batch.colours_B2C.to(device, non_blocking=True)), batch.labels_B.to(device)
-
-    return step, prepared_batch
+def take_steps(learner: Learner, config: Config, batches: Iterable[Batch]) -> int:
+    """An optimizer step of the engine on each batch; returns how many images that were."""
+    images = 0
+    for batch in batches:
+        train_step(learner, [batch], len(batch.ids_B), 0, config)
+        images += len(batch.ids_B)
+    return images
 
 
 def checkpoint(data: Path, folder: Path) -> list[Figure]:
     """How long training waits for a checkpoint of EfficientNet-B0 and Adadelta, and what it costs beside the steps."""
     config = Config(model=ModelConfig(pretrained=False))
-    learner = build_learner(start_processes(), config)
+    learner = build_learner(join_group(), config)
     device, steps = learner.accelerator.device, 200 if torch.cuda.is_available() else 10
     images = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
     batch = Batch(torch.arange(BATCH), images, torch.arange(BATCH) % 2, IDENTITY.repeat(BATCH, 1, 1))
     state, stopping, waits = TrainState(), EarlyStopping(2, 0.001, "min"), []
     set_train_mode(learner.model, False)
 
-    def take_steps(saver: Saver | None) -> int:
-        for _ in range(steps):
-            train_step(learner, [batch], BATCH, 0, config)
+    def steps_and_save(saver: Saver | None) -> int:
+        images = take_steps(learner, config, [batch] * steps)
         if saver:
             state.global_step += 1
             begun = time.perf_counter()
             saver.save(state, stopping)
             waits.append(time.perf_counter() - begun)
-        return steps * BATCH
+        return images
 
     with Saver(Run(folder / "run"), learner, config, [], RunLock()) as saver:
-        speeds = side_by_side(lambda: speed(lambda: take_steps(saver)), lambda: speed(lambda: take_steps(None)))
+        speeds = side_by_side(lambda: speed(lambda: steps_and_save(saver)), lambda: speed(lambda: steps_and_save(None)))
         state.global_step += 1
         begun = time.perf_counter()
         saver.save(state, stopping)
@@ -259,10 +242,13 @@ def probe(name: str, data: str, begun: str) -> None:
     prepared = prepare(DataConfig(path=data, num_workers=0), seed=0)
     batches = training_loader(Path(data), prepared, workers=0, size=64)
     if name == "memory":
-        step, prepared_batch = training_step(torch.device("cpu"))
-        for number, batch in enumerate(batches):
-            if number < 3:
-                step(*prepared_batch(batch))
+        config = Config(model=ModelConfig(pretrained=False))
+        learner = build_learner(join_group(), config)
+        set_train_mode(learner.model, False)
+        epoch = iter(batches)
+        take_steps(learner, config, islice(epoch, 3))
+        for _ in epoch:
+            pass
         gc.collect()
         print(psutil.Process().memory_info().rss / 2**20)
         return

@@ -24,7 +24,7 @@ PATIENCE = timedelta(days=1)  # with work that one process does for all and that
 log = logging.getLogger("skindist")
 
 
-def start(log_with: str | None = None, timeout_minutes: float = 10.0) -> Accelerator:
+def join_group(log_with: str | None = None, timeout_minutes: float = 10.0) -> Accelerator:
     """Join the process group and build the Accelerator, in the precision that fits the launch and the device.
 
     Args:
@@ -185,7 +185,7 @@ def describe(accelerator: Accelerator) -> str:
     return f"device: {processes}{threads} on {device}, mixed precision {accelerator.mixed_precision}"
 
 
-def finish(accelerator: Accelerator) -> None:
+def leave_group(accelerator: Accelerator) -> None:
     """Leave the process group, so that a process that ends first does not look like one that died."""
     accelerator.wait_for_everyone()
     if torch.distributed.is_initialized():

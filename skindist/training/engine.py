@@ -75,7 +75,7 @@ def train_one_epoch(
     train: TrainLoader,
     state: TrainState,
     config: Config,
-    record: Log,
+    record: Log = lambda event: None,
     after_step: Callable[[], None] = lambda: None,
     rate: Callable[[int, int], float] | None = None,
 ) -> None:

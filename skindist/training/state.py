@@ -23,6 +23,10 @@ class TrainState:
     timed_images: int = 0
     timed_seconds: float = 0.0
 
+    def finish_epoch(self) -> None:
+        """The epoch in progress is trained and judged."""
+        self.epoch, self.epoch_step = self.epoch + 1, 0
+
     def count_time(self, seconds: float, timed_images: int) -> None:
         """Add the time of a step, and of how many images it tells the speed."""
         self.train_seconds += seconds

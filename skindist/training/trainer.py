@@ -68,7 +68,7 @@ def fit(config: Config) -> dict[str, Any]:
 
 def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     """The run; the main process takes the lock, the caller releases it."""
-    accelerator = group.start(None if config.tracking.wandb == "disabled" else "wandb", config.run.timeout_minutes)
+    accelerator = group.join_group(None if config.tracking.wandb == "disabled" else "wandb", config.run.timeout_minutes)
     run = decide(accelerator, choose_folder, config)
     config = decide(accelerator, keep_micro_batch_size, config, run)
     data = decide(accelerator, prepare_data, config, run, patient=True)
@@ -102,7 +102,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
             train_one_epoch(learner, loaders.train, state, config, tracker.log, between_steps)
             val = evaluate(learner, loaders.val, between_batches)
             metrics = decide(accelerator, compute, val.probabilities, val.labels)
-            state.epoch, state.epoch_step = state.epoch + 1, 0
+            state.finish_epoch()
             if stopping.update(metrics[config.early_stopping.metric], state.epoch):
                 state.best_step = state.global_step
             tracker.log_epoch(state, metrics)
@@ -113,7 +113,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
         wandb.finish(results, final["test"], loaders.test.loader.dataset if config.tracking.images else None)
     log.info(f"{describe_results(results)}\nall figures: {run.results_file}; curves: skindist curves {run.path}")
-    group.finish(accelerator)
+    group.leave_group(accelerator)
     return results
 
 

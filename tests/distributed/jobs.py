@@ -36,7 +36,7 @@ def tiny_config(data: Path, run: Path, *flags: str) -> Config:
 def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """What this rank loads in two epochs, predicts with the first weights, and has learnt after 5 steps."""
     config = tiny_config(data, run, *flags)
-    accelerator = group.start()
+    accelerator = group.join_group()
     torch.set_num_threads(1)  # the number of threads, like the kind of device, decides the last bit of a sum
     prepared = group.decide(accelerator, prepare_data, config, Run(run))
     learner = trainer.build_learner(accelerator, config)
@@ -71,20 +71,20 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
         "weights": {name: tensor.numpy() for name, tensor in learner.module.state_dict().items()},
         "backend": str(accelerator.distributed_type),
     }
-    group.finish(accelerator)
+    group.leave_group(accelerator)
     return result
 
 
 def prepare(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """What this rank knows of a folder: the rows, what was left out, and the pixels of every image."""
     config = tiny_config(data, run, *flags)
-    accelerator = group.start()
+    accelerator = group.join_group()
     prepared = group.decide(accelerator, prepare_data, config, Run(run))
     learner = trainer.build_learner(accelerator, config)
     images: Any = trainer.build_loaders(learner, config, prepared).val.loader.dataset
     images = images.__getitems__([(0, sample_id) for sample_id in range(len(prepared.rows))])
     pixels = hashlib.sha256(images.images_BCHW.numpy().tobytes()).hexdigest()
-    group.finish(accelerator)
+    group.leave_group(accelerator)
     return {"rows": prepared.rows, "quarantine": prepared.quarantine, "pixels": pixels}
 
 
@@ -147,7 +147,7 @@ def _fit(data: Path, run: Path, flags: tuple[str, ...], dies_after: int | None) 
 def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, int]) -> list[Any]:
     """The steps after which this rank saves when it is to do so every minute, by a clock of its own; it may send
     itself SIGTERM at a step. The last entry is the exit status that ends it."""
-    accelerator = group.start()
+    accelerator = group.join_group()
     rank, now, saved = accelerator.process_index, [0.0], []
     setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
     with Interruptions(Config(checkpoint=CheckpointConfig(every_minutes=1.0)), accelerator, RunLock()) as interruptions:
@@ -207,7 +207,7 @@ def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
 
 def one_decision(values: list[float]) -> list[Any]:
     """Each rank has an opinion; the main process's counts, an error of its is everyone's."""
-    accelerator = group.start()
+    accelerator = group.join_group()
     mine = values[accelerator.process_index]
     decided = group.decide(accelerator, lambda: mine)
 

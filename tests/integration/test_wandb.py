@@ -225,7 +225,7 @@ def fail_twice(folder: Path) -> None:
     """Two runs that fail in one process, as in a notebook: the first with a server that hangs."""
     show_log()
     config = parse_config([*TINY, "--tracking.wandb=online"])
-    accelerator = group.start(log_with="wandb")
+    accelerator = group.join_group(log_with="wandb")
     with WandbServer() as server:
         os.environ.update(server.env)
         sink = WandbSink(accelerator, run_folder.Run(folder), config, "failing1")

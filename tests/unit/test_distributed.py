@@ -70,9 +70,9 @@ def test_a_launch_that_accelerate_did_not_see_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(group, "Accelerator", Alone)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"started 2 processes but Accelerate sees 1.*--num_processes N"):
-        group.start()
+        group.join_group()
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert isinstance(group.start(), Alone)
+    assert isinstance(group.join_group(), Alone)
 
 
 def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -85,5 +85,5 @@ def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     monkeypatch.setattr(group, "Accelerator", Alone)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with caplog.at_level("INFO", "skindist"):
-        group.start()
+        group.join_group()
     assert "4 GPUs are visible and 1 used; --num_processes 4 would use them all" in caplog.text

@@ -20,7 +20,7 @@ from tests.distributed.jobs import head_weight, tiny_config
 
 def learner_and_batch(*flags: str) -> tuple[Learner, Batch, Config]:
     config = tiny_config(Path("unused"), Path("unused"), *flags)
-    learner = trainer.build_learner(group.start(), config)
+    learner = trainer.build_learner(group.join_group(), config)
     pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return learner, Batch(torch.arange(12), pixels, torch.arange(12) % 2, IDENTITY.repeat(12, 1, 1)), config
 

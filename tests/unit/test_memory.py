@@ -22,13 +22,13 @@ def room_for(most: int, tried: list[int]) -> object:
 )
 def test_the_largest_half_of_a_half_that_fits(room: int, expected: list[int]) -> None:
     tried: list[int] = []
-    assert largest_that_fits(group.start(), 24, room_for(room, tried)) == expected[-1]  # type: ignore[arg-type]
+    assert largest_that_fits(group.join_group(), 24, room_for(room, tried)) == expected[-1]  # type: ignore[arg-type]
     assert tried == expected
 
 
 def test_where_not_even_one_fits_the_image_is_too_large() -> None:
     with pytest.raises(TrainingError, match=r"with one image at a time: lower --data\.image_size"):
-        largest_that_fits(group.start(), 4, room_for(0, []))  # type: ignore[arg-type]
+        largest_that_fits(group.join_group(), 4, room_for(0, []))  # type: ignore[arg-type]
 
 
 def test_the_advice_names_the_setting() -> None:

@@ -1,0 +1,56 @@
+"""The public names: complete, typed for editors and mypy, imported only when used."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skindist
+
+SNIPPET = """
+from skindist import Config, EvalLoader, Learner, Run, TrainConfig, build_learner, evaluate, fit, join_group
+
+config = Config(train=TrainConfig(epochs=3))
+reveal_type(config.train.epochs)
+reveal_type(fit)
+reveal_type(evaluate)
+reveal_type(build_learner(join_group(), config))
+reveal_type(Run.split)
+Config(train=TrainConfig(epoch=3))
+skindist_has_no_such_name: Learner = 3
+"""
+SEEN = (
+    'Revealed type is "int"',
+    "def (config: skindist.config.Config) -> dict[str, Any]",
+    "-> skindist.evaluation.predictions.Predictions",
+    'Revealed type is "skindist.training.engine.Learner"',
+    "-> list[skindist.data.split.Row]",
+    'Unexpected keyword argument "epoch" for "TrainConfig"',
+    'expression has type "int", variable has type "Learner"',
+)
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    assert skindist.__all__ == sorted(set(skindist.__all__))
+    assert all(getattr(skindist, name).__name__ == name for name in skindist.__all__)
+
+
+def test_every_section_of_the_config_is_public() -> None:
+    sections = {type(getattr(skindist.Config(), name)).__name__ for name in skindist.Config.__dataclass_fields__}
+    assert sections <= set(skindist.__all__)
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    code = "import sys, skindist; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+@pytest.mark.slow
+def test_mypy_knows_the_types_of_a_users_code(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="needs mypy (pip install -e '.[dev]')")
+    (tmp_path / "snippet.py").write_text(SNIPPET)
+    command = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--config-file=", "snippet.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    for wanted in SEEN:
+        assert wanted in done.stdout
