@@ -14,7 +14,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
-    {"run.lock", "run.checkpoint"},
+    {"run.lock", "run.checkpoint", "run.comparison"},
     {"distributed.rendezvous", "distributed.group", "distributed.buffers", "distributed.ending"},
     {"training.memory", "training.wandb_service", "training.run_folder", "training.interruption"},
     {"training.engine", "training.rehearsal"},
