@@ -8,7 +8,7 @@ import csv
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from skindist.files import write_csv
 from skindist.randomness import Stream, generator
 
 SPLITS = ("train", "val", "test")
+LABELS = {word: label for label, name in enumerate(CLASSES) for word in (name, str(label))}  # 0 and 1: in older files
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,15 +135,16 @@ def refuse_missing_classes(rows: Sequence[Row]) -> None:
 
 
 def write_split(path: Path, rows: Sequence[Row]) -> None:
-    """Write split.csv atomically."""
-    write_csv(path, [field.name for field in fields(Row)], (astuple(row) for row in rows))
+    """Write split.csv atomically, labels in words."""
+    lines = ((row.path, CLASSES[row.label], row.split, row.group, row.sha256) for row in rows)
+    write_csv(path, [field.name for field in fields(Row)], lines)
 
 
 def read_split(path: Path) -> list[Row]:
     """Read split.csv; the position of a row is its sample id."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [
-            Row(row["path"], int(row["label"]), row["split"], row["group"], row["sha256"])
+            Row(row["path"], LABELS[row["label"]], row["split"], row["group"], row["sha256"])
             for row in csv.DictReader(file)
         ]
 
