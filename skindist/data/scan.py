@@ -186,8 +186,8 @@ def _is_image(name: str) -> bool:
 def _refuse_loose_images(root: Path, folder: Path) -> None:
     if loose := sorted(path.name for path in folder.iterdir() if path.is_file() and _is_image(path.name)):
         raise UserError(
-            f"--data.path {root}: {len(loose)} images lie in {folder} beside the class folders "
-            f"(such as {loose[0]}), so they have no label; move or remove them"
+            f"--data.path {root}: images in {folder} beside the class folders, so without a label: {len(loose)} "
+            f"(such as {loose[0]}); move or remove them"
         )
 
 

@@ -160,7 +160,7 @@ def refuse_changed_images(rows: Sequence[Row], images: Sequence[ImageFile]) -> N
     now = {image.path: image.sha256 for image in images}
     if changed := [row.path for row in rows if now.get(row.path) != row.sha256]:
         raise UserError(
-            f"--run.resume: {len(changed)} images have changed or gone since the run began (such as {changed[0]}); "
+            f"--run.resume: images changed or gone since the run began: {len(changed)} (such as {changed[0]}); "
             "restore them, or start a new run with another --run.dir"
         )
 

@@ -143,13 +143,13 @@ def _make(folder: Path, sources: Sequence[Source], size: int, interpolation: str
     unique = list({source.sha256: source for source in sources}.values())
     shapes = [stored_size(source.width, source.height, size) for source in unique]
     wanted = int(SPARE * sum(3 * width * height for width, height in shapes))
-    free = shutil.disk_usage(folder.parent).free
+    count, free = f"{len(unique)} image{'s' * (len(unique) != 1)}", shutil.disk_usage(folder.parent).free
     if wanted > free:
         raise UserError(
-            f"--data.cache_dir {folder.parents[1]}: the pixels of {len(unique)} images need {wanted / 1e9:.2f} GB and "
+            f"--data.cache_dir {folder.parents[1]}: the pixels of {count} need {wanted / 1e9:.2f} GB and "
             f"{free / 1e9:.2f} GB are free; make room (skindist clear-cache), or give a folder on another disk"
         )
-    log.info(f"pixels: preparing {len(unique)} images at {size} px, once: {wanted / 1e9:.2f} GB in {folder}")
+    log.info(f"pixels: preparing {count} at {size} px, once: {wanted / 1e9:.2f} GB in {folder}")
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

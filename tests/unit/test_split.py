@@ -160,5 +160,5 @@ def test_a_changed_or_missing_image_is_refused_on_resume() -> None:
     rows = split_alone(found)
     refuse_changed_images(rows, found)
     changed = [image(found[0].path, 0, content="other"), *found[2:]]
-    with pytest.raises(UserError, match=r"--run.resume: 2 images have changed"):
+    with pytest.raises(UserError, match=r"--run.resume: images changed or gone since the run began: 2 "):
         refuse_changed_images(rows, changed)
