@@ -17,7 +17,7 @@ from skindist.config import ModelConfig
 from skindist.errors import UserError
 from skindist.weights import first_line, load_weights, pretrained_file
 
-logger = logging.getLogger("skindist")
+log = logging.getLogger("skindist")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def build_model(config: ModelConfig, num_classes: int = 2, load: bool = True) ->
     else:
         start = "random weights, new zero head" if load else "no weights loaded, new zero head"
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    logger.info("model: %s, %.2f M parameters, %s", config.name, size, start)
+    log.info("model: %s, %.2f M parameters, %s", config.name, size, start)
     return model
 
 

@@ -7,6 +7,7 @@ import logging
 import threading
 from argparse import Namespace
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
-logger = logging.getLogger("skindist")
+log = logging.getLogger("skindist")
 
 
 def load_weights(model: nn.Module, head: set[str], file: Path, name: str) -> str:
@@ -60,7 +61,7 @@ def load_weights(model: nn.Module, head: set[str], file: Path, name: str) -> str
         )
     other = file.name.partition(".")[0]
     if other != name.partition(".")[0] and other in timm.list_models():  # tf_efficientnet_b0 and efficientnet_b0
-        logger.warning("--model.weights %s: the keys fit --model.name %s, but is it not %s?", file, name, other)
+        log.warning("--model.weights %s: the keys fit --model.name %s, but is it not %s?", file, name, other)
     model.load_state_dict(own | given)
     count = len(given.keys() - head)
     return f"backbone from {file} ({count} tensors), {'head from the same file' if head_fits else 'new zero head'}"
@@ -134,21 +135,18 @@ def _from_url(url: str) -> str:
 
 def _within(seconds: float, probe: Callable[[], object]) -> None:
     """Run `probe` and raise what it raises, or TimeoutError: the look-up of a host name knows no timeout of its own."""
-    errors: list[Exception] = []
+    answer: Future[object] = Future()
 
     def run() -> None:
         try:
-            probe()
+            answer.set_result(probe())
         except Exception as error:
-            errors.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
+    threading.Thread(target=run, daemon=True).start()
+    if not wait([answer], seconds).done:
         raise TimeoutError(f"no answer within {seconds:.0f} s")
-    if errors:
-        raise errors[0]
+    answer.result()
 
 
 def first_line(error: Exception) -> str:

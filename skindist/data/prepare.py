@@ -54,13 +54,13 @@ class Prepared:
     metadata: Metadata = field(default_factory=dict)
 
 
-def survey(config: DataConfig, progress: bool = False) -> Survey:
+def survey(config: DataConfig) -> Survey:
     """Scan the folder and find what belongs together.
 
     Raises:
         UserError: an ambiguous folder, or metadata that cannot be joined.
     """
-    scan = scan_folder(data_folder(config), config.cache_dir, progress)
+    scan = scan_folder(data_folder(config), config.cache_dir)
     paths = [image.path for image in scan.images]
     metadata = read_metadata(Path(config.metadata), paths) if config.metadata else {}
     links = find_links(scan.images, metadata)
@@ -73,7 +73,7 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
     Raises:
         UserError: as `survey`; too many bad images; a leak under `leaks: error`; a split that cannot be drawn.
     """
-    found = survey(config, progress=True)
+    found = survey(config)
     bad = dict([*found.scan.bad, *conflicting_copies(found)])
     refuse_bad(config, bad, len(found.images) + len(found.scan.bad))
     say_what_was_found(found, bad)
@@ -94,7 +94,7 @@ def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
     Raises:
         UserError: an image is gone, cannot be used any more, or has other bytes.
     """
-    scan = scan_folder(data_folder(config), config.cache_dir, progress=True)
+    scan = scan_folder(data_folder(config), config.cache_dir)
     refuse_changed_images(rows, scan.images)
     size = {image.path: (image.facts.width, image.facts.height) for image in scan.images}
     paths = [row.path for row in rows]

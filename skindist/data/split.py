@@ -127,10 +127,9 @@ def _fill(wanted: NDArray[np.int64], groups: dict[str, NDArray[np.int64]], spare
 
 def refuse_missing_classes(rows: Sequence[Row]) -> None:
     """Raise UserError unless each split has images of both classes."""
-    count = Counter((row.split, row.label) for row in rows)
-    for split in SPLITS:
-        for label, name in enumerate(CLASSES):
-            if not count[split, label]:
+    for split, counts in count_rows(rows).items():
+        for name, count in counts.items():
+            if not count:
                 raise UserError(f"--data.path: no {name} image in {split}; each split needs both classes")
 
 

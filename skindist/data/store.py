@@ -79,8 +79,7 @@ def ensure_store(cache: Path, sources: Sequence[Source], size: int, interpolatio
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
-            damage = _damage(folder)
-            if damage:
+            if folder.exists() and (damage := _damage(folder)):
                 log.warning(f"pixels: {folder} is damaged ({damage}): made anew")
                 shutil.rmtree(folder)
             if not folder.exists():
@@ -223,9 +222,7 @@ def _fingerprint(file: Path) -> dict[str, Any]:
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a store; "" if it is whole or absent."""
-    if not folder.exists():
-        return ""
+    """What is wrong with a store; "" if it is whole."""
     try:
         manifest, now = json.loads((folder / MANIFEST).read_text()), _fingerprint(folder / PIXELS)
         return "" if manifest | now == manifest else f"{PIXELS} is not what was written"
