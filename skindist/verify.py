@@ -17,19 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from tqdm import tqdm
 
 from skindist.errors import UserError
 from skindist.run.checkpoint import step_folder
+from skindist.run.comparison import TENSORS, differences
 from skindist.run.folder import Run
 
 FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000", "--tracking.wandb=disabled")
 """What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result."""
-TENSORS = ("model.safetensors", "optimizer.safetensors", "buffers.safetensors")
-UNLIKE = {"train.train_seconds", "train.timed_seconds", "train.timed_images"}  # measured: of no two runs the same
 POLL_SECONDS = 0.05
 
 
@@ -57,19 +54,19 @@ def verify_resume(command: Sequence[str], steps: int, kills: int, folder: Path |
         raise UserError(f"--steps {steps} --kills {kills}: must be one kill or more, and more steps than kills")
     if shutil.which(command[0]) is None:
         raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
-    place = new_folder(folder)
+    runs = new_folder(folder)
     try:
         with terminated_as_interrupted():
-            killed, last = run_both(command, steps, kills, place)
-        verdict = judge(place, killed, last)
+            killed, last = run_both(command, steps, kills, runs)
+        verdict = judge(runs, killed, last)
     except KeyboardInterrupt:
         if folder is None:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(runs, ignore_errors=True)
         raise
     if verdict.exact and folder is None:
-        shutil.rmtree(place)
+        shutil.rmtree(runs)
         return verdict
-    return Verdict(verdict.exact, f"{verdict.message}\nboth runs are kept in {place}")
+    return Verdict(verdict.exact, f"{verdict.message}\nboth runs are kept in {runs}")
 
 
 def new_folder(asked: Path | None) -> Path:
@@ -238,48 +235,3 @@ def describe_differences(found: Mapping[str, str], checkpoint: Path, step: int, 
         f"not exact: after step {step}, {first} differs first ({what}); "
         f"{len(tensors)} of {total} tensors differ\n{cause}"
     )
-
-
-def differences(one: Path, other: Path) -> dict[str, str]:
-    """What is not bitwise the same in two checkpoints: name ("model.safetensors, conv1.weight") and how it differs."""
-    digests = [json.loads((folder / "manifest.json").read_text()) for folder in (one, other)]
-    found: dict[str, str] = {}
-    for file in TENSORS:
-        if digests[0][file] != digests[1][file]:
-            found |= compare(file, load_file(one / file), load_file(other / file))
-    states = [flatten(json.loads((folder / "state.json").read_text())) for folder in (one, other)]
-    return found | compare("state.json", *states)
-
-
-def compare(file: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
-    """The differing entries of one file, in its order; those of one side only at the end."""
-    found = {}
-    for name in [*one, *(name for name in other if name not in one)]:
-        if name not in one or name not in other:
-            found[f"{file}, {name}"] = f"only in the {'whole' if name in one else 'cut'} run"
-        elif what := difference(one[name], other[name]):
-            found[f"{file}, {name}"] = what
-    return found
-
-
-def difference(one: Any, other: Any) -> str | None:
-    """How two tensors or JSON values differ, None if they are bitwise the same."""
-    if not isinstance(one, Tensor):
-        return None if one == other else f"{one} and {other}"
-    if one.shape != other.shape:
-        return f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
-    if one.dtype != other.dtype:
-        return f"{one.dtype} and {other.dtype}"
-    if torch.equal(one.flatten().view(torch.uint8), other.flatten().view(torch.uint8)):
-        return None
-    return f"largest difference {(one.double() - other.double()).abs().max().item():.2g}"
-
-
-def flatten(values: Any, name: str = "") -> dict[str, Any]:
-    """Nested JSON as one level: {"train": {"window": [[0.5]]}} as {"train.window.0.0": 0.5}, without `UNLIKE`."""
-    if not isinstance(values, dict | list) or not values:
-        return {} if name in UNLIKE else {name: values}
-    flat: dict[str, Any] = {}
-    for key, value in values.items() if isinstance(values, dict) else enumerate(values):
-        flat |= flatten(value, f"{name}.{key}" if name else str(key))
-    return flat

@@ -54,13 +54,13 @@ class Prepared:
     metadata: Metadata = field(default_factory=dict)
 
 
-def survey(config: DataConfig, progress: bool = False) -> Survey:
+def survey(config: DataConfig) -> Survey:
     """Scan the folder and find what belongs together.
 
     Raises:
         UserError: an ambiguous folder, or metadata that cannot be joined.
     """
-    scan = scan_folder(data_folder(config), config.cache_dir, progress)
+    scan = scan_folder(data_folder(config), config.cache_dir)
     paths = [image.path for image in scan.images]
     metadata = read_metadata(Path(config.metadata), paths) if config.metadata else {}
     links = find_links(scan.images, metadata)
@@ -73,7 +73,7 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
     Raises:
         UserError: as `survey`; too many bad images; a leak under `leaks: error`; a split that cannot be drawn.
     """
-    found = survey(config, progress=True)
+    found = survey(config)
     bad = dict([*found.scan.bad, *conflicting_copies(found)])
     refuse_bad(config, bad, len(found.images) + len(found.scan.bad))
     say_what_was_found(found, bad)
@@ -94,7 +94,7 @@ def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
     Raises:
         UserError: an image is gone, cannot be used any more, or has other bytes.
     """
-    scan = scan_folder(data_folder(config), config.cache_dir, progress=True)
+    scan = scan_folder(data_folder(config), config.cache_dir)
     refuse_changed_images(rows, scan.images)
     size = {image.path: (image.facts.width, image.facts.height) for image in scan.images}
     paths = [row.path for row in rows]
@@ -134,9 +134,9 @@ def conflicting_copies(found: Survey) -> list[tuple[str, str]]:
 def say_what_was_found(found: Survey, bad: Mapping[str, str]) -> None:
     """Log what a user should know of the files, in a few lines."""
     if found.scan.others:
-        log.info(f"data: {len(found.scan.others)} other files are not images (such as {found.scan.others[0]})")
+        log.info(f"data: files that are not images: {len(found.scan.others)} (such as {found.scan.others[0]})")
     if bad:
-        log.warning(f"data: {len(bad)} images cannot be used and are left out; quarantine.csv says why")
+        log.warning(f"data: images that cannot be used and are left out: {len(bad)}; quarantine.csv says why")
     if notes := Counter(note for image in found.images for note in image.facts.notes):
         words = ", ".join(f"{count} {note}" for note, count in sorted(notes.items()))
         log.info(f"data: read as upright RGB: {words}")
@@ -144,7 +144,7 @@ def say_what_was_found(found: Survey, bad: Mapping[str, str]) -> None:
         log.info(f"data: belong together: {describe_links(found.links)}")
     if conflicts := [link for link in found.conflicts() if link.kind != "same bytes"]:
         lines = listing([describe_link(found, link) for link in conflicts])
-        log.warning(f"data: {len(conflicts)} near-duplicates or lesions have both labels:\n{lines}")
+        log.warning(f"data: near-duplicates or lesions that have both labels: {len(conflicts)}\n{lines}")
 
 
 def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:
@@ -161,16 +161,16 @@ def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:
         if image.split == "train" and len(sides[group]) > 1
     }
     lines = listing([describe_link(found, link) for link in leaks])
-    said = f"{len(leaks)} leaks over the given split: {describe_links(leaks)}\n{lines}"
+    said = f"{len(leaks)} leak{'s' * (len(leaks) != 1)} over the given split: {describe_links(leaks)}\n{lines}"
     if config.leaks == "error":
         raise UserError(f"--data.leaks error: {said}\nclean {config.path}, or choose warn or drop-from-train")
     if config.leaks == "warn":
-        advice = f"--data.leaks drop-from-train trains without {len(dropped)} images"
+        advice = f"--data.leaks drop-from-train trains without {len(dropped)} image{'s' * (len(dropped) != 1)}"
         log.warning(f"data: {said}\n  test figures will flatter; {advice}")
         return {}
-    log.warning(f"data: {said}\n  {len(dropped)} training images are left out")
+    log.warning(f"data: {said}\n  training images that are left out: {len(dropped)}")
     if rest := sum({"val", "test"} <= names for names in sides.values()):
-        log.warning(f"data: {rest} groups lie in both val and test, which --data.leaks drop-from-train does not mend")
+        log.warning(f"data: --data.leaks drop-from-train does not mend groups in both val and test: {rest}")
     return dropped
 
 

@@ -61,14 +61,14 @@ class Scan:
     others: list[str]
 
 
-def scan_folder(root: Path, cache_dir: str | None = None, progress: bool = False) -> Scan:
+def scan_folder(root: Path, cache_dir: str | None = None) -> Scan:
     """Inspect every file below the class folders of `root`.
 
     Raises:
         UserError: the folder is missing, empty, laid out ambiguously, or holds no image.
     """
     found = sorted(_find(root))
-    facts = _inspect_all(root, {path: stamp for path, _, _, stamp in found}, cache_dir, progress)
+    facts = _inspect_all(root, {path: stamp for path, _, _, stamp in found}, cache_dir)
     images, bad, others = [], [], []
     for path, label, split, _ in found:
         fact = facts[path]
@@ -83,7 +83,7 @@ def scan_folder(root: Path, cache_dir: str | None = None, progress: bool = False
     return Scan(images, bad, others)
 
 
-def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None, progress: bool) -> dict[str, Facts]:
+def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> dict[str, Facts]:
     """What is remembered of the files that have not changed, and what the others tell now."""
     place = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
     memory = cache_folder(cache_dir) / "scans" / f"{place}.jsonl"
@@ -96,7 +96,7 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None, pro
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         told = pool.map(inspect, (root / path for path in new))
-        bar = tqdm(told, "inspecting images", len(new), unit="image", leave=False, disable=None if progress else True)
+        bar = tqdm(told, "inspecting images", len(new), unit="image", leave=False, disable=None)
         facts |= dict(zip(new, bar, strict=True))
     settled = {path: stamp for path, stamp in files.items() if max(map(int, stamp.split())) < started - SETTLED}
     _remember(memory, {path: (stamp, facts[path]) for path, stamp in settled.items()})
@@ -179,15 +179,12 @@ def _folders(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__"))}
 
 
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
 def _refuse_loose_images(root: Path, folder: Path) -> None:
-    if loose := sorted(path.name for path in folder.iterdir() if path.is_file() and _is_image(path.name)):
+    files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if loose := sorted(path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES):
         raise UserError(
-            f"--data.path {root}: {len(loose)} images lie in {folder} beside the class folders "
-            f"(such as {loose[0]}), so they have no label; move or remove them"
+            f"--data.path {root}: images in {folder} beside the class folders, so without a label: {len(loose)} "
+            f"(such as {loose[0]}); move or remove them"
         )
 
 

@@ -8,7 +8,7 @@ import csv
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from skindist.files import write_csv
 from skindist.randomness import Stream, generator
 
 SPLITS = ("train", "val", "test")
+LABELS = {word: label for label, name in enumerate(CLASSES) for word in (name, str(label))}  # 0 and 1: in older files
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,23 +127,23 @@ def _fill(wanted: NDArray[np.int64], groups: dict[str, NDArray[np.int64]], spare
 
 def refuse_missing_classes(rows: Sequence[Row]) -> None:
     """Raise UserError unless each split has images of both classes."""
-    count = Counter((row.split, row.label) for row in rows)
-    for split in SPLITS:
-        for label, name in enumerate(CLASSES):
-            if not count[split, label]:
+    for split, counts in count_rows(rows).items():
+        for name, count in counts.items():
+            if not count:
                 raise UserError(f"--data.path: no {name} image in {split}; each split needs both classes")
 
 
 def write_split(path: Path, rows: Sequence[Row]) -> None:
-    """Write split.csv atomically."""
-    write_csv(path, [field.name for field in fields(Row)], (astuple(row) for row in rows))
+    """Write split.csv atomically, labels in words."""
+    lines = ((row.path, CLASSES[row.label], row.split, row.group, row.sha256) for row in rows)
+    write_csv(path, [field.name for field in fields(Row)], lines)
 
 
 def read_split(path: Path) -> list[Row]:
     """Read split.csv; the position of a row is its sample id."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [
-            Row(row["path"], int(row["label"]), row["split"], row["group"], row["sha256"])
+            Row(row["path"], LABELS[row["label"]], row["split"], row["group"], row["sha256"])
             for row in csv.DictReader(file)
         ]
 
@@ -158,7 +159,7 @@ def refuse_changed_images(rows: Sequence[Row], images: Sequence[ImageFile]) -> N
     now = {image.path: image.sha256 for image in images}
     if changed := [row.path for row in rows if now.get(row.path) != row.sha256]:
         raise UserError(
-            f"--run.resume: {len(changed)} images have changed or gone since the run began (such as {changed[0]}); "
+            f"--run.resume: images changed or gone since the run began: {len(changed)} (such as {changed[0]}); "
             "restore them, or start a new run with another --run.dir"
         )
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import mmap
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -80,8 +79,7 @@ def ensure_store(cache: Path, sources: Sequence[Source], size: int, interpolatio
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
-            damage = _damage(folder)
-            if damage:
+            if folder.exists() and (damage := _damage(folder)):
                 log.warning(f"pixels: {folder} is damaged ({damage}): made anew")
                 shutil.rmtree(folder)
             if not folder.exists():
@@ -144,13 +142,13 @@ def _make(folder: Path, sources: Sequence[Source], size: int, interpolation: str
     unique = list({source.sha256: source for source in sources}.values())
     shapes = [stored_size(source.width, source.height, size) for source in unique]
     wanted = int(SPARE * sum(3 * width * height for width, height in shapes))
-    free = shutil.disk_usage(folder.parent).free
+    count, free = f"{len(unique)} image{'s' * (len(unique) != 1)}", shutil.disk_usage(folder.parent).free
     if wanted > free:
         raise UserError(
-            f"--data.cache_dir {folder.parents[1]}: the pixels of {len(unique)} images need {wanted / 1e9:.2f} GB and "
+            f"--data.cache_dir {folder.parents[1]}: the pixels of {count} need {wanted / 1e9:.2f} GB and "
             f"{free / 1e9:.2f} GB are free; make room (skindist clear-cache), or give a folder on another disk"
         )
-    log.info(f"pixels: preparing {len(unique)} images at {size} px, once: {wanted / 1e9:.2f} GB in {folder}")
+    log.info(f"pixels: preparing {count} at {size} px, once: {wanted / 1e9:.2f} GB in {folder}")
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
@@ -167,32 +165,27 @@ def _make(folder: Path, sources: Sequence[Source], size: int, interpolation: str
 def _write(file: Path, sources: Sequence[Source], shapes: Sequence[tuple[int, int]], interpolation: str) -> None:
     resampling = Image.Resampling[interpolation.upper()]
 
-    def convert(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        indices = batch["index"]
+    def convert(_: Any, indices: list[int]) -> dict[str, list[bytes]]:
         pixels = list(pool.map(lambda index: _pixels(sources[index], shapes[index], resampling), indices))
         bar.update(len(indices))
-        return {
-            "sha256": [sources[index].sha256 for index in indices],
-            "width": [shapes[index][0] for index in indices],
-            "height": [shapes[index][1] for index in indices],
-            "pixels": pixels,
-        }
+        return {"pixels": pixels}
 
+    widths, heights = zip(*shapes, strict=True)
+    known = {"sha256": [source.sha256 for source in sources], "width": widths, "height": heights}
     features = {"sha256": "string", "width": "int32", "height": "int32", "pixels": "binary"}
     largest = max(3 * width * height for width, height in shapes)
     batch_size = max(1, min(128, CHUNK // largest))
-    numbers = datasets.Dataset.from_dict({"index": list(range(len(sources)))})
     with (
         _without_datasets_bars(),
         ThreadPoolExecutor(available_cores()) as pool,  # decoding and resizing leave Python's lock alone
         tqdm(total=len(sources), desc="preparing pixels", unit="image", leave=False, disable=None) as bar,
     ):
-        numbers.map(
+        datasets.Dataset.from_dict(known).map(
             convert,
+            with_indices=True,
             batched=True,
             batch_size=batch_size,
             writer_batch_size=batch_size,
-            remove_columns=["index"],
             features=datasets.Features({name: datasets.Value(kind) for name, kind in features.items()}),
             cache_file_name=str(file),
             new_fingerprint="pixels",  # the folder's name is the key: nothing need be hashed
@@ -229,30 +222,21 @@ def _fingerprint(file: Path) -> dict[str, Any]:
 
 
 def _damage(folder: Path) -> str:
-    """What is wrong with a store; "" if it is whole or absent."""
-    if not folder.exists():
-        return ""
+    """What is wrong with a store; "" if it is whole."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        expected = {key: manifest[key] for key in ("bytes", "xxh3_128")}
-    except (OSError, ValueError, KeyError) as error:
-        return f"{MANIFEST}: {error}"
-    try:
-        return "" if _fingerprint(folder / PIXELS) == expected else f"{PIXELS} is not what was written"
-    except OSError as error:
-        return f"{PIXELS}: {error.strerror}"
+        manifest, now = json.loads((folder / MANIFEST).read_text()), _fingerprint(folder / PIXELS)
+        return "" if manifest | now == manifest else f"{PIXELS} is not what was written"
+    except (OSError, ValueError, TypeError) as error:
+        return str(error)
 
 
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Hold a lock between processes; it ends with the process, however that ends."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with file.open("a") as opened:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.info("pixels: waiting for another process that prepares the same images")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            fcntl.flock(opened, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)

@@ -1,1 +1,5 @@
-"""Pictures and pages made from a run folder."""
+"""What people look at: pictures and pages made from a folder of images or from a run folder.
+
+Nothing here trains, or changes what it reports on; the command line and the end of a run may import it. Open page.py
+first: a report is plain data (sections, tables, pictures), which audit.py fills and page.py shows.
+"""

@@ -34,7 +34,7 @@ def audit(config: DataConfig, page: Path) -> str:
     if page.is_dir() or not page.parent.is_dir():
         raise UserError(f"{page}: {'is a folder' if page.is_dir() else f'there is no folder {page.parent}'}")
     root = data_folder(config)
-    found = survey(config, progress=True)
+    found = survey(config)
     sections = list(examine(found))
     try:
         write_atomic(page, as_page(root, found.images, sections))

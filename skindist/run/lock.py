@@ -3,10 +3,12 @@
 On one machine the kernel's flock is the truth: it goes with the process, however that ends. Machines that share a file
 system may not see each other's, so the file itself says who holds the lock, and is rewritten every ten seconds: whoever
 stays silent for a minute has lost it. A clean end empties the file.
+filelock (4.2) is no substitute: its lease is lost by a process that is only stopped, and an empty file bars everyone.
 """
 
 import errno
 import fcntl
+import itertools
 import json
 import logging
 import os
@@ -14,15 +16,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 import psutil
 
 from skindist.errors import TrainingError, UserError
 
 log = logging.getLogger("skindist")
+PATIENCE = 60.0  # seconds of silence after which a holder that cannot be seen counts as dead
 NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of file systems that have none
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and by `accelerate launch`
 
@@ -41,30 +44,24 @@ class Owner:
     launcher_pid: int | None
     beat: float
 
-    @classmethod
-    def this_process(cls) -> "Owner":
-        return cls(socket.gethostname(), os.getpid(), launcher_pid(), time.time())
-
     @property
     def is_here(self) -> bool:
         """Whether it is of this machine."""
         return self.host == socket.gethostname()
 
     @property
-    def is_alive(self) -> bool:
-        """Whether a process of this machine lives."""
+    def parent_pid(self) -> int | None:
+        """The parent of a process of this machine; None if the process is dead."""
         try:
-            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+            process = psutil.Process(self.pid)
+            return None if process.status() == psutil.STATUS_ZOMBIE else process.ppid()
         except psutil.NoSuchProcess:
-            return False
+            return None
 
     @property
     def is_orphan(self) -> bool:
         """Whether a process of this machine has outlived its launcher."""
-        try:
-            return self.launcher_pid is not None and psutil.Process(self.pid).ppid() != self.launcher_pid
-        except psutil.NoSuchProcess:
-            return False
+        return self.launcher_pid is not None and self.parent_pid not in (self.launcher_pid, None)
 
     @property
     def silence(self) -> float:
@@ -103,43 +100,29 @@ def _let_go() -> None:
 os.register_at_fork(after_in_child=_let_go)  # loader workers outlive a process that was killed by some seconds
 
 
-class RunLock:
+class RunLock(AbstractContextManager["RunLock"]):
     """The lock of one run: made and entered by every process, taken by the one that writes, released on leaving.
 
     Args:
         interval: seconds between signs of life.
-        patience: seconds of silence after which a holder that cannot be seen counts as dead.
-        clock: seconds, of any origin.
-        sleep: waits for seconds.
+        clock, sleep: tell the time in seconds, of any origin, and wait for some.
     """
 
     def __init__(
         self,
         interval: float = 10.0,
-        patience: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.interval = interval
-        self.patience = patience
-        self.clock = clock
-        self.sleep = sleep
+        self.interval, self.clock, self.sleep = interval, clock, sleep
         self.lost: str | None = None  # how
         self._file = Path()
-        self._me = Owner.this_process()  # with the launcher of now: an orphan has another parent
+        self._me = Owner(socket.gethostname(), os.getpid(), launcher_pid(), beat=0.0)  # an orphan has another parent
         self._descriptor: int | None = None
         self._beaten = 0.0
         self._mutex = threading.Lock()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat_on, name="lock", daemon=True)
-
-    def __enter__(self) -> "RunLock":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
 
     def take(self, file: Path) -> None:
         """Become the one writer; waits where only time can tell whether there is another.
@@ -166,23 +149,20 @@ class RunLock:
         """Return once nobody else holds the lock."""
         first, started = read_owner(self._file), self.clock()
         # An old beat tells of a dead process, or of clocks that differ: two intervals of silence tell which.
-        enough = 2 * self.interval if first and first.silence > self.patience else self.patience
-        announced = False
-        while True:
+        enough = 2 * self.interval if first and first.silence > PATIENCE else PATIENCE
+        for turn in itertools.count():
             flock, owner = try_flock(descriptor), read_owner(self._file)
-            if flock is False and not (owner and owner.is_here and not owner.is_alive):
-                raise self._refusal(owner)
             if flock is not False and (owner is None or (flock and owner.is_here)):
                 return
-            if owner != first:
+            dead = owner and owner.is_here and owner.parent_pid is None
+            if owner != first or (flock is False and not dead):
                 raise self._refusal(owner)
             # Left are a process of another machine, or one that has just died and whose loaders still hold its flock.
             silence = self.clock() - started
             if silence >= enough:
                 break
-            if not announced:
+            if turn == 0:
                 log.info(f"{self._file} names {owner}: waiting up to {enough:.0f} s to see whether it lives")
-                announced = True
             self.sleep(1.0)
         if flock is False or owner is None:
             raise self._refusal(owner)
@@ -240,7 +220,7 @@ class RunLock:
                 "if no other goes on with it, start it again with the same --run.dir"
             )
 
-    def release(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let go of the lock, so that the next one need not wait; nothing happens where none was taken."""
         self._released.set()
         if self._thread.is_alive():

@@ -230,7 +230,7 @@ def test_an_image_removed_before_resuming_is_named(
     assert train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *FLAGS]) == 2
     said = capfd.readouterr().err
     assert said.count("error: ") == 1
-    assert "1 images have changed or gone since the run began (such as benign/0003.png)" in said
+    assert "images changed or gone since the run began: 1 (such as benign/0003.png)" in said
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert is_intact(newest(run))
     observe("an image was removed before resuming", "exit 2, one line with its name, nothing changed")

@@ -67,6 +67,7 @@ def test_split_csv_holds_every_image_once(run: Path, demo: Path) -> None:
         path.relative_to(demo).as_posix() for path in demo.glob("*/*")
     )
     assert [sum(row["split"] == name for row in split) for name in ("train", "val", "test")] == [36, 12, 12]
+    assert all(row["path"].startswith(f"{row['label']}/") for row in split)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -199,6 +200,18 @@ def test_a_finished_run_is_not_trained_again(run: Path, demo: Path, tmp_path: Pa
     assert train(flags(demo, copy)) == 0
     for file in ("metrics.jsonl", "predictions-test.csv", "split.csv", "config.yaml"):
         assert (copy / file).read_bytes() == (run / file).read_bytes()
+
+
+def test_a_run_whose_labels_are_numbers_goes_on(
+    run: Path, demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As split.csv of older versions has them."""
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    words = (copy / "split.csv").read_text()
+    (copy / "split.csv").write_text(words.replace(",benign,", ",0,").replace(",malignant,", ",1,"))
+    assert train(flags(demo, copy)) == 0
+    assert "resumed after epoch 2" in caplog.text
+    assert (copy / "predictions-test.csv").read_bytes() == (run / "predictions-test.csv").read_bytes()
 
 
 def test_a_killed_run_goes_on_and_logs_nothing_twice(

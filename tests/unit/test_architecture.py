@@ -10,9 +10,9 @@ ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
     {"errors", "files", "machine", "randomness", "config", "early_stopping"},
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
-    {"data.prepare", "data.store", "data.loading", "model", "optim", "training.state"},
+    {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
-    {"run.lock", "run.checkpoint", "run.record", "report.words"},
+    {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
     {"run.opening"},
     {"distributed.rendezvous", "distributed.group", "distributed.buffers", "distributed.ending"},

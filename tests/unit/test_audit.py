@@ -326,8 +326,8 @@ def test_an_unprintable_name_does_no_harm(split: Path, tmp_path: Path) -> None:
 def test_a_picture_that_has_gone_meanwhile_is_said(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def survey_then_lose(config: DataConfig, progress: bool) -> Survey:
-        found = survey(config, progress)
+    def survey_then_lose(config: DataConfig) -> Survey:
+        found = survey(config)
         (split / "train/benign/0.png").unlink()
         return found
 

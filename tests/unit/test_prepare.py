@@ -57,8 +57,8 @@ def test_the_torture_folder_gives_the_expected_rows(folder: Path, caplog: pytest
     assert all(side[row.group] == row.split for row in prepared.rows)
     sizes = {row.path: size for row, size in zip(prepared.rows, prepared.sizes, strict=True)}
     assert sizes["benign/turned 7.jpg"] == (240, 240)
-    assert "11 images cannot be used and are left out; quarantine.csv says why" in caplog.text
-    assert "3 other files are not images (such as benign/metadata.csv)" in caplog.text
+    assert "images that cannot be used and are left out: 11; quarantine.csv says why" in caplog.text
+    assert "files that are not images: 3 (such as benign/metadata.csv)" in caplog.text
     assert "1 CMYK, 1 EXIF rotation, 1 alpha, 2 extension, 1 palette" in caplog.text
     assert "near-duplicate: benign/02.jpg, malignant/02 with the other label.jpg" in caplog.text
 
@@ -99,7 +99,7 @@ def test_leaks_of_a_given_split_are_said(given: Path, caplog: pytest.LogCaptureF
     assert "2 leaks over the given split: 1 set of copies, 1 pair of near-duplicates" in caplog.text
     assert "same bytes: test/malignant/1.png, val/malignant/2.png" in caplog.text
     assert "near-duplicate: train/benign/3.png, val/benign/0.png" in caplog.text
-    assert "drop-from-train trains without 1 images" in caplog.text
+    assert "drop-from-train trains without 1 image" in caplog.text
 
 
 def test_leaks_are_refused_when_asked(given: Path) -> None:
@@ -111,7 +111,7 @@ def test_leaks_are_dropped_from_training_when_asked(given: Path, caplog: pytest.
     prepared = prepare(config(given, leaks="drop-from-train"), seed=0)
     assert splits(prepared) == [11, 8, 8]
     assert prepared.quarantine == [("train/benign/3.png", "leak: belongs together with an image in val")]
-    assert "1 groups lie in both val and test, which --data.leaks drop-from-train does not mend" in caplog.text
+    assert "--data.leaks drop-from-train does not mend groups in both val and test: 1" in caplog.text
 
 
 def test_patients_and_lesions_stay_on_one_side_and_reach_the_rows(demo: Path, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def spoil_two_vals(root: Path) -> Path:
         (spoil_one_class, "it holds benign/"),
         (spoil_third_class, "it holds benign/, malignant/, nevus/"),
         (spoil_two_spellings, "it holds Benign/, benign/, malignant/"),
-        (spoil_loose, r"1 images lie in .* \(such as lost.png\)"),
+        (spoil_loose, r"images in .* without a label: 1 \(such as lost.png\)"),
         (spoil_half_split, "split into benign, malignant, train, which is ambiguous"),
         (spoil_no_test, "it has train/, val/ but no test/"),
         (spoil_two_vals, "split into test, train, val, validation, which is ambiguous"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from skindist.data.inspection import Facts
 from skindist.data.scan import ImageFile
-from skindist.data.split import Row, describe, make_split, read_split, refuse_changed_images, write_split
+from skindist.data.split import Row, describe, fingerprint, make_split, read_split, refuse_changed_images, write_split
 from skindist.errors import UserError
 
 SHARES = (0.90, 0.05, 0.05)
@@ -144,10 +144,21 @@ def test_the_file_reads_back(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["split.csv"]
 
 
+def test_labels_are_words_and_the_numbers_of_older_files_mean_the_same(tmp_path: Path) -> None:
+    rows = [Row("a.png", 0, "train", "g", "h1"), Row("b.png", 1, "val", "g", "h2")]
+    new, old = tmp_path / "new.csv", tmp_path / "old.csv"
+    write_split(new, rows)
+    assert new.read_text() == "path,label,split,group,sha256\na.png,benign,train,g,h1\nb.png,malignant,val,g,h2\n"
+    old.write_text("path,label,split,group,sha256\na.png,0,train,g,h1\nb.png,1,val,g,h2\n")
+    assert read_split(new) == read_split(old) == rows
+    as_ever = sha256(b"h1 0 train\nh2 1 val\n").hexdigest()
+    assert fingerprint(read_split(new)) == fingerprint(read_split(old)) == as_ever, "an old run is resumed"
+
+
 def test_a_changed_or_missing_image_is_refused_on_resume() -> None:
     found = images(5, 5)
     rows = split_alone(found)
     refuse_changed_images(rows, found)
     changed = [image(found[0].path, 0, content="other"), *found[2:]]
-    with pytest.raises(UserError, match=r"--run.resume: 2 images have changed"):
+    with pytest.raises(UserError, match=r"--run.resume: images changed or gone since the run began: 2 "):
         refuse_changed_images(rows, changed)
