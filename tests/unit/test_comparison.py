@@ -13,7 +13,7 @@ def checkpoint(bias: torch.Tensor | None, **state: object) -> Checkpoint:
     weights = {"weight": torch.zeros(2, 3), "count": torch.tensor(7)} | ({} if bias is None else {"bias": bias})
     train = {"global_step": 1, "train_seconds": 1.5, "window": [[0.5, 1.0]]} | state
     optimizer = {"state": {0: {"square_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]}
-    return Checkpoint(weights, optimizer, {"train": train, "place": {"processes": 2}}, torch.zeros(2, 4))
+    return Checkpoint(weights, optimizer, {"train": train, "environment": {"processes": 2}}, torch.zeros(2, 4))
 
 
 BIAS = torch.tensor([1.0, 2.0])
