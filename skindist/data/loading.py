@@ -23,6 +23,7 @@ from skindist.data.transforms import IDENTITY, central_square, crop, draw_view
 from skindist.errors import UserError
 from skindist.machine import available_cores
 from skindist.randomness import Stream, generator
+from skindist.wording import plural
 
 Key = tuple[int, int]  # (epoch, sample id): the epoch travels with the index, so that living workers cannot miss it
 
@@ -95,9 +96,9 @@ class TrainBatches:
         if (smallest := min(self.sizes())) < self.parts:
             micro_batches = f" x {self.accumulation_steps} micro-batches" if self.accumulation_steps > 1 else ""
             raise UserError(
-                f"a global batch of {smallest} images ({len(self.ids)} training images, --train.batch_size "
-                f"{self.batch_size}) is too small for {world_size} processes{micro_batches}; use fewer processes or a "
-                "larger batch"
+                f"a global batch of {plural(smallest, 'image')} ({plural(len(self.ids), 'training image')}, "
+                f"--train.batch_size {self.batch_size}) is too small for {plural(world_size, 'process')}"
+                f"{micro_batches}; use fewer processes or a larger batch"
             )
 
     def sizes(self) -> list[int]:

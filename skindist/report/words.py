@@ -3,10 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-
-def plural(count: int, noun: str) -> str:
-    """A number with its noun: "1 epoch", "2 processes"."""
-    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+from skindist.wording import plural
 
 
 def describe_epoch(epoch: int, metrics: Mapping[str, float], images_per_second: float | None, is_best: bool) -> str:

@@ -27,6 +27,7 @@ from skindist.optim import learning_rate
 from skindist.randomness import Stream, derived_seed
 from skindist.training.memory import advised
 from skindist.training.state import TrainState
+from skindist.wording import plural
 
 Log = Callable[[dict[str, float]], None]
 SETTLED = 3  # steps of a process until memory is allocated and kernels are chosen: they do not count for its speed
@@ -180,7 +181,7 @@ def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> N
         what = f"the gradient is {gradient}" if math.isfinite(loss) else f"the training loss is {loss}"
         state.skipped.append(number)
         if train.non_finite == "error" or len(state.skipped) > train.max_skipped:
-            before = f", after {len(state.skipped) - 1} skipped steps" if len(state.skipped) > 1 else ""
+            before = f", after {plural(len(state.skipped) - 1, 'skipped step')}" if len(state.skipped) > 1 else ""
             raise TrainingError(
                 f"{what} at step {number}{before}: lower --optim.lr, train without fp16 (--mixed_precision bf16 or "
                 "no), or allow for some such steps with --train.non_finite skip and --train.max_skipped"

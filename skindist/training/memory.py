@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from skindist.errors import OutOfMemory, TrainingError
+from skindist.wording import plural
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -27,7 +28,7 @@ def advised(images: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"out of memory with {images} images at a time: choose a smaller --train.micro_batch_size, or auto to find "
+            f"out of memory with {plural(images, 'image')} at a time: choose a smaller --train.micro_batch_size, or auto to find "
             "the largest that fits; the global batch stays the same"
         ) from error
 

@@ -13,7 +13,6 @@ from skindist.distributed.group import decide, on_main
 from skindist.early_stopping import EarlyStopping
 from skindist.errors import UserError
 from skindist.optim import load_optimizer
-from skindist.report.words import plural
 from skindist.run import record
 from skindist.run.checkpoint import Checkpoint, join_optimizer, load_checkpoint, split_optimizer
 from skindist.run.folder import Run
@@ -21,6 +20,7 @@ from skindist.run.opening import changes
 from skindist.training.engine import Learner
 from skindist.training.saving import Saver, environment, experiment
 from skindist.training.state import TrainState
+from skindist.wording import plural
 
 log = logging.getLogger("skindist")
 

@@ -46,6 +46,7 @@ from skindist.training.results import write_results
 from skindist.training.saving import Saver
 from skindist.training.tracking import Tracker
 from skindist.training.wandb_sink import WandbSink
+from skindist.wording import plural
 
 log = logging.getLogger("skindist")
 
@@ -136,7 +137,7 @@ def find_memory(learner: Learner, config: Config) -> Config:
         return config
     most = -(-config.train.batch_size // learner.accelerator.num_processes)
     found = find_micro_batch_size(learner, config.data.image_size, most)
-    log.info(f"memory: {found} images at a time on each process (--train.micro_batch_size)")
+    log.info(f"memory: {plural(found, 'image')} at a time on each process (--train.micro_batch_size)")
     return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
 
 

@@ -8,7 +8,7 @@ import skindist
 
 ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
-    {"errors", "files", "machine", "randomness", "config", "early_stopping"},
+    {"errors", "files", "machine", "randomness", "config", "early_stopping", "wording"},
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
