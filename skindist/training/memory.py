@@ -28,8 +28,8 @@ def advised(images: int) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"out of memory with {plural(images, 'image')} at a time: choose a smaller --train.micro_batch_size, or auto to find "
-            "the largest that fits; the global batch stays the same"
+            f"out of memory with {plural(images, 'image')} at a time: choose a smaller --train.micro_batch_size, "
+            "or auto to find the largest that fits; the global batch stays the same"
         ) from error
 
 
