@@ -21,15 +21,10 @@ from types import TracebackType
 import psutil
 
 from skindist.errors import TrainingError, UserError
+from skindist.launcher import this_launch
 
 log = logging.getLogger("skindist")
 NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of file systems that have none
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and by `accelerate launch`
-
-
-def launcher_pid() -> int | None:
-    """The parent process, if it is a launcher; None if it is a shell, which may end before a run."""
-    return os.getppid() if any(name in os.environ for name in LAUNCHED) else None
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        return cls(socket.gethostname(), os.getpid(), launcher_pid(), time.time())
+        return cls(socket.gethostname(), os.getpid(), this_launch().launcher_pid, time.time())
 
     @property
     def is_here(self) -> bool:

@@ -2,15 +2,12 @@
 
 import csv
 import dataclasses
-import multiprocessing
-import os
 import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from skindist.config import Config
@@ -18,6 +15,7 @@ from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.data.split import read_split, write_split
 from skindist.errors import UserError
 from skindist.files import write_atomic, write_csv
+from skindist.launcher import this_launch
 from skindist.run.lock import RunLock
 
 # Keys that do not change the result, so that a run may be continued with other values of them.
@@ -53,7 +51,7 @@ def find_run(config: Config) -> Path:
     Raises:
         UserError: `run.resume` forbids what is there, or the run there has another config.
     """
-    launched = launch_time()
+    launched = this_launch().began
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{config.model.name}"
     run = Path(config.run.dir or Path("runs", name).absolute())
     if run.exists() and not run.is_dir():
@@ -69,14 +67,6 @@ def find_run(config: Config) -> Path:
             "Give the same values to continue it, or another --run.dir to start a new one"
         )
     return run
-
-
-def launch_time() -> float | None:
-    """When a launcher that restarts its workers (torchrun) was started, the same in each attempt; None without one."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or multiprocessing.parent_process():
-        return None  # the parent is no launcher, or a notebook, which may start one run after the other
-    launcher = psutil.Process().parent()
-    return launcher.create_time() if launcher else None
 
 
 def _began_since(run: Path, launched: float | None) -> bool:

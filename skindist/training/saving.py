@@ -115,7 +115,7 @@ class Saver:
         """
         asked, learner = self.config.early_stopping, self.learner
         state, stopping = TrainState(), EarlyStopping(asked.patience, asked.min_delta, asked.mode)
-        checkpoint = decide(learner.accelerator, self._read, patient=True)
+        checkpoint = decide(learner.accelerator, self._read, may_take_hours=True)
         if checkpoint is None:
             return state, stopping
         learner.module.load_state_dict(checkpoint.weights)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from skindist.config import Config, check
@@ -21,9 +21,10 @@ from skindist.data.split import SPLITS, Row, describe
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
-from skindist.distributed.group import decide
+from skindist.distributed.group import decide, on_main
 from skindist.early_stopping import EarlyStopping
 from skindist.evaluation.metrics import compute
+from skindist.launcher import this_launch
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
@@ -62,13 +63,13 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     accelerator = group.start(log_with, config.run.timeout_minutes)
     run = decide(accelerator, find_run, config)
     config = decide(accelerator, settle, config, run)
-    data = decide(accelerator, prepare_data, config, run, patient=True)
+    data = decide(accelerator, prepare_data, config, run, may_take_hours=True)
     learner = build_learner(accelerator, config)
     config = find_memory(learner, config)
     batches = build_batches(accelerator, config, data.rows)
     log.info(f"{describe(data.rows)}\n{group.describe(accelerator)}\nrun: {run}")
     loaders, ids = build_loaders(learner, config, data, batches)
-    wandb_id = decide(accelerator, open_run, run, config, data, lock, patient=True)
+    wandb_id = decide(accelerator, open_run, run, config, data, lock, may_take_hours=True)
 
     warm_up(learner, config.data.image_size)
     saver = Saver(run, learner, config, data.rows, lock)
@@ -116,9 +117,8 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
 def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     """The model and its optimizer, prepared. Only the main process loads weights, and hands them to the others."""
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
-    loaded: list[nn.Module] = []
-    decide(accelerator, lambda: loaded.append(build_model(config.model)), patient=True)
-    module = loaded[0] if accelerator.is_main_process else build_model(config.model, load=False)
+    loaded = on_main(accelerator, build_model, config.model, may_take_hours=True)
+    module = build_model(config.model, load=False) if loaded is None else loaded
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(module, build_optimizer(module, config.optim))
@@ -155,7 +155,7 @@ def build_loaders(
     group.on_each_machine(accelerator, ensure_store, cache, sources, size, interpolation)
     store = PixelStore(store_folder(cache, sources, size, interpolation))
     ids = {split: [sample_id for sample_id, row in enumerate(data.rows) if row.split == split] for split in SPLITS}
-    workers = loader_workers(config.data, accelerator.device, group.local_processes())
+    workers = loader_workers(config.data, accelerator.device, this_launch().local_world_size)
     plain = LesionImages(store, data.rows, size, seed, augmented=False)
     augmented = LesionImages(store, data.rows, size, seed, augmented=config.data.augment)
     loaders = {"train": make_loader(augmented, batches, accelerator.device, workers)}
