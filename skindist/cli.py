@@ -8,8 +8,9 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from skindist.config import DataConfig, parse_config
-from skindist.distributed.ending import fail, fail_alone, fail_together, is_main_process
+from skindist.distributed.ending import fail, fail_alone, fail_together
 from skindist.errors import Stopped, TrainingError, UserError
+from skindist.launcher import this_launch
 from skindist.machine import cache_folder
 
 
@@ -41,7 +42,7 @@ def train(args: Sequence[str] | None = None) -> int:
 def show_log() -> None:
     """Plain lines on stdout, from the main process alone."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
-    logging.getLogger("skindist").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    logging.getLogger("skindist").setLevel(logging.INFO if this_launch().rank == 0 else logging.ERROR)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from skindist.data.demo import write_demo_data
+from skindist.launcher import this_launch
 from tests.faults.table import EXPECTED, write_table
 
 TINY = [
@@ -35,6 +36,12 @@ def pytest_configure() -> None:
 def pytest_unconfigure() -> None:
     """Remove the pixels that the tests prepared."""
     shutil.rmtree(os.environ.pop("SKINDIST_CACHE"), ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def launch_read_anew() -> None:
+    """Each test may say in the environment how it was launched."""
+    this_launch.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,25 +1,32 @@
 """How a run ends that cannot go on: one message, from one process, and every process ends."""
 
-import os
+import json
+import subprocess
 import sys
+import time
 import traceback
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from skindist.errors import OutOfMemory
+from skindist.files import write_atomic
+from skindist.launcher import Launch, this_launch
 
 ANSWER = timedelta(seconds=10)  # for processes that are alive to say that they have failed, too
-
-
-def is_main_process() -> bool:
-    """Whether this is the launch's first process; needs no process group."""
-    return _rank() == 0
+ONCE_MORE = """
+import sys, psutil
+launcher = [process for process in psutil.process_iter() if process.pid == int(sys.argv[1])]
+print("watching", flush=True)
+if not psutil.wait_procs(launcher, timeout=10)[1]:
+    print(sys.argv[2], file=sys.stderr)
+"""  # for a process that outlives this one: the message again, once the launcher has ended
 
 
 def fail(message: str, status: int) -> int:
-    """Print one message from the main process."""
-    if is_main_process():
+    """Print one message from the main process, and let the launcher end with it, too."""
+    _report(message)
+    if this_launch().rank == 0:
         _say(message)
     return status
 
@@ -29,7 +36,7 @@ def fail_together(message: str, status: int) -> int:
 
     A launcher ends the whole group as soon as one process has ended, maybe before the main process has spoken.
     """
-    if _world_size() == 1:
+    if this_launch().world_size == 1:
         return fail(message, status)
     import torch.distributed
 
@@ -55,38 +62,38 @@ def fail_alone(error: Exception) -> int:
     if not lost and not isinstance(error, OutOfMemory | OSError):
         traceback.print_exception(error)
     words = str(error) if isinstance(error, OutOfMemory) else f"{type(error).__name__}: {error}"
-    if _world_size() == 1:
-        _say(words)
-        return 1
-    silent = _claim_first(lost)
-    if silent is None:
-        return 1
-    if silent and lost:
-        waited = "timed out" in str(error).lower()
-        what = "did not answer within --run.timeout_minutes" if waited else "was killed, or its machine failed"
-        _say(
-            f"rank {' and rank '.join(map(str, silent))} of {_world_size()} {what}; rank {_rank()} lost contact with it"
-        )
-    else:
-        _say(f"rank {_rank()} of {_world_size()}: {words}")
+    launch = this_launch()
+    if launch.world_size > 1:
+        silent = _claim_first(launch, lost)
+        if silent is None:
+            _report(f"rank {launch.rank} of {launch.world_size} lost contact with one that failed", after=ANSWER)
+            return 1
+        if silent and lost:
+            waited = "timed out" in str(error).lower()
+            what = "did not answer within --run.timeout_minutes" if waited else "was killed, or its machine failed"
+            gone = " and rank ".join(map(str, silent))
+            words = f"rank {gone} of {launch.world_size} {what}; rank {launch.rank} lost contact with it"
+        else:
+            words = f"rank {launch.rank} of {launch.world_size}: {words}"
+    _report(words)
+    _say(words)
     return 1
 
 
-def _claim_first(lost: bool) -> list[int] | None:
+def _claim_first(launch: Launch, lost: bool) -> list[int] | None:
     """None if another process has failed before; else, where contact is lost, the ranks that say nothing."""
     import torch.distributed
 
     from skindist.distributed.rendezvous import of_this_attempt
 
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    others = [rank for rank in range(_world_size()) if rank != _rank()]
+    me, others = launch.rank, [rank for rank in range(launch.world_size) if rank != launch.rank]
     try:
         whole_store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
-            address, port, is_master=False, wait_for_workers=False, timeout=ANSWER
+            launch.address, launch.port, is_master=False, wait_for_workers=False, timeout=ANSWER
         )
         store = of_this_attempt(whole_store)
-        store.set(f"skindist/failed/{_rank()}", "yes")
-        if store.compare_set("skindist/first to fail", "", str(_rank())) != str(_rank()).encode():
+        store.set(f"skindist/failed/{me}", "yes")
+        if store.compare_set("skindist/first to fail", "", str(me)) != str(me).encode():
             return None
         return _silent(store, {rank: f"skindist/failed/{rank}" for rank in others}) if lost else []
     except RuntimeError:  # the store was the first process's, which is gone
@@ -110,15 +117,27 @@ def _lost_contact(error: Exception) -> bool:
 
 
 def _say(message: str) -> None:
+    launch = this_launch()
     try:
         print(f"error: {message}", file=sys.stderr, flush=True)
     except OSError:  # the terminal, or the launcher that read us, is gone
         sys.stderr = None
+        return
+    if launch.by_accelerate and not launch.error_file:  # it goes on to print a traceback of its own
+        words = [sys.executable, "-P", "-c", ONCE_MORE, str(launch.launcher_pid), f"error: {message}"]
+        with suppress(OSError):
+            again = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
+            if again.stdout:
+                again.stdout.readline()  # it watches the launcher: this process may end
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))
+def _report(message: str, after: timedelta = timedelta()) -> None:
+    """Leave a message to torchrun's launcher, whose report ends with that of the process that failed first.
 
-
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    Args:
+        after: how much later than now this failure counts.
+    """
+    if file := this_launch().error_file:
+        what = {"message": f"error: {message}", "extraInfo": {"timestamp": int(time.time() + after.total_seconds())}}
+        with suppress(OSError):
+            write_atomic(file, json.dumps({"message": what}))

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-import psutil
 import torch
 import torch.distributed
 from accelerate import Accelerator
@@ -17,10 +16,11 @@ from torch import Tensor
 
 from skindist.distributed.rendezvous import ATTEMPT
 from skindist.errors import TrainingError, UserError
+from skindist.launcher import THREADS, check_processes, choose_precision, choose_threads, this_launch
 from skindist.machine import available_cores
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=1)  # with work that one process does for all and that may rightly take hours
+HOURS = timedelta(days=1)  # for work that one process does for all
 log = logging.getLogger("skindist")
 
 
@@ -33,80 +33,40 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0) -> Ac
     Raises:
         UserError: fp16 on a CPU, or a launch that started several processes which do not see each other.
     """
-    cpu = not torch.accelerator.is_available()  # Accelerate makes a gloo group of CPU processes only if told cpu=True
-    precision = choose_precision(requested_precision(), None if cpu else torch.accelerator.current_accelerator())
-    world_size, local_size = _launched("WORLD_SIZE"), _launched("LOCAL_WORLD_SIZE")
-    if cpu and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # `accelerate launch` says 1 even for one process
-        torch.set_num_threads(max(1, available_cores() // local_size))
-        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    launch, available = this_launch(), torch.accelerator.is_available()
+    device = str(torch.accelerator.current_accelerator()).partition(":")[0] if available else "cpu"
+    has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    threads = choose_threads(launch.threads, device, available_cores(), launch.local_world_size)
+    if threads:
+        torch.set_num_threads(threads)
+        os.environ.setdefault(THREADS, str(threads))  # else Accelerate sets another number, and warns
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir is newer than torch 2.8
     accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision=precision,
+        cpu=device == "cpu",  # Accelerate makes a gloo group of CPU processes only if told so
+        mixed_precision=choose_precision(launch.precision, device, has_bf16),
         log_with=log_with,
         kwargs_handlers=[
             InitProcessGroupKwargs(init_method=ATTEMPT, timeout=timedelta(minutes=timeout_minutes)),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
-    if world_size != accelerator.num_processes:
-        raise UserError(
-            f"the launcher started {world_size} processes but Accelerate sees {accelerator.num_processes}: they would "
-            "train independently. Use accelerate launch --config_file accelerate_config.yaml --num_processes N, "
-            "without --cpu"
-        )
-    visible = torch.cuda.device_count()
-    if visible > local_size:
-        log.info(f"{visible} GPUs are visible and {local_size} used; --num_processes {visible} would use them all")
+    check_processes(launch, accelerator.num_processes)
+    visible, used = torch.cuda.device_count(), launch.local_world_size
+    if visible > used:
+        log.info(f"{visible} GPUs are visible and {used} used; --num_processes {visible} would use them all")
     return accelerator
 
 
-def _launched(variable: str) -> int:
-    return int(os.environ.get(variable, 1))
-
-
-def requested_precision() -> str | None:
-    """The precision that the launch asked for; None where it said nothing.
-
-    `accelerate launch` exports "no" both when told so and when told nothing: only its command line tells which.
-    """
-    requested = os.environ.get("ACCELERATE_MIXED_PRECISION")
-    if requested != "no":
-        return requested
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent else []
-    told = any(word.split("=")[0] == "--mixed_precision" for word in words)
-    return "no" if told or "accelerate" not in " ".join(words[:4]) else None
-
-
-def choose_precision(requested: str | None, device: torch.device | None) -> str:
-    """What was requested, else bf16 on a GPU that has it, fp16 on an older one, and none on a CPU.
-
-    Args:
-        requested: "no", "bf16", "fp16", or None.
-        device: the accelerator, or None on a CPU.
-    """
-    if requested not in (None, "no", "bf16", "fp16"):
-        raise UserError(f"--mixed_precision {requested}: choose no, bf16 or fp16")
-    if requested == "fp16" and device is None:
-        raise UserError("--mixed_precision fp16 does nothing on a CPU: choose bf16 or no, or run on a GPU")
-    if requested is not None:
-        return requested
-    if device is None or device.type != "cuda":
-        return "no"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
-def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any, patient: bool = False) -> T:
+def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any, may_take_hours: bool = False) -> T:
     """Run `function(*args)` on the main process alone and give its result to every process.
 
     A UserError or TrainingError that it raises, or a file system that refuses, is raised on every process, so that all
     of them end.
 
     Args:
-        patient: it may rightly take longer than processes wait for each other in training.
+        may_take_hours: the others wait for longer than they do in training.
     """
-    with _group(accelerator, patient) as group:
+    with _group(accelerator, may_take_hours) as group:
         outcome: list[Any] = _attempt(function, *args) if accelerator.is_main_process else [None, None]
         if accelerator.num_processes > 1:
             torch.distributed.broadcast_object_list(outcome, src=0, group=group)
@@ -117,22 +77,22 @@ def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any, pat
     return decided
 
 
-def on_main(accelerator: Accelerator, function: Callable[..., T], *args: Any, patient: bool = False) -> T | None:
+def on_main(accelerator: Accelerator, function: Callable[..., T], *args: Any, may_take_hours: bool = False) -> T | None:
     """Run `function(*args)` on the main process, which alone gets its result: the others get None.
 
     Errors are raised on every process as by `decide`.
     """
     kept: list[T] = []
-    decide(accelerator, lambda: kept.append(function(*args)), patient=patient)
+    decide(accelerator, lambda: kept.append(function(*args)), may_take_hours=may_take_hours)
     return kept[0] if kept else None
 
 
 def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *args: Any) -> None:
-    """Run `function(*args)` on the first process of every machine while the others wait, patiently.
+    """Run `function(*args)` on the first process of every machine; the others wait, for hours if need be.
 
     An error is raised on every process as by `decide`, so that all of them end.
     """
-    with _group(accelerator, patient=True) as group:
+    with _group(accelerator, may_take_hours=True) as group:
         mine = _attempt(function, *args)[1] if accelerator.is_local_main_process else None
         errors = [mine] * accelerator.num_processes
         if accelerator.num_processes > 1:
@@ -153,12 +113,12 @@ def _attempt(function: Callable[..., Any], *args: Any) -> list[Any]:
 
 
 @contextmanager
-def _group(accelerator: Accelerator, patient: bool) -> Iterator[Any]:
-    """The process group to wait in: the default one, or one with patience, which all processes make together."""
-    if accelerator.num_processes == 1 or not patient:
+def _group(accelerator: Accelerator, may_take_hours: bool) -> Iterator[Any]:
+    """The process group to wait in: the default one, or one with time, which all processes make together."""
+    if accelerator.num_processes == 1 or not may_take_hours:
         yield None
         return
-    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    group = torch.distributed.new_group(backend="gloo", timeout=HOURS)
     yield group
     torch.distributed.destroy_process_group(group)
 
@@ -172,16 +132,12 @@ def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def local_processes() -> int:
-    """Processes that the launcher started on this machine."""
-    return _launched("LOCAL_WORLD_SIZE")
-
-
 def describe(accelerator: Accelerator) -> str:
     """Processes, device and precision in one line."""
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type.upper()
-    threads = f" x {torch.get_num_threads()} threads" if accelerator.device.type == "cpu" else ""
-    processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes > 1)}"
+    count = torch.get_num_threads()
+    threads = f" x {count} thread{'s' * (count != 1)}" if accelerator.device.type == "cpu" else ""
+    processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes != 1)}"
     return f"device: {processes}{threads} on {device}, mixed precision {accelerator.mixed_precision}"
 
 

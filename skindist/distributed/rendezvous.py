@@ -1,12 +1,13 @@
 """How the processes of one attempt of a launch find each other."""
 
-import os
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
+
+from skindist.launcher import this_launch
 
 ATTEMPT = "attempt://"
 
@@ -23,7 +24,7 @@ def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tupl
 
 def of_this_attempt(store: Any) -> Any:
     """A view of a launcher's store in which a restarted attempt sees nothing of those before it."""
-    return PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return PrefixStore(f"attempt-{this_launch().attempt}", store)
 
 
 register_rendezvous_handler(ATTEMPT.removesuffix("://"), _join_attempt)  # type: ignore[no-untyped-call]

@@ -23,16 +23,11 @@ from pathlib import Path
 import psutil
 
 from skindist.errors import TrainingError, UserError
+from skindist.launcher import this_launch
 
 log = logging.getLogger("skindist")
 PATIENCE = 60.0  # seconds of silence after which a holder that cannot be seen counts as dead
 NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of file systems that have none
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")  # set by torchrun and by `accelerate launch`
-
-
-def launcher_pid() -> int | None:
-    """The parent process, if it is a launcher; None if it is a shell, which may end before a run."""
-    return os.getppid() if any(name in os.environ for name in LAUNCHED) else None
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,9 @@ class RunLock(AbstractContextManager["RunLock"]):
         self.interval, self.clock, self.sleep = interval, clock, sleep
         self.lost: str | None = None  # how
         self._file = Path()
-        self._me = Owner(socket.gethostname(), os.getpid(), launcher_pid(), beat=0.0)  # an orphan has another parent
+        self._me = Owner(
+            socket.gethostname(), os.getpid(), this_launch().launcher_pid, beat=0.0
+        )  # an orphan has another parent
         self._descriptor: int | None = None
         self._beaten = 0.0
         self._mutex = threading.Lock()

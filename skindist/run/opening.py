@@ -1,20 +1,17 @@
 """Where a run is, whether it may be continued, what it keeps from before, and its claim by one writer."""
 
 import dataclasses
-import multiprocessing
-import os
 import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from skindist.config import Config
 from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.errors import UserError
 from skindist.files import write_atomic
+from skindist.launcher import this_launch
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 
@@ -32,7 +29,7 @@ def choose_folder(config: Config) -> Run:
     Raises:
         UserError: `run.resume` forbids what is there, or the run there has another config.
     """
-    launched = launch_time()
+    launched = this_launch().began
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{config.model.name}"
     run = Run(Path(config.run.dir or Path("runs", name).absolute()))
     if run.path.exists() and not run.path.is_dir():
@@ -48,14 +45,6 @@ def choose_folder(config: Config) -> Run:
             "Give the same values to continue it, or another --run.dir to start a new one"
         )
     return run
-
-
-def launch_time() -> float | None:
-    """When a launcher that restarts its workers (torchrun) was started, the same in each attempt; None without one."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or multiprocessing.parent_process():
-        return None  # the parent is no launcher, or a notebook, which may start one run after the other
-    launcher = psutil.Process().parent()
-    return launcher.create_time() if launcher else None
 
 
 def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

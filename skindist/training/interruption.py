@@ -20,11 +20,11 @@ from torch import Tensor
 
 from skindist.config import Config
 from skindist.errors import Stopped
-from skindist.run.lock import RunLock, launcher_pid
+from skindist.launcher import this_launch
+from skindist.run.lock import RunLock
 
 SAVE, ORPHANED = 1, 2  # signals are larger numbers, so the largest wish of any rank is what all of them do
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-LAUNCHER = launcher_pid()  # of the beginning: an orphan has another parent
 
 
 class Interruptions:
@@ -35,6 +35,7 @@ class Interruptions:
         self.every_steps = config.checkpoint.every_steps
         self.every_seconds = 60 * config.checkpoint.every_minutes if config.checkpoint.every_minutes else None
         self.main = accelerator.is_main_process
+        self.launcher_pid = this_launch().launcher_pid
         self.group: Any = None
         if accelerator.num_processes > 1:
             timeout = timedelta(minutes=config.run.timeout_minutes)
@@ -73,7 +74,7 @@ class Interruptions:
 
     def _ask(self) -> int:
         """What all ranks wish, as far as it is known."""
-        orphaned = LAUNCHER is not None and os.getppid() != LAUNCHER
+        orphaned = self.launcher_pid is not None and os.getppid() != self.launcher_pid
         overdue = self.main and (self._overdue() or self.lock.lost)  # without the lock, the save ends the run
         wishes = (self.received, ORPHANED if orphaned else 0, SAVE if overdue else 0)
         wish = self._largest(max(wishes))

@@ -34,7 +34,7 @@ def restore(run: Run, learner: Learner, config: Config, rows: list[Row]) -> tupl
     """
     asked, accelerator = config.early_stopping, learner.accelerator
     state, stopping = TrainState(), EarlyStopping(asked.patience, asked.min_delta, asked.mode)
-    found = on_main(accelerator, read_newest, run, learner, config, rows, patient=True)
+    found = on_main(accelerator, read_newest, run, learner, config, rows, may_take_hours=True)
     checkpoint = share_checkpoint(accelerator, found)
     if checkpoint is None:
         return state, stopping

@@ -31,6 +31,7 @@ from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.metrics import compute
+from skindist.launcher import this_launch
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
@@ -72,12 +73,12 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     accelerator = group.join_group(None if config.tracking.wandb == "disabled" else "wandb", config.run.timeout_minutes)
     run = decide(accelerator, choose_folder, config)
     config = decide(accelerator, keep_micro_batch_size, config, run)
-    data = decide(accelerator, prepare_data, config, run, patient=True)
+    data = decide(accelerator, prepare_data, config, run, may_take_hours=True)
     log.info(f"{describe(data.rows)}\n{group.describe(accelerator)}\nrun: {run.path}")
     learner = build_learner(accelerator, config)
     config = find_memory(learner, config)
     loaders = build_loaders(learner, config, data)
-    wandb_id = decide(accelerator, claim, run, config, data, lock, patient=True)
+    wandb_id = decide(accelerator, claim, run, config, data, lock, may_take_hours=True)
 
     warm_up(learner, config.data.image_size)
     state, stopping = restore(run, learner, config, data.rows)
@@ -121,7 +122,8 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
 def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     """The model and its optimizer, prepared. Only the main process loads weights, and hands them to the others."""
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
-    module = on_main(accelerator, build_model, config.model) or build_model(config.model, load=False)
+    loaded = on_main(accelerator, build_model, config.model, may_take_hours=True)
+    module = build_model(config.model, load=False) if loaded is None else loaded
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(module, build_optimizer(module, config.optim))
@@ -147,7 +149,7 @@ def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
     rank, world_size = accelerator.process_index, accelerator.num_processes
     batches = TrainBatches(sample_ids(data.rows, "train"), config.train, config.run.seed, rank, world_size)
     store = open_store(learner, config, data)
-    workers = loader_workers(config.data, device, group.local_processes())
+    workers = loader_workers(config.data, device, this_launch().local_world_size)
     plain, augmented = (
         LesionImages(store, data.rows, config.data.image_size, config.run.seed, augmented=augmented)
         for augmented in (False, config.data.augment)

@@ -206,7 +206,11 @@ def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
 
 
 def one_decision(values: list[float]) -> list[Any]:
-    """Each rank has an opinion; the main process's counts, an error of its is everyone's."""
+    """Each rank has an opinion; the main process's counts, an error of its is everyone's.
+
+    Returns:
+        What was decided, what `on_main` gave to this rank, and what each of the two refused.
+    """
     accelerator = group.join_group()
     mine = values[accelerator.process_index]
     decided = group.decide(accelerator, lambda: mine)
@@ -214,8 +218,11 @@ def one_decision(values: list[float]) -> list[Any]:
     def refuse() -> None:
         raise UserError("no such folder")
 
-    try:
-        group.decide(accelerator, refuse)
-    except UserError as error:
-        return [decided, str(error)]
-    return [decided, None]
+    kept = group.on_main(accelerator, lambda: mine)
+    refusals = []
+    for run_there in (group.decide, group.on_main):
+        try:
+            run_there(accelerator, refuse)
+        except UserError as error:
+            refusals.append(str(error))
+    return [decided, kept, *refusals]

@@ -115,7 +115,9 @@ def test_the_torture_folder_is_the_same_on_1_and_3_processes(tmp_path: Path) -> 
 
 def test_one_decision_for_all(tmp_path: Path) -> None:
     results = run_ranks(3, tmp_path, jobs.one_decision, [0.25, 0.5, 0.75])
-    assert results == [[0.25, "no such folder"]] * 3
+    assert [decided for decided, *_ in results] == [0.25] * 3
+    assert [kept for _, kept, *_ in results] == [0.25, None, None], "only the main process has it"
+    assert [refusals for _, _, *refusals in results] == [["no such folder"] * 2] * 3
 
 
 @pytest.mark.slow

@@ -101,6 +101,8 @@ def test_what_happens_to_one_rank_ends_all(
     assert len(errors) == 1, said
     assert message in errors[0]
     assert len(errors[0]) < ONE_LINE_LONG + len(str(run))
+    last_words = "SIGKILL" if action[0] == "kill" else message
+    assert last_words in "\n".join(said.splitlines()[-4:]), said
     assert all(is_intact(folder) for folder in (run / "checkpoints").glob("step-*"))
     goes_on(ranks, demo, run, whole(ranks)[0], tmp_path)
     words = errors[0].removeprefix("error: ").replace(f"{run}/", "RUN/")

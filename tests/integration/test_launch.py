@@ -116,6 +116,49 @@ def test_fp16_on_cpu_is_refused_on_2_processes(demo: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+ACCELERATE = LAUNCH[:4]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+NO_SUCH_FOLDER = "no such folder"
+STARTED_ONE = (
+    "--num_processes 2: accelerate launch started only 1. Add --config_file accelerate_config.yaml (or --multi_gpu"
+)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "message"),
+    [
+        pytest.param([*LAUNCH, "--num_processes=1"], NO_SUCH_FOLDER, id="1 process", marks=pytest.mark.slow),
+        pytest.param([*LAUNCH, "--num_processes=2"], NO_SUCH_FOLDER, id="2 processes"),
+        pytest.param([*LAUNCH, "--num_processes=3"], NO_SUCH_FOLDER, id="3 processes", marks=pytest.mark.slow),
+        pytest.param([*TORCHRUN, "--nproc_per_node=2"], NO_SUCH_FOLDER, id="torchrun", marks=pytest.mark.slow),
+        pytest.param([*ACCELERATE, "--num_processes=2"], STARTED_ONE, id="without a config file"),
+        pytest.param([*ACCELERATE, "--config_file=cpu.yaml"], STARTED_ONE, id="MULTI_CPU", marks=pytest.mark.slow),
+        pytest.param(
+            [*ACCELERATE, "--multi_gpu", "--num_processes=2", "--main_process_port=0"], NO_SUCH_FOLDER,
+            id="the advice helps", marks=pytest.mark.slow,
+        ),
+    ],
+)  # fmt: skip
+def test_the_fault_is_the_last_thing_on_the_screen(tmp_path: Path, launcher: list[str], message: str) -> None:
+    """After all that the launcher has to say; stdout and stderr are one pipe here, as on a screen."""
+    (tmp_path / "cpu.yaml").write_text(
+        "distributed_type: MULTI_CPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
+    )
+    done = subprocess.run(
+        [*launcher, str(ROOT / "launch/train.py"), "--data.path=nowhere"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+        env=os.environ | {"HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode != 0
+    assert message in "\n".join(done.stdout.splitlines()[-4:]), done.stdout
+
+
 def test_bf16_on_cpu_runs_when_asked(demo: Path, tmp_path: Path) -> None:
     words = [
         *LAUNCH,

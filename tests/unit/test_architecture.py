@@ -4,11 +4,13 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
 import skindist
 
 ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
-    {"errors", "files", "machine", "randomness", "config", "early_stopping", "wording"},
+    {"errors", "files", "machine", "randomness", "config", "early_stopping", "launcher", "wording"},
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
@@ -59,12 +61,17 @@ def test_no_cycle() -> None:
     TopologicalSorter(edges()).prepare()
 
 
-def test_accelerate_stays_in_two_rooms() -> None:
-    users = {name for name, tree in modules().items() if any(i.split(".")[0] == "accelerate" for i in imports(tree))}
+@pytest.mark.parametrize("framework", ["accelerate", "torch.distributed"])
+def test_processes_are_the_business_of_two_rooms(framework: str) -> None:
+    users = {
+        name for name, tree in modules().items() if any(f"{i}.".startswith(f"{framework}.") for i in imports(tree))
+    }
     assert users
     assert all(name.startswith(("training.", "distributed.")) for name in users)
+    calls = {name for name in modules() if "torch.distributed." in (ROOT / f"{name.replace('.', '/')}.py").read_text()}
+    assert all(name.startswith(("training.", "distributed.")) for name in calls)
 
 
 def test_early_stopping_and_config_know_no_framework() -> None:
-    for name in ("config", "early_stopping", "errors", "randomness", "data.scan", "data.split"):
+    for name in ("config", "early_stopping", "errors", "launcher", "randomness", "data.scan", "data.split"):
         assert not {"torch", "accelerate", "timm", "datasets"} & {i.split(".")[0] for i in imports(modules()[name])}

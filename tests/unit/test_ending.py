@@ -2,9 +2,12 @@
 
 import io
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch.distributed
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from skindist.distributed.ending import fail, fail_alone
 from skindist.errors import OutOfMemory
@@ -55,3 +58,15 @@ def test_a_terminal_that_is_gone_does_not_change_the_status(monkeypatch: pytest.
 
     monkeypatch.setattr(sys, "stderr", Gone())
     assert fail("stopped", 143) == 143
+
+
+def test_the_launcher_gets_the_message_for_its_report(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From every process: whichever one the launcher takes for the first that failed, its report names the fault."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    fail("no such folder", 2)
+    failure = ProcessFailure(local_rank=1, pid=7, exitcode=2, error_file=str(tmp_path / "error.json"))
+    assert str(ChildFailedError("train.py", {1: failure})).splitlines()[-2] == "  traceback : error: no such folder"
+    assert abs(failure.timestamp - time.time()) < 30

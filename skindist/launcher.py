@@ -1,0 +1,156 @@
+"""What the launcher said to this process, read once; nobody else reads its variables or its command line."""
+
+import functools
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import yaml
+
+from skindist.errors import UserError
+
+THREADS = "OMP_NUM_THREADS"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The processes that were started together, this one's place among them, and what they were told."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1  # on this machine
+    attempt: int = 0  # how often the launcher has started all processes again
+    launcher_pid: int | None = None  # None: the parent is a shell, which may end before a run
+    began: float | None = None  # when a launcher that starts again was started, in seconds since 1970
+    by_accelerate: bool = False  # the parent is `accelerate launch`
+    asked: int | None = None  # for so many processes; None: not known
+    precision: str | None = None
+    threads: str | None = None
+    address: str = ""  # of the store that all processes share
+    port: int = 0
+    error_file: Path | None = None  # what a failed process leaves here, torchrun's report ends with
+
+
+@functools.cache
+def this_launch() -> Launch:
+    """The launch of this process, with its parent of the beginning: an orphan has another one."""
+    words: list[str] = []
+    began = None
+    with suppress(psutil.Error):
+        parent = psutil.Process(os.getppid())
+        words, began = parent.cmdline(), parent.create_time()
+    if sys.argv[0] in words:  # what follows is the script's
+        words = words[: words.index(sys.argv[0])]
+    if multiprocessing.parent_process():  # a notebook, which may start one run after the other
+        began = None
+    return read_launch(os.environ, words, os.getppid(), began)
+
+
+os.register_at_fork(after_in_child=this_launch.cache_clear)
+
+
+def read_launch(
+    environ: Mapping[str, str], words: Sequence[str] = (), parent_pid: int = 0, parent_began: float | None = None
+) -> Launch:
+    """Put together what the environment and the parent process say.
+
+    Args:
+        words: the parent's command line, up to the script that it starts.
+        parent_began: when the parent was started; None if that says nothing of this launch.
+    """
+
+    by_accelerate = any(Path(word).name.startswith("accelerate") for word in words[:4])
+    restarts = "TORCHELASTIC_RUN_ID" in environ  # torchrun's; `accelerate launch` uses it for several processes
+    precision = environ.get("ACCELERATE_MIXED_PRECISION")
+    launched = restarts or precision is not None
+    if precision == "no" and by_accelerate and option(words, "mixed_precision") is None:
+        precision = None  # exported both when told so and when told nothing
+    error_file = environ.get("TORCHELASTIC_ERROR_FILE")
+    return Launch(
+        rank=int(environ.get("RANK", 0)),
+        local_rank=int(environ.get("LOCAL_RANK", 0)),
+        world_size=int(environ.get("WORLD_SIZE", 1)),
+        local_world_size=int(environ.get("LOCAL_WORLD_SIZE", 1)),
+        attempt=int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        launcher_pid=parent_pid if launched else None,
+        began=parent_began if restarts else None,
+        by_accelerate=launched and by_accelerate,
+        asked=_asked(environ, words) if launched and by_accelerate else None,
+        precision=precision,
+        threads=environ.get(THREADS),
+        address=environ.get("MASTER_ADDR", ""),
+        port=int(environ.get("MASTER_PORT", 0)),
+        error_file=Path(error_file) if error_file else None,
+    )
+
+
+def option(words: Sequence[str], name: str) -> str | None:
+    """The value of an option on the command line of `accelerate launch`; None if it is not there."""
+    value = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, rest = word.partition("=")
+        if flag.replace("-", "_") == f"__{name}":
+            value = rest if equals else following
+    return value
+
+
+def _asked(environ: Mapping[str, str], words: Sequence[str]) -> int | None:
+    """How many processes `accelerate launch` was asked for, by an option or by its config file."""
+    cache = Path(environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
+    default = Path(environ.get("HF_HOME", cache), "accelerate/default_config.yaml").expanduser()
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        told = option(words, "num_processes")
+        file = Path(option(words, "config_file") or default)
+        return int(told if told else yaml.safe_load(file.read_text())["num_processes"])
+    return None
+
+
+def check_processes(launch: Launch, joined: int) -> None:
+    """Refuse a launch that started fewer processes than it was asked for, or some that do not see each other.
+
+    Args:
+        joined: processes in this one's group.
+    """
+    started = launch.world_size
+    if started < (launch.asked or 1):
+        fault = f"--num_processes {launch.asked}: accelerate launch started only {started}"
+    elif joined != started:
+        processes = f"{started} process{'es' * (started != 1)}"
+        fault = f"the launcher started {processes} but Accelerate sees {joined}: they would train independently"
+    else:
+        return
+    raise UserError(
+        f"{fault}. Add --config_file accelerate_config.yaml (or --multi_gpu, which starts CPU processes, too) "
+        "to accelerate launch, and leave out --cpu"
+    )
+
+
+def choose_precision(asked: str | None, device: str, has_bf16: bool = False) -> str:
+    """What was asked for, else bf16 on a GPU that has it, fp16 on an older one, and none elsewhere.
+
+    Args:
+        asked: "no", "bf16", "fp16", or None.
+        device: "cpu", "cuda", ...
+    """
+    if asked not in (None, "no", "bf16", "fp16"):
+        raise UserError(f"--mixed_precision {asked}: choose no, bf16 or fp16")
+    if asked == "fp16" and device == "cpu":
+        raise UserError("--mixed_precision fp16 does nothing on a CPU: choose bf16 or no, or run on a GPU")
+    if asked is not None:
+        return asked
+    if device != "cuda":
+        return "no"
+    return "bf16" if has_bf16 else "fp16"
+
+
+def choose_threads(asked: str | None, device: str, cores: int, local_processes: int) -> int | None:
+    """Threads of this process, an equal share of the cores; None: as asked for."""
+    if device != "cpu" or (asked or "1") != "1":  # `accelerate launch` and torchrun say 1 when told nothing
+        return None
+    return max(1, cores // local_processes)

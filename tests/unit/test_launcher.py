@@ -1,0 +1,139 @@
+"""What a launcher said, read from plain dictionaries and command lines; and what follows from it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skindist
+from skindist.errors import UserError
+from skindist.launcher import Launch, check_processes, choose_precision, choose_threads, read_launch
+
+VARIABLES = re.compile(
+    r"\b(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|TORCHELASTIC_\w+|ACCELERATE_\w+)\b"
+)
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
+
+
+def accelerate(words: str, environ: dict[str, str] | None = None) -> Launch:
+    """What a process reads that `accelerate launch WORDS` has started."""
+    return read_launch(ACCELERATE | (environ or {}), ["python", "bin/accelerate", "launch", *words.split()], 7, 99.0)
+
+
+def test_nobody_else_reads_the_launchers_variables() -> None:
+    root = Path(skindist.__file__).parent
+    readers = {path.relative_to(root).as_posix() for path in root.rglob("*.py") if VARIABLES.search(path.read_text())}
+    assert readers == {"launcher.py"}
+
+
+def test_without_a_launcher_there_is_one_process() -> None:
+    assert read_launch({}, ["bash"], 7, 99.0) == Launch()
+
+
+def test_torchrun_says_it_all() -> None:
+    environ = {
+        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RESTART_COUNT": "2",
+        "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_ERROR_FILE": "/tmp/error.json", "OMP_NUM_THREADS": "3",
+        "MASTER_ADDR": "host", "MASTER_PORT": "29500",
+    }  # fmt: skip
+    assert read_launch(environ, ["python", "torchrun", "--nproc_per_node=4"], 7, 99.0) == Launch(
+        rank=5, local_rank=1, world_size=8, local_world_size=4, attempt=2, launcher_pid=7, began=99.0, threads="3",
+        address="host", port=29500, error_file=Path("/tmp/error.json"),
+    )  # fmt: skip
+
+
+def test_accelerate_starts_one_process_without_torchrun() -> None:
+    assert accelerate("--num_processes=1") == Launch(launcher_pid=7, by_accelerate=True, asked=1)
+
+
+@pytest.mark.parametrize(
+    ("exported", "parent", "expected"),
+    [
+        (None, "bash", None),
+        ("bf16", "python accelerate launch train.py", "bf16"),
+        ("no", "python bin/accelerate launch --num_processes 2 train.py", None),
+        ("no", "python bin/accelerate launch --mixed_precision no train.py", "no"),
+        ("no", "python bin/accelerate launch --mixed-precision=no train.py", "no"),
+        ("no", "python -m accelerate.commands.launch train.py", None),
+        ("no", "bash", "no"),
+    ],
+)
+def test_the_launchers_silence_is_told_from_its_no(exported: str | None, parent: str, expected: str | None) -> None:
+    environ = {} if exported is None else {"ACCELERATE_MIXED_PRECISION": exported}
+    assert read_launch(environ, parent.split()).precision == expected
+
+
+def test_the_number_of_processes_asked_for_is_read_from_options_or_the_config_file(tmp_path: Path) -> None:
+    here, home = tmp_path / "here.yaml", tmp_path / "accelerate/default_config.yaml"
+    here.write_text("distributed_type: MULTI_CPU\nnum_processes: 3\nuse_cpu: true\n")
+    nothing, default = {"HF_HOME": str(tmp_path / "none")}, {"HF_HOME": str(tmp_path)}
+    home.parent.mkdir()
+    home.write_text("num_processes: 4\n")
+    assert accelerate("", nothing).asked is None
+    assert accelerate("", default).asked == 4
+    assert accelerate(f"--config_file {here}", default).asked == 3
+    assert accelerate(f"--config-file={here} --num_processes 2", default).asked == 2
+    assert accelerate("--cpu --num-processes=5 --num_processes 6", default).asked == 6
+    here.write_text("num_processes: [")
+    assert accelerate(f"--config_file {here}", default).asked is None
+    assert read_launch(default, ["bash"]).asked is None
+
+
+def test_fewer_processes_than_asked_for_are_refused() -> None:
+    check_processes(Launch(), 1)
+    check_processes(Launch(world_size=2, asked=2), 2)
+    check_processes(Launch(world_size=2), 2)
+    with pytest.raises(UserError, match=r"^--num_processes 2: accelerate launch started only 1\. Add --config_file"):
+        check_processes(Launch(asked=2), 1)
+    with pytest.raises(
+        UserError, match=r"^the launcher started 1 process but Accelerate sees 2: .* and leave out --cpu$"
+    ):
+        check_processes(Launch(), 2)
+
+
+def test_precision_follows_the_request() -> None:
+    assert [choose_precision(asked, "cpu") for asked in ("no", "bf16")] == ["no", "bf16"]
+    assert [choose_precision(asked, "cuda") for asked in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+
+
+def test_precision_without_a_request_follows_the_device() -> None:
+    assert choose_precision(None, "cpu") == "no"
+    assert choose_precision(None, "mps") == "no"
+    assert choose_precision(None, "cuda", has_bf16=True) == "bf16"
+    assert choose_precision(None, "cuda", has_bf16=False) == "fp16"
+
+
+def test_a_precision_that_does_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="--mixed_precision fp16 does nothing on a CPU"):
+        choose_precision("fp16", "cpu")
+    with pytest.raises(UserError, match="--mixed_precision fp8: choose no, bf16 or fp16"):
+        choose_precision("fp8", "cuda")
+
+
+def test_cpu_processes_share_the_cores_unless_told_otherwise() -> None:
+    assert [choose_threads(None, "cpu", 8, local) for local in (1, 2, 3, 16)] == [8, 4, 2, 1]
+    assert choose_threads("1", "cpu", 8, 2) == 4, "launchers say 1 when they were told nothing"
+    assert choose_threads("3", "cpu", 8, 2) is None
+    assert choose_threads(None, "cuda", 8, 2) is None
+
+
+FORK = """
+import os
+from skindist.launcher import this_launch
+assert this_launch().rank == 0
+os.environ.update(RANK="3", TORCHELASTIC_RUN_ID="none")
+parent = os.getpid()
+child = os.fork()
+if child == 0:
+    print((this_launch().rank, this_launch().launcher_pid) == (3, parent), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_forked_process_reads_its_own_launch() -> None:
+    """A notebook forks its processes, with variables of their own."""
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
