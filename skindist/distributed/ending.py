@@ -7,6 +7,7 @@ import time
 import traceback
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from skindist.errors import OutOfMemory
@@ -14,13 +15,7 @@ from skindist.files import write_atomic
 from skindist.launcher import Launch, this_launch
 
 ANSWER = timedelta(seconds=10)  # for processes that are alive to say that they have failed, too
-ONCE_MORE = """
-import sys, psutil
-launcher = [process for process in psutil.process_iter() if process.pid == int(sys.argv[1])]
-print("watching", flush=True)
-if not psutil.wait_procs(launcher, timeout=10)[1]:
-    print(sys.argv[2], file=sys.stderr)
-"""  # for a process that outlives this one: the message again, once the launcher has ended
+LAST_WORDS = Path(__file__).with_name("last_words.py")
 
 
 def fail(message: str, status: int) -> int:
@@ -124,11 +119,11 @@ def _say(message: str) -> None:
         sys.stderr = None
         return
     if launch.by_accelerate and not launch.error_file:  # it goes on to print a traceback of its own
-        words = [sys.executable, "-P", "-c", ONCE_MORE, str(launch.launcher_pid), f"error: {message}"]
+        words = [sys.executable, str(LAST_WORDS), str(launch.launcher_pid), f"error: {message}"]
         with suppress(OSError):
             again = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
             if again.stdout:
-                again.stdout.readline()  # it watches the launcher: this process may end
+                again.stdout.readline()  # until it watches; the launcher may end as soon as this process has
 
 
 def _report(message: str, after: timedelta = timedelta()) -> None:
