@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
@@ -23,6 +22,7 @@ from skindist.data.loading import Batch, TrainBatches
 from skindist.distributed.buffers import read_buffers, write_buffers
 from skindist.distributed.group import gather_rows
 from skindist.errors import TrainingError
+from skindist.evaluation.predictions import Predictions
 from skindist.optim import learning_rate
 from skindist.randomness import Stream, derived_seed
 from skindist.training.memory import advised
@@ -30,15 +30,6 @@ from skindist.training.state import TrainState
 
 Log = Callable[[dict[str, float]], None]
 log = logging.getLogger("skindist")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Every image of a split once, in the order of its sample ids: ids, probability of malignant, label, each (N,)."""
-
-    ids: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    labels: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ from skindist.data.split import count_rows
 from skindist.early_stopping import EarlyStopping
 from skindist.evaluation.intervals import estimates
 from skindist.evaluation.metrics import THRESHOLD
+from skindist.evaluation.predictions import Predictions
 from skindist.files import write_atomic, write_csv, write_json
 from skindist.model import preprocessing
 from skindist.randomness import Stream, derived_seed
-from skindist.training.engine import Learner, Predictions
+from skindist.training.engine import Learner
 from skindist.training.state import TrainState
 
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")

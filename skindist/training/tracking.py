@@ -23,8 +23,8 @@ from skindist.config import Config
 from skindist.data.scan import CLASSES
 from skindist.errors import Stopped
 from skindist.evaluation.metrics import THRESHOLD
+from skindist.evaluation.predictions import Predictions
 from skindist.files import finite, write_atomic
-from skindist.training.engine import Predictions
 from skindist.training.state import TrainState
 from skindist.training.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode
 
