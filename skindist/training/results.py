@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
 from skindist.data.split import count_rows
 from skindist.early_stopping import EarlyStopping
-from skindist.evaluation.intervals import estimates
-from skindist.evaluation.metrics import THRESHOLD
+from skindist.evaluation.figures import figures
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS
 from skindist.evaluation.predictions import Predictions
 from skindist.files import write_atomic, write_csv, write_json
 from skindist.model import preprocessing
@@ -44,11 +43,9 @@ def write_results(
     results: dict[str, Any] = {}
     for split, found in predictions.items():
         write_predictions(run / f"predictions-{split}.csv", found, data)
-        figures = estimates(found.probabilities, found.labels, seed)
-        results[split] = {name: asdict(estimate) for name, estimate in figures.items()}
-        results[split]["confusion_matrix"] = confusion_matrix(found)
+        results[split] = figures(found, DEFAULT_THRESHOLD, seed)
     results |= {
-        "operating_point": {"threshold": THRESHOLD, "chosen": "fixed"},
+        "operating_point": {"threshold": DEFAULT_THRESHOLD, "chosen": "fixed"},
         "early_stopping": {
             "monitor": config.early_stopping.monitor,
             **stopping.state_dict(),
@@ -82,15 +79,6 @@ def write_predictions(file: Path, found: Predictions, data: Prepared) -> None:
     write_csv(file, ("path", "label", "probability", *columns), lines)
 
 
-def confusion_matrix(found: Predictions) -> dict[str, dict[str, int]]:
-    """Counts by true class, then by predicted class."""
-    guesses = found.probabilities >= THRESHOLD
-    return {
-        true: {guess: int(((found.labels == t) & (guesses == g)).sum()) for g, guess in enumerate(CLASSES)}
-        for t, true in enumerate(CLASSES)
-    }
-
-
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the run ran on, without names of machines or people."""
     return {
@@ -122,11 +110,12 @@ def save_model(folder: Path, module: nn.Module, config: Config, results: dict[st
 
 def model_card(config: Config, results: dict[str, Any]) -> str:
     """A short model card: what it is, what it was measured to be worth, what it is not for."""
-    test = results["test"]
+    test, threshold = results["test"], results["operating_point"]["threshold"]
     lines = "\n".join(
-        f"| {name.replace('_', ' ')} | {test[name]['value']:.3f} | {test[name]['low']:.3f} to {test[name]['high']:.3f} "
+        f"| {metric.title} | {test[name]['value']:.3f} | {test[name]['low']:.3f} to {test[name]['high']:.3f} "
         f"| {test[name]['n']} |"
-        for name in ("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity")
+        for name, metric in METRICS.items()
+        if name != "loss"
     )
     return f"""---
 library_name: timm
@@ -142,7 +131,7 @@ on {results["images"]["train"]["benign"]} benign and {results["images"]["train"]
 | --- | --- | --- | --- |
 {lines}
 
-Malignant means a probability of {THRESHOLD} or more. The figures hold for images like those of the test set; another
+Malignant means a probability of {threshold} or more. The figures hold for images like those of the test set; another
 camera, clinic or population may give others.
 
 ```python

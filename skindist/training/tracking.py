@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from skindist.config import Config
 from skindist.data.scan import CLASSES
 from skindist.errors import Stopped
-from skindist.evaluation.metrics import THRESHOLD
+from skindist.evaluation.metrics import HEADLINES, METRICS, called_malignant
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite, write_atomic
 from skindist.training.state import TrainState
@@ -125,10 +125,8 @@ class Tracker:
         speed = state.images_seen / state.train_seconds
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log({**values, "train/images_per_second": speed, "epoch": state.epoch, "global_step": state.global_step})
-        log.info(
-            f"epoch {state.epoch}: val loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}, "
-            f"AUROC {metrics['auroc']:.3f}, {speed:.1f} images/s{' (best so far)' if is_best else ''}"
-        )
+        said = ", ".join(f"{metric.title} {metric.text(metrics[metric.name])}" for metric in HEADLINES)
+        log.info(f"epoch {state.epoch}: val {said}, {speed:.1f} images/s{' (best so far)' if is_best else ''}")
 
     def finish(self, results: dict[str, Any], test: Predictions, images: Any = None) -> None:
         """Send the final figures to W&B with the plots that it draws, close it, and say where the curves are.
@@ -144,7 +142,8 @@ class Tracker:
 
         labels: Any = test.labels.tolist()
         probabilities: Any = np.stack([1 - test.probabilities, test.probabilities], axis=1)
-        names, guesses = list(CLASSES), (test.probabilities >= THRESHOLD).astype(int).tolist()
+        threshold = results["operating_point"]["threshold"]
+        names, guesses = list(CLASSES), called_malignant(test.probabilities, threshold).astype(int).tolist()
         malignant: dict[str, Any] = {"labels": names, "classes_to_plot": [1]}
         sent: dict[str, Any] = {
             "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=labels, preds=guesses, class_names=names),
@@ -163,8 +162,8 @@ class Tracker:
                 for i, image in zip(worst, pixels.permute(0, 2, 3, 1).numpy(), strict=True)
             ]
         self.wandb.log(sent)
-        figures = {name: figure for name, figure in results["test"].items() if "value" in figure}
-        for name, figure in figures.items():
+        for name in METRICS:
+            figure = results["test"][name]
             self.wandb.summary.update({f"test/{name}{part}": figure[key] for part, key in SUMMARY_PARTS.items()})
         self.wandb.summary.update({"best_epoch": results["early_stopping"]["best_epoch"]})
 

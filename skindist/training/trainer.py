@@ -23,7 +23,7 @@ from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
 from skindist.distributed.group import decide
 from skindist.early_stopping import EarlyStopping
-from skindist.evaluation.metrics import compute
+from skindist.evaluation.modules import compute
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
