@@ -25,11 +25,11 @@ from .errors import OutOfMemory as OutOfMemory
 from .errors import Stopped as Stopped
 from .errors import TrainingError as TrainingError
 from .errors import UserError as UserError
-from .evaluation.metrics import compute as compute
+from .evaluation.modules import compute as compute
+from .evaluation.predictions import Predictions as Predictions
 from .model import build_model as build_model
 from .run.folder import Run as Run
 from .training.engine import Learner as Learner
-from .training.engine import Predictions as Predictions
 from .training.engine import evaluate as evaluate
 from .training.engine import train_one_epoch as train_one_epoch
 from .training.state import TrainState as TrainState

@@ -4,12 +4,13 @@ Images are taken as independent. Where several come from one patient or lesion, 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from skindist.evaluation.metrics import METRICS, Labels, Probabilities, check, hits, losses
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, Counts, Labels, Probabilities, Values, check, count
 
 CONFIDENCE = 0.95
 
@@ -42,19 +43,22 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[floa
     return float(interval.low), float(interval.high)
 
 
-def estimates(probabilities: ArrayLike, labels: ArrayLike, seed: int, resamples: int = 2000) -> dict[str, Estimate]:
+def estimates(
+    probabilities: ArrayLike, labels: ArrayLike, seed: int, resamples: int = 2000, threshold: float = DEFAULT_THRESHOLD
+) -> dict[str, Estimate]:
     """Every metric of METRICS by name, with its 95 % interval.
 
-    Accuracy, sensitivity and specificity are shares and get Wilson's interval. Loss, balanced accuracy and AUROC get
-    the percentile bootstrap (Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), resampled
-    within each class so that no resample loses one. A bootstrap shows only what the sample holds: where the classes
-    separate perfectly, the AUROC gets the interval [1, 1], however few the images.
+    Shares get Wilson's interval. The others get the percentile bootstrap (Efron & Tibshirani, "An Introduction to the
+    Bootstrap", 1993, chapter 13), resampled within each class so that no resample loses one. A bootstrap shows only
+    what the sample holds: where the classes separate perfectly, the AUROC gets the interval [1, 1], however few the
+    images.
 
     Args:
         probabilities: probability of malignant for each image, shape (images,).
         labels: 0 (benign) or 1 (malignant) for each image, shape (images,).
         seed: of the resampling; the same seed gives the same intervals.
         resamples: how many resamples the bootstrap draws.
+        threshold: the probability from which on an image is called malignant.
 
     Raises:
         ValueError: as `metrics.check` does, or for fewer than one resample.
@@ -62,45 +66,36 @@ def estimates(probabilities: ArrayLike, labels: ArrayLike, seed: int, resamples:
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
     p, y = check(probabilities, labels)
-    right = hits(p, y)
-    shares = {"accuracy": right, "sensitivity": right[y == 1], "specificity": right[y == 0]}
-    intervals = {name: wilson(int(share.sum()), share.size) for name, share in shares.items()}
-    intervals |= _bootstrap(p, y, np.random.default_rng(seed), resamples)
-    return {
-        name: Estimate(metric(p, y), *intervals[name], n=shares.get(name, y).size) for name, metric in METRICS.items()
-    }
+    ends, found = _bootstrap(p, y, threshold, np.random.default_rng(seed), resamples), {}
+    for name, metric in METRICS.items():
+        n = y.size
+        if metric.per_image and not metric.of_counts:
+            outcomes = metric.per_image(p, y, **metric.at(threshold))
+            ends[name], n = wilson(int(outcomes.sum()), outcomes.size), outcomes.size
+        found[name] = Estimate(metric(p, y, threshold), *ends[name], n)
+    return found
 
 
-def _bootstrap(p: Probabilities, y: Labels, rng: np.random.Generator, resamples: int) -> dict[str, tuple[float, float]]:
+def _bootstrap(
+    p: Probabilities, y: Labels, threshold: float, rng: np.random.Generator, resamples: int
+) -> dict[str, tuple[float, float]]:
     """Percentile intervals (low, high) of the metrics that are no shares."""
-    scores, position = np.unique(p, return_inverse=True)
-    benign, malignant = (np.bincount(position[y == label], minlength=scores.size) for label in (0, 1))
+    statistics = {m.name: partial(m.of_counts, **m.at(threshold)) for m in METRICS.values() if m.of_counts}
+    scores, *classes = count(p, y)
     rows = max(1, _CELLS // max(1, scores.size))
-    chunks = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    values = np.concatenate([_statistics(scores, _draw(benign, n, rng), _draw(malignant, n, rng)) for n in chunks])
+    values = []
+    for start in range(0, resamples, rows):
+        drawn = [_draw(counts, min(rows, resamples - start), rng) for counts in classes]
+        with np.errstate(invalid="ignore"):  # an absent class gives 0 / 0: the NaN that is wanted
+            values.append([statistic(scores, *drawn) for statistic in statistics.values()])
     tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(values, [tail, 1 - tail], axis=0).tolist()
-    return dict(zip(("loss", "balanced_accuracy", "auroc"), zip(low, high, strict=True), strict=True))
+    low, high = np.quantile(np.concatenate(values, axis=1), [tail, 1 - tail], axis=1).tolist()
+    return dict(zip(statistics, zip(low, high, strict=True), strict=True))
 
 
-def _draw(counts: NDArray[np.int64], rows: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw(counts: Counts, rows: int, rng: np.random.Generator) -> Values:
     """Resample one class: how often each score occurs in each resample, shape (rows, scores)."""
     n = int(counts.sum())
     if n == 0:
         return np.zeros((rows, counts.size))
     return rng.multinomial(n, counts / n, size=rows).astype(np.float64)
-
-
-def _statistics(
-    scores: Probabilities, benign: NDArray[np.float64], malignant: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Loss, balanced accuracy and AUROC of each resample, shape (rows, 3), from sorted scores and their counts."""
-    zeros, ones = np.zeros(scores.size, np.int64), np.ones(scores.size, np.int64)
-    negatives, positives = benign.sum(axis=1), malignant.sum(axis=1)
-    beaten = benign.cumsum(axis=1) - benign / 2  # benign images below each score, ties counting half
-    with np.errstate(invalid="ignore"):  # an absent class gives 0 / 0: the NaN that is wanted
-        loss = (benign @ losses(scores, zeros) + malignant @ losses(scores, ones)) / (negatives + positives)
-        specificity = benign @ hits(scores, zeros).astype(np.float64) / negatives
-        sensitivity = malignant @ hits(scores, ones).astype(np.float64) / positives
-        auroc = (malignant * beaten).sum(axis=1) / (negatives * positives)
-    return np.stack([loss, (sensitivity + specificity) / 2, auroc], axis=1)

@@ -1,23 +1,59 @@
-"""Metrics of a classifier that tells benign (0) from malignant (1), as plain functions and as `evaluate` modules.
+"""The metrics of a classifier that tells benign (0) from malignant (1): each is one row of METRICS, made of functions.
 
-Nothing is downloaded, and with `keep_in_memory=True` nothing is written, so any number of processes can compute at
-once. A metric that a set cannot define (the sensitivity of a set without malignant images) is NaN.
+Whatever prints, plots, stores or bounds metrics reads that table. A metric that a set cannot define (the sensitivity of
+a set without malignant images) is NaN.
 """
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-import datasets
-import evaluate
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 Probabilities = NDArray[np.float64]
 Labels = NDArray[np.int64]
+Outcomes = NDArray[np.bool_]
+Values = NDArray[np.float64]
+Counts = NDArray[np.int64] | NDArray[np.float64]
 
-THRESHOLD = 0.5
-"""An image is called malignant when its probability reaches this."""
+DEFAULT_THRESHOLD = 0.5
+"""The operating threshold where none is chosen."""
+FORMATS = {"share": ".1%", "nats": ".4f", "area": ".3f"}  # of a value, by its unit
+
+
+@dataclass(frozen=True)
+class Metric:
+    """All there is to know of a metric. Its functions take the threshold too, by name, if it is `thresholded`."""
+
+    name: str
+    title: str
+    direction: Literal["min", "max"]
+    unit: Literal["share", "nats", "area"]
+    per_image: Callable[..., Outcomes | Values] | None = None
+    """Of probabilities and labels: what the metric is the mean of, over the images that it rests on."""
+    of_counts: Callable[..., Values] | None = None
+    """Of samples as `count` gives them, many at once, counts of shape (samples, scores): the metric of each, for a
+    bootstrap interval. Without it, the metric is a share of images and has Wilson's interval."""
+    thresholded: bool = False
+    headline: bool = False
+    """Whether it is shown after each epoch and drawn as a curve."""
+
+    def __call__(self, probabilities: Probabilities, labels: Labels, threshold: float = DEFAULT_THRESHOLD) -> float:
+        if self.per_image:
+            values = self.per_image(probabilities, labels, **self.at(threshold))
+            return float(values.mean()) if values.size else float("nan")
+        assert self.of_counts
+        with np.errstate(invalid="ignore"):  # an absent class gives 0 / 0: the NaN that is wanted
+            return float(self.of_counts(*count(probabilities, labels), **self.at(threshold)))
+
+    def at(self, threshold: float) -> dict[str, float]:
+        """The threshold as the keyword argument that the functions take, or nothing."""
+        return {"threshold": threshold} if self.thresholded else {}
+
+    def text(self, value: float) -> str:
+        """A value as it is printed."""
+        return f"{value:{FORMATS[self.unit]}}"
 
 
 def check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Probabilities, Labels]:
@@ -35,7 +71,7 @@ def check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Probabilities, L
     return p, y.astype(np.int64)
 
 
-def losses(probabilities: Probabilities, labels: Labels) -> NDArray[np.float64]:
+def losses(probabilities: Probabilities, labels: Labels) -> Values:
     """Cross-entropy of each image in nats, shape (images,).
 
     The probability of the true class is clipped to [eps, 1 - eps] with the eps of float64, as
@@ -46,99 +82,68 @@ def losses(probabilities: Probabilities, labels: Labels) -> NDArray[np.float64]:
     return np.asarray(-np.log(np.clip(true_class, eps, 1 - eps)))
 
 
-def hits(probabilities: Probabilities, labels: Labels) -> NDArray[np.bool_]:
-    """Whether each image is classified rightly at THRESHOLD, shape (images,)."""
-    right: NDArray[np.bool_] = (probabilities >= THRESHOLD) == (labels == 1)
+def called_malignant(probabilities: Probabilities, threshold: float) -> Outcomes:
+    """Whether each image is called malignant: its probability reaches the threshold."""
+    called: Outcomes = probabilities >= threshold
+    return called
+
+
+def hits(probabilities: Probabilities, labels: Labels, threshold: float) -> Outcomes:
+    """Whether each image is classified rightly."""
+    right: Outcomes = called_malignant(probabilities, threshold) == (labels == 1)
     return right
 
 
-def loss(probabilities: Probabilities, labels: Labels) -> float:
-    """Mean cross-entropy in nats, clipped as in `losses`."""
-    return _mean(losses(probabilities, labels))
+def malignant_hits(probabilities: Probabilities, labels: Labels, threshold: float) -> Outcomes:
+    """Whether each malignant image is called malignant."""
+    return called_malignant(probabilities[labels == 1], threshold)
 
 
-def accuracy(probabilities: Probabilities, labels: Labels) -> float:
-    """Share of the images that are classified rightly."""
-    return _mean(hits(probabilities, labels))
+def benign_hits(probabilities: Probabilities, labels: Labels, threshold: float) -> Outcomes:
+    """Whether each benign image is called benign."""
+    return ~called_malignant(probabilities[labels == 0], threshold)
 
 
-def balanced_accuracy(probabilities: Probabilities, labels: Labels) -> float:
+def count(probabilities: Probabilities, labels: Labels) -> tuple[Probabilities, Counts, Counts]:
+    """The distinct probabilities, rising, and how many benign and malignant images have each, shape (scores,)."""
+    scores, position = np.unique(probabilities, return_inverse=True)
+    benign, malignant = (np.bincount(position[labels == label], minlength=scores.size) for label in (0, 1))
+    return scores, benign, malignant
+
+
+def loss(scores: Probabilities, benign: Counts, malignant: Counts) -> Values:
+    """Mean of `losses`."""
+    total = benign @ losses(scores, np.zeros(scores.size, np.int64)) + malignant @ losses(
+        scores, np.ones(scores.size, np.int64)
+    )
+    return np.asarray(total / (benign.sum(axis=-1) + malignant.sum(axis=-1)))
+
+
+def balanced_accuracy(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> Values:
     """Mean of sensitivity and specificity; NaN unless both classes are present."""
-    return (sensitivity(probabilities, labels) + specificity(probabilities, labels)) / 2
+    called = called_malignant(scores, threshold).astype(np.float64)
+    sensitivity, specificity = malignant @ called / malignant.sum(axis=-1), benign @ (1 - called) / benign.sum(axis=-1)
+    return np.asarray((sensitivity + specificity) / 2)
 
 
-def auroc(probabilities: Probabilities, labels: Labels) -> float:
+def auroc(scores: Probabilities, benign: Counts, malignant: Counts) -> Values:
     """Chance that a malignant image gets a higher probability than a benign one, ties counting half.
 
     This is the area under the ROC curve (Hanley & McNeil, "The meaning and use of the area under a receiver operating
     characteristic (ROC) curve", Radiology 143, 1982). NaN unless both classes are present.
     """
-    malignant = labels == 1
-    positives, negatives = int(malignant.sum()), int((~malignant).sum())
-    if not positives or not negatives:
-        return float("nan")
-    wins = rankdata(probabilities)[malignant].sum() - positives * (positives + 1) / 2
-    return float(wins / (positives * negatives))
+    beaten = benign.cumsum(axis=-1) - benign / 2  # benign images below each score, ties counting half
+    return np.asarray((malignant * beaten).sum(axis=-1) / (benign.sum(axis=-1) * malignant.sum(axis=-1)))
 
 
-def sensitivity(probabilities: Probabilities, labels: Labels) -> float:
-    """Share of the malignant images that are called malignant; NaN without malignant images."""
-    return _mean(hits(probabilities, labels)[labels == 1])
-
-
-def specificity(probabilities: Probabilities, labels: Labels) -> float:
-    """Share of the benign images that are called benign; NaN without benign images."""
-    return _mean(hits(probabilities, labels)[labels == 0])
-
-
-METRICS: dict[str, Callable[[Probabilities, Labels], float]] = {
-    "loss": loss,
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "auroc": auroc,
-    "sensitivity": sensitivity,
-    "specificity": specificity,
-}
-
-
-class BinaryMetric(evaluate.Metric):  # type: ignore[misc]
-    """One of METRICS as an `evaluate` module: `BinaryMetric("auroc", keep_in_memory=True)`.
-
-    Predictions are probabilities of malignant, references are labels; the result is `{"auroc": value}`.
-    Raises KeyError for a name that METRICS lacks and, when computing, ValueError as `check` does.
-    """
-
-    def _info(self) -> evaluate.EvaluationModuleInfo:
-        features = {"predictions": datasets.Value("float64"), "references": datasets.Value("int64")}
-        return evaluate.EvaluationModuleInfo(
-            description=METRICS[self.config_name].__doc__,
-            citation="",
-            inputs_description="predictions: probabilities of malignant; references: 0 (benign) or 1 (malignant).",
-            features=datasets.Features(features),
-        )
-
-    def _build_data_dir(self) -> str:
-        # evaluate makes its cache folder even for a metric that is kept in memory
-        return "" if self.keep_in_memory else str(super()._build_data_dir())
-
-    def _compute(self, *, predictions: ArrayLike, references: ArrayLike, **_: Any) -> dict[str, float]:
-        return {self.config_name: METRICS[self.config_name](*check(predictions, references))}
-
-
-def compute(probabilities: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Every metric of METRICS by name, through `evaluate`.
-
-    Args:
-        probabilities: probability of malignant for each image, shape (images,).
-        labels: 0 (benign) or 1 (malignant) for each image, shape (images,).
-
-    Raises:
-        ValueError: as `check` does.
-    """
-    p, y = check(probabilities, labels)  # first, for evaluate would cut a label of 0.5 to 0
-    metrics = evaluate.combine({name: BinaryMetric(name, keep_in_memory=True) for name in METRICS})
-    return dict(metrics.compute(predictions=p, references=y))
-
-
-def _mean(values: NDArray[Any]) -> float:
-    return float(values.mean()) if values.size else float("nan")
+_TABLE = (
+    Metric("loss", "loss", "min", "nats", per_image=losses, of_counts=loss, headline=True),
+    Metric("accuracy", "accuracy", "max", "share", per_image=hits, thresholded=True, headline=True),
+    Metric("balanced_accuracy", "balanced accuracy", "max", "share", of_counts=balanced_accuracy, thresholded=True),
+    Metric("auroc", "AUROC", "max", "area", of_counts=auroc, headline=True),
+    Metric("sensitivity", "sensitivity", "max", "share", per_image=malignant_hits, thresholded=True),
+    Metric("specificity", "specificity", "max", "share", per_image=benign_hits, thresholded=True),
+)
+METRICS = {metric.name: metric for metric in _TABLE}
+"""Every metric by name, in the order of all records."""
+HEADLINES = [metric for metric in _TABLE if metric.headline]

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from skindist.data.inspection import FORMATS, Facts
 from skindist.data.scan import CLASSES, ImageFile
 from skindist.evaluation.intervals import Estimate, estimates
-from skindist.evaluation.metrics import auroc
+from skindist.evaluation.metrics import METRICS
 
 FOLDS = 5
 FEWEST = 10  # groups of a class; with fewer, the answer would be noise
@@ -65,8 +65,9 @@ def shortcut_baseline(images: Sequence[ImageFile], groups: Sequence[str], seed: 
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels, members))
     with threadpool_limits(1):  # models this small are done before many threads have met
         everything = _out_of_fold(np.hstack(list(families.values())), labels, folds, seed)
-        alone = {name: auroc(_out_of_fold(values, labels, folds, seed), labels) for name, values in families.items()}
-    return Shortcut(estimates(everything, labels, seed)["auroc"], alone)
+        alone = {name: _out_of_fold(values, labels, folds, seed) for name, values in families.items()}
+    scores = {name: METRICS["auroc"](probabilities, labels) for name, probabilities in alone.items()}
+    return Shortcut(estimates(everything, labels, seed)["auroc"], scores)
 
 
 def _traits(facts: Facts) -> dict[str, list[float]]:

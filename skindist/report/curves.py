@@ -1,13 +1,15 @@
 """Draw a run's curves from its metrics.jsonl: `skindist curves RUN` writes RUN/curves.png."""
 
 from pathlib import Path
+from typing import Any
 
 from skindist.errors import UserError
+from skindist.evaluation.metrics import HEADLINES
 from skindist.run.folder import Run
 
 
 def draw_curves(run: Path) -> Path:
-    """Plot loss, accuracy and AUROC over epochs; return the path of the PNG.
+    """Plot the headline metrics over epochs, a panel each; return the path of the PNG.
 
     The dotted line marks the epoch with the lowest validation loss.
 
@@ -20,20 +22,19 @@ def draw_curves(run: Path) -> Path:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    panels = {
-        "loss": ("train/loss", "val/loss"),
-        "accuracy": ("train/accuracy", "val/accuracy"),
-        "AUROC": ("val/auroc",),
+    figure = Figure(figsize=(10 / 3 * len(HEADLINES), 3.2), layout="constrained")
+    styles: dict[str, dict[str, Any]] = {
+        "train": {"color": "C0", "linewidth": 1},
+        "val": {"color": "C1", "marker": "o"},
     }
-    for axes, (title, keys) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for key in keys:
+    for axes, metric in zip(figure.subplots(1, len(HEADLINES)), HEADLINES, strict=True):
+        for split, style in styles.items():
+            key = f"{split}/{metric.name}"
             points = [(event["epoch"], event[key]) for event in events if event.get(key) is not None]
-            style = {"color": "C1", "marker": "o"} if key.startswith("val/") else {"color": "C0", "linewidth": 1}
             axes.plot(*zip(*points, strict=True), label=key, **style)
         best = min((event for event in events if "val/loss" in event), key=lambda event: event["val/loss"])
         axes.axvline(best["epoch"], color="grey", linestyle=":", linewidth=1)
-        axes.set(title=title, xlabel="epoch")
+        axes.set(title=metric.title, xlabel="epoch")
         axes.legend(frameon=False)
     figure.savefig(run / "curves.png", dpi=120)
     return run / "curves.png"

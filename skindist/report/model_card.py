@@ -3,16 +3,17 @@
 from typing import Any
 
 from skindist.config import Config
-from skindist.evaluation.metrics import THRESHOLD
+from skindist.evaluation.metrics import METRICS
 
 
 def model_card(config: Config, results: dict[str, Any]) -> str:
     """A short model card: what it is, what it was measured to be worth, what it is not for."""
-    test = results["test"]
+    test, threshold = results["test"], results["operating_point"]["threshold"]
     lines = "\n".join(
-        f"| {name.replace('_', ' ')} | {test[name]['value']:.3f} | {test[name]['low']:.3f} to {test[name]['high']:.3f} "
+        f"| {metric.title} | {test[name]['value']:.3f} | {test[name]['low']:.3f} to {test[name]['high']:.3f} "
         f"| {test[name]['n']} |"
-        for name in ("accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity")
+        for name, metric in METRICS.items()
+        if name != "loss"
     )
     return f"""---
 library_name: timm
@@ -28,7 +29,7 @@ on {results["images"]["train"]["benign"]} benign and {results["images"]["train"]
 | --- | --- | --- | --- |
 {lines}
 
-Malignant means a probability of {THRESHOLD} or more. The figures hold for images like those of the test set; another
+Malignant means a probability of {threshold} or more. The figures hold for images like those of the test set; another
 camera, clinic or population may give others.
 
 ```python

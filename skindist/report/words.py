@@ -3,26 +3,29 @@
 from collections.abc import Mapping
 from typing import Any
 
+from skindist.evaluation.metrics import HEADLINES, METRICS
 from skindist.wording import plural
 
 
 def describe_epoch(epoch: int, metrics: Mapping[str, float], images_per_second: float | None, is_best: bool) -> str:
     """The validation metrics of a finished epoch."""
-    speed = f", {images_per_second:.1f} images/s" if images_per_second else ""
-    return (
-        f"epoch {epoch}: val loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.1%}, "
-        f"AUROC {metrics['auroc']:.3f}{speed}{' (best so far)' if is_best else ''}"
-    )
+    said = [f"{metric.title} {metric.text(metrics[metric.name])}" for metric in HEADLINES]
+    speed = [f"{images_per_second:.1f} images/s"] if images_per_second else []
+    return f"epoch {epoch}: val {', '.join(said + speed)}{' (best so far)' if is_best else ''}"
 
 
 def describe_results(results: Mapping[str, Any]) -> str:
     """How a run ended, and what its best epoch scores on the test set."""
     stop, test = results["early_stopping"], results["test"]
     reason = f"{'stopped early after ' if stop['stopped_early'] else ''}{plural(stop['epochs'], 'epoch')}"
-    accuracy, auroc = test["accuracy"], test["auroc"]
+    said = [describe_figure(name, test[name]) for name in ("accuracy", "auroc", "sensitivity", "specificity")]
     return (
         f"{reason}; best {stop['monitor']} {stop['best']:.4f} in epoch {stop['best_epoch']}\n"
-        f"test: accuracy {accuracy['value']:.1%} (95 % interval {accuracy['low']:.1%} to {accuracy['high']:.1%}), "
-        f"sensitivity {test['sensitivity']['value']:.1%}, specificity {test['specificity']['value']:.1%}, "
-        f"AUROC {auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f}), {accuracy['n']} images"
+        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}"
     )
+
+
+def describe_figure(name: str, figure: Mapping[str, float]) -> str:
+    """A metric with its interval: "AUROC 0.811 (0.766 to 0.853)"."""
+    value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
+    return f"{METRICS[name].title} {value} ({low} to {high})"

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
@@ -23,6 +22,7 @@ from skindist.data.loading import Batch, EvalLoader, TrainLoader
 from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
 from skindist.distributed.group import gather_rows
 from skindist.errors import TrainingError
+from skindist.evaluation.predictions import Predictions
 from skindist.optim import learning_rate
 from skindist.randomness import Stream, derived_seed
 from skindist.training.memory import advised
@@ -32,15 +32,6 @@ from skindist.wording import plural
 Log = Callable[[dict[str, float]], None]
 SETTLED = 3  # steps of a process until memory is allocated and kernels are chosen: they do not count for its speed
 log = logging.getLogger("skindist")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Every image of a split once, in the order of its sample ids: ids, probability of malignant, label, each (N,)."""
-
-    ids: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
-    labels: NDArray[np.int64]
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -14,11 +13,12 @@ from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
 from skindist.data.split import count_rows
 from skindist.early_stopping import EarlyStopping
-from skindist.evaluation.intervals import estimates
-from skindist.evaluation.metrics import THRESHOLD
+from skindist.evaluation.figures import figures
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD
+from skindist.evaluation.predictions import Predictions
 from skindist.randomness import Stream, derived_seed
 from skindist.run.folder import Run
-from skindist.training.engine import Learner, Predictions
+from skindist.training.engine import Learner
 from skindist.training.saved_model import save_model
 from skindist.training.state import TrainState
 
@@ -39,11 +39,9 @@ def write_results(
     results: dict[str, Any] = {}
     for split, found in predictions.items():
         run.write_predictions(split, *prediction_rows(found, data))
-        figures = estimates(found.probabilities, found.labels, seed)
-        results[split] = {name: asdict(estimate) for name, estimate in figures.items()}
-        results[split]["confusion_matrix"] = confusion_matrix(found)
+        results[split] = figures(found, DEFAULT_THRESHOLD, seed)
     results |= {
-        "operating_point": {"threshold": THRESHOLD, "chosen": "fixed"},
+        "operating_point": {"threshold": DEFAULT_THRESHOLD, "chosen": "fixed"},
         "early_stopping": {
             "monitor": config.early_stopping.monitor,
             **stopping.state_dict(),
@@ -75,15 +73,6 @@ def prediction_rows(found: Predictions, data: Prepared) -> tuple[tuple[str, ...]
         known = data.metadata.get(path, {})
         lines.append((path, CLASSES[label], repr(float(probability)), *(known.get(column, "") for column in columns)))
     return ("path", "label", "probability", *columns), lines
-
-
-def confusion_matrix(found: Predictions) -> dict[str, dict[str, int]]:
-    """Counts by true class, then by predicted class."""
-    guesses = found.probabilities >= THRESHOLD
-    return {
-        true: {guess: int(((found.labels == t) & (guesses == g)).sum()) for g, guess in enumerate(CLASSES)}
-        for t, true in enumerate(CLASSES)
-    }
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

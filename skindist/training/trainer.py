@@ -30,7 +30,7 @@ from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
 from skindist.distributed.group import decide, on_main
-from skindist.evaluation.metrics import compute
+from skindist.evaluation.modules import compute
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing

@@ -21,9 +21,9 @@ from accelerate import Accelerator
 from skindist.config import Config
 from skindist.data.scan import CLASSES
 from skindist.errors import Stopped
-from skindist.evaluation.metrics import THRESHOLD
+from skindist.evaluation.metrics import METRICS, called_malignant
+from skindist.evaluation.predictions import Predictions
 from skindist.run.folder import Run
-from skindist.training.engine import Predictions
 from skindist.training.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode
 
 log = logging.getLogger("skindist")
@@ -126,7 +126,8 @@ class WandbSink:
 
         labels: Any = test.labels.tolist()
         probabilities: Any = np.stack([1 - test.probabilities, test.probabilities], axis=1)
-        names, guesses = list(CLASSES), (test.probabilities >= THRESHOLD).astype(int).tolist()
+        threshold = results["operating_point"]["threshold"]
+        names, guesses = list(CLASSES), called_malignant(test.probabilities, threshold).astype(int).tolist()
         malignant: dict[str, Any] = {"labels": names, "classes_to_plot": [1]}
         sent: dict[str, Any] = {
             "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=labels, preds=guesses, class_names=names),
@@ -145,8 +146,8 @@ class WandbSink:
                 for i, image in zip(worst, pixels.permute(0, 2, 3, 1).numpy(), strict=True)
             ]
         self.wandb.log(sent)
-        figures = {name: figure for name, figure in results["test"].items() if "value" in figure}
-        for name, figure in figures.items():
+        for name in METRICS:
+            figure = results["test"][name]
             self.wandb.summary.update({f"test/{name}{part}": figure[key] for part, key in SUMMARY_PARTS.items()})
         self.wandb.summary.update({"best_epoch": results["early_stopping"]["best_epoch"]})
 

@@ -13,7 +13,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"errors", "files", "machine", "randomness", "config", "early_stopping", "launcher", "wording"},
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
-    {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
+    {f"evaluation.{name}" for name in ("predictions", "metrics", "modules", "intervals", "figures", "shortcut")},
     {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
     {"run.opening"},

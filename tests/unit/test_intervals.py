@@ -86,6 +86,16 @@ def test_estimates_name_the_images_they_rest_on() -> None:
     assert result["specificity"] == Estimate(2 / 3, *wilson(2, 3), n=3)
 
 
+def test_estimates_take_the_threshold() -> None:
+    probabilities, labels = [0.2, 0.8, 0.4, 0.9], [0, 0, 1, 1]
+    low, high = (estimates(probabilities, labels, seed=0, threshold=threshold) for threshold in (0.3, 0.5))
+    assert low["sensitivity"] == Estimate(1, *wilson(2, 2), n=2)
+    assert low["accuracy"] == Estimate(3 / 4, *wilson(3, 4), n=4)
+    assert low["balanced_accuracy"] == Estimate(3 / 4, 1 / 2, 1, n=4)  # both malignant images always count
+    assert high["balanced_accuracy"] == Estimate(1 / 2, 0, 1, n=4)
+    assert (low["loss"], low["auroc"]) == (high["loss"], high["auroc"])
+
+
 def test_bootstrap_of_few_images_gives_the_hand_computed_figures() -> None:
     # A class of 2 images is drawn as twice its worse one in 1/4 of the resamples, so both are in 1/16: more than 2.5 %.
     result = estimates([0.2, 0.8, 0.4, 0.9], [0, 0, 1, 1], seed=0)

@@ -6,14 +6,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import evaluate
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from skindist.evaluation.metrics import METRICS, BinaryMetric, compute
+from skindist.config import EarlyStoppingConfig
+from skindist.evaluation.metrics import HEADLINES, METRICS
+from skindist.evaluation.modules import BinaryMetric, compute
 
 HAND_COMPUTED = {
     "one tie between the classes": (
@@ -100,6 +102,38 @@ def test_compute_gives_the_hand_computed_figures(case: str) -> None:
     assert result == pytest.approx(expected, nan_ok=True)
 
 
+def test_the_threshold_moves_what_depends_on_it_and_nothing_else() -> None:
+    probabilities, labels = [0.1, 0.4, 0.4, 0.8], [0, 0, 1, 1]
+    expected = {"accuracy": 3 / 4, "balanced_accuracy": 3 / 4, "sensitivity": 1, "specificity": 1 / 2}
+    assert compute(probabilities, labels, threshold=0.4) == compute(probabilities, labels) | expected
+    assert {name for name, metric in METRICS.items() if metric.thresholded} == set(expected)
+
+
+def test_a_module_takes_a_threshold() -> None:
+    module = BinaryMetric("specificity", keep_in_memory=True)
+    assert module.compute(predictions=[0.1, 0.3, 0.6], references=[0, 0, 0], threshold=0.2) == {"specificity": 1 / 3}
+
+
+def test_early_stopping_may_monitor_every_metric_in_its_direction() -> None:
+    monitors = get_args(get_type_hints(EarlyStoppingConfig)["monitor"])
+    assert monitors == tuple(f"val/{name}" for name in METRICS)
+    assert [EarlyStoppingConfig(monitor=monitor).mode for monitor in monitors] == [
+        metric.direction for metric in METRICS.values()
+    ]
+
+
+def test_headlines_print_as_their_unit_asks() -> None:
+    said = {metric.title: metric.text(0.98765) for metric in HEADLINES}
+    assert said == {"loss": "0.9877", "accuracy": "98.8%", "AUROC": "0.988"}
+
+
+def test_the_table_imports_no_framework() -> None:
+    code = (
+        "import sys, skindist.evaluation.figures; print({'torch', 'datasets', 'evaluate', 'pandas'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
 @pytest.mark.parametrize("decimals", [1, 17])  # with many ties, and with none
 def test_compute_agrees_with_scikit_learn(decimals: int) -> None:
     rng = np.random.default_rng(0)
@@ -171,7 +205,7 @@ def test_compute_works_offline_and_leaves_the_random_state_alone(monkeypatch: py
 
 def test_compute_prints_nothing_and_leaves_no_file(tmp_path: Path) -> None:
     places = {name: str(tmp_path) for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "HF_HOME")}
-    script = "from skindist.evaluation.metrics import compute; compute([0.2, 0.8], [0, 1])"
+    script = "from skindist.evaluation.modules import compute; compute([0.2, 0.8], [0, 1])"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=tmp_path,

@@ -1,0 +1,25 @@
+"""The figures of a split, as results.json holds them."""
+
+from dataclasses import asdict
+from typing import Any
+
+from skindist.data.scan import CLASSES
+from skindist.evaluation.intervals import estimates
+from skindist.evaluation.metrics import called_malignant
+from skindist.evaluation.predictions import Predictions
+
+
+def figures(predictions: Predictions, threshold: float, seed: int) -> dict[str, Any]:
+    """Every metric by name with its interval, as `intervals.estimates` gives it, and the confusion matrix."""
+    found = estimates(predictions.probabilities, predictions.labels, seed, threshold=threshold)
+    metrics = {name: asdict(estimate) for name, estimate in found.items()}
+    return {**metrics, "confusion_matrix": confusion_matrix(predictions, threshold)}
+
+
+def confusion_matrix(predictions: Predictions, threshold: float) -> dict[str, dict[str, int]]:
+    """Counts by true class, then by predicted class."""
+    guesses = called_malignant(predictions.probabilities, threshold)
+    return {
+        true: {guess: int(((predictions.labels == t) & (guesses == g)).sum()) for g, guess in enumerate(CLASSES)}
+        for t, true in enumerate(CLASSES)
+    }
