@@ -6,12 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from skindist.data.demo import write_demo_data
 from skindist.launcher import this_launch
-from tests.faults.table import EXPECTED, write_table
+from tests.faults.table import EXPECTED, Measured, Seen, write_table
 
 TINY = [
     "--model.name=test_resnet",
@@ -73,21 +74,30 @@ def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--fault-table README.md` writes what the fault matrix has seen into that page."""
-    parser.addoption("--fault-table", type=Path, help="page whose table of faults is to be written anew")
+    """`--fault-table PAGE` writes what the fault matrix has measured into that page."""
+    parser.addoption(
+        "--fault-table", type=Path, help="page whose table of faults is to be written anew: skindist/training/README.md"
+    )
 
 
-Observe = Callable[[str, str], None]
-OBSERVED = pytest.StashKey[dict[str, list[str]]]()
+class Observe(Protocol):
+    """Note what was seen under a fault of the matrix, in words with a {name} for each figure that was measured; called
+    at the end of a test, when all of it holds."""
+
+    def __call__(self, fault: str, words: str, **figures: Measured) -> None: ...
+
+
+OBSERVED = pytest.StashKey[dict[str, list[Seen]]]()
 
 
 @pytest.fixture
 def observe(pytestconfig: pytest.Config) -> Observe:
-    """Note what was seen under a fault of the matrix; called at the end of a test, when all of it holds."""
+    """What notes it for the table."""
 
-    def note(fault: str, seen: str) -> None:
+    def note(fault: str, words: str, **figures: Measured) -> None:
         assert fault in EXPECTED, fault
-        pytestconfig.stash.setdefault(OBSERVED, {}).setdefault(fault, []).append(seen)
+        assert words.format(**figures) != words, "nothing was measured"
+        pytestconfig.stash.setdefault(OBSERVED, {}).setdefault(fault, []).append(Seen(words, figures))
 
     return note
 

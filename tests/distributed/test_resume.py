@@ -32,8 +32,9 @@ def test_deaths_in_mid_epoch_leave_no_trace(
         seen = [before + now for before, now in zip(seen, part, strict=True)]
     last = run_ranks(world_size, tmp_path / "last", jobs.fit_and_watch, demo, cut, *FLAGS, "--run.resume=must")
     assert [before + now for before, now in zip(seen, last, strict=True)] == expected
-    assert_same_bytes(cut, uncut)
-    observe("kill -9 twice in one epoch, then at its end", "the same bytes on 1, 2, 3 and 4 processes")
+    same = assert_same_bytes(cut, uncut)
+    words = "died after steps 1, 2 and 6 on {ranks} processes each: the same bytes in {same} files"
+    observe("all ranks die twice in one epoch, then at its end", words, ranks=str(world_size), same=same)
 
 
 def test_3_then_2_then_1_processes_see_every_image_once_an_epoch(
@@ -47,7 +48,8 @@ def test_3_then_2_then_1_processes_see_every_image_once_an_epoch(
     for epoch in range(3):
         ids = list(chain(*seen[STEPS * epoch : STEPS * (epoch + 1)]))
         assert len(set(ids)) == len(ids) == 36
-    observe("3, then 2, then 1 processes", "every image once in each of 3 epochs, in the same batches")
+    words = "{images} images once in each of {epochs} epochs, in the {batches} batches of one process"
+    observe("3, then 2, then 1 processes", words, images=len(ids), epochs=len(seen) // STEPS, batches=len(seen))
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -64,8 +66,10 @@ def test_a_signal_in_an_evaluation_is_obeyed_before_it_ends(
     state = json.loads((newest(tmp_path / "cut") / "state.json").read_text())["train"]
     assert (state["epoch"], state["epoch_step"], state["global_step"]) == (1, 3, 6)
     run_ranks(world_size, tmp_path / "c", jobs.fit, demo, tmp_path / "cut", *flags)
-    assert_same_bytes(tmp_path / "cut", tmp_path / "whole")
-    observe("SIGTERM during an evaluation", "exit 143 on 1 and 3 processes; the same bytes")
+    same = assert_same_bytes(tmp_path / "cut", tmp_path / "whole")
+    words = "exit {status} on {ranks} processes, step {step} saved: the same bytes in {same} files"
+    figures = {"status": statuses[0], "ranks": str(world_size), "step": state["global_step"], "same": same}
+    observe("SIGTERM during an evaluation", words, **figures)
 
 
 def test_one_process_saves_by_its_clock_and_stops_at_once(tmp_path: Path) -> None:

@@ -1,15 +1,28 @@
-"""What is expected of a run under each fault, and the table of README that the suite writes from what it has seen:
+"""What is expected of a run under each fault, and the table of these that the suite writes from what it has measured:
 
-pytest tests -m "slow or not slow" --fault-table README.md
+pytest -m "slow or not slow" --fault-table skindist/training/README.md
 """
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+Measured = float | str
+
+
+class Seen(NamedTuple):
+    """What one test saw under a fault: words with a {name} for each figure that it measured, and the figures."""
+
+    words: str
+    figures: Mapping[str, Measured]
+
 
 SAME = "resumed, it ends with the same bytes"
 EXPECTED = {
     "kill -9 of all ranks at a random call": SAME,
     "kill -9 at every point inside a save": f"the old or the new checkpoint is whole; {SAME}",
-    "kill -9 twice in one epoch, then at its end": SAME,
+    "all ranks die twice in one epoch, then at its end": SAME,
     "kill -9 at the last batch of an epoch": SAME,
     "kill -9 of one rank": f"all ranks end, one line names the rank; {SAME}",
     "kill -9 of the launcher": f"the orphans save and end; {SAME}",
@@ -38,16 +51,34 @@ BEGIN, END = "<!-- faults -->\n", "<!-- /faults -->"
 HEADER = "| fault | expected | observed |\n| --- | --- | --- |\n"
 
 
-def render(observed: dict[str, list[str]]) -> str:
-    """The table in Markdown; what was seen several times is said once."""
-    lines = [
-        f"| {fault} | {expected} | {'; '.join(dict.fromkeys(observed[fault]))} |\n"
-        for fault, expected in EXPECTED.items()
-    ]
+def summary(observations: Sequence[Seen]) -> str:
+    """What several tests saw; those that say it in the same words share a sentence, which joins their figures."""
+    alike: dict[str, list[Mapping[str, Measured]]] = defaultdict(list)
+    for seen in observations:
+        alike[seen.words].append(seen.figures)
+    return "; ".join(
+        words.format(**{name: joined([figures[name] for figures in tests]) for name in tests[0]})
+        for words, tests in alike.items()
+    )
+
+
+def joined(values: Sequence[Measured]) -> str:
+    """Numbers by the smallest and the largest, words one by one."""
+    numbers = [value for value in values if not isinstance(value, str)]
+    if numbers:
+        ends = (min(numbers), max(numbers))
+        return " to ".join(dict.fromkeys(f"{end:.1f}" if isinstance(end, float) else str(end) for end in ends))
+    *first, last = dict.fromkeys(map(str, values))
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def render(observed: dict[str, list[Seen]]) -> str:
+    """The table in Markdown."""
+    lines = [f"| {fault} | {expected} | {summary(observed[fault])} |\n" for fault, expected in EXPECTED.items()]
     return HEADER + "".join(lines)
 
 
-def write_table(page: Path, observed: dict[str, list[str]]) -> None:
+def write_table(page: Path, observed: dict[str, list[Seen]]) -> None:
     """Replace the table in a page.
 
     Raises:

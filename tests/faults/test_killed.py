@@ -22,7 +22,7 @@ from skindist.run.checkpoint import (
 from tests.conftest import TINY, Observe, Whole
 from tests.distributed import jobs
 from tests.distributed.ranks import end_ranks, run_ranks, said, start_ranks
-from tests.distributed.same_bytes import FLAGS, assert_same_bytes, newest
+from tests.distributed.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 from tests.faults import inject
 from tests.unit.test_checkpoint import example
 
@@ -76,11 +76,10 @@ def kill_at_random_calls(world_size: int, seed: int, demo: Path, folder: Path) -
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_killed_at_random_calls(demo: Path, tmp_path: Path, whole: Whole, observe: Observe, world_size: int) -> None:
+def test_killed_at_random_calls(demo: Path, tmp_path: Path, whole: Whole, world_size: int) -> None:
     kills = kill_at_random_calls(world_size, 0, demo, tmp_path)
     assert kills >= 3
     assert_same_bytes(tmp_path / "run", whole(world_size)[0])
-    observe("kill -9 of all ranks at a random call", "the same bytes on 1, 2, 3 and 4 processes")
 
 
 @pytest.mark.slow
@@ -94,8 +93,9 @@ def test_killed_at_a_hundred_random_calls(
     while kills < 25:
         seed += 1
         kills += kill_at_random_calls(world_size, seed, demo, tmp_path / str(seed))
-        assert_same_bytes(tmp_path / str(seed) / "run", whole(world_size)[0])
-    observe("kill -9 of all ranks at a random call", "more than 100 kills, 25 for each number of processes")
+        same = assert_same_bytes(tmp_path / str(seed) / "run", whole(world_size)[0])
+    words = "{kills} kills in {runs} runs on {ranks} processes each: the same bytes in {same} files"
+    observe("kill -9 of all ranks at a random call", words, kills=kills, runs=seed, ranks=str(world_size), same=same)
 
 
 def save_and_die(checkpoints: Path, step: int, touches: int) -> None:
@@ -142,26 +142,31 @@ def test_killed_at_every_point_inside_a_save(tmp_path: Path, observe: Observe, s
         names = sorted(path.name for path in checkpoints.iterdir())
         assert names == ["best", "last", "step-00000001", "step-00000002", "step-00000003"]
     assert points > 20
-    observe("kill -9 at every point inside a save", "the old or the new one at each of some 40 points")
+    words = "the old or the new one is whole after a kill at each of {points} points"
+    observe("kill -9 at every point inside a save", words, points=points)
 
 
 @pytest.mark.parametrize("world_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_inside_saves(demo: Path, tmp_path: Path, whole: Whole, observe: Observe, world_size: int) -> None:
     """At eight points of eight saves of one run."""
-    for step, touches in zip(range(1, 9), (1, 4, 8, 12, 16, 19, 22, 25), strict=True):
+    points = (1, 4, 8, 12, 16, 19, 22, 25)
+    for step, touches in enumerate(points, start=1):
         args = (step, touches, demo, tmp_path / "run")
         assert killed(world_size, 0, tmp_path / str(step), die_in_save, *args)
     run_ranks(world_size, tmp_path / "last", jobs.fit, demo, tmp_path / "run", *FLAGS)
-    assert_same_bytes(tmp_path / "run", whole(world_size)[0])
+    same = assert_same_bytes(tmp_path / "run", whole(world_size)[0])
     assert not list((tmp_path / "run/checkpoints").glob(".*")), "nothing half-written is left"
-    observe("kill -9 at every point inside a save", "at 8 points of 8 saves on 1 and 3 processes: the same bytes")
+    words = "{kills} saves of one run killed on {ranks} processes: the same bytes in {same} files"
+    observe("kill -9 at every point inside a save", words, kills=len(points), ranks=str(world_size), same=same)
 
 
 def test_killed_at_the_last_batch_of_an_epoch(demo: Path, tmp_path: Path, whole: Whole, observe: Observe) -> None:
     assert killed(3, 1, tmp_path / "a", die_before_step, 1, 5, demo, tmp_path / "run")
+    step = saved_step(tmp_path / "run")
     run_ranks(3, tmp_path / "b", jobs.fit, demo, tmp_path / "run", *FLAGS, "--run.resume=must")
-    assert_same_bytes(tmp_path / "run", whole(3)[0])
-    observe("kill -9 at the last batch of an epoch", "the same bytes on 3 processes")
+    same = assert_same_bytes(tmp_path / "run", whole(3)[0])
+    words = "killed in step 6, went on from step {step} on 3 processes: the same bytes in {same} files"
+    observe("kill -9 at the last batch of an epoch", words, step=step, same=same)
 
 
 @pytest.fixture(scope="module")
@@ -187,10 +192,12 @@ def test_a_damaged_file_of_the_newest_checkpoint(
         damaged.unlink()
     else:
         damaged.write_bytes(content if how == "flip" else content[: len(content) // 2])
+    step = saved_step(run)
     run_ranks(1, tmp_path / "rank", jobs.fit_aloud, demo, run, *FLAGS)
     assert f"checkpoint {damaged.parent} is damaged: trying the one before it" in said(tmp_path / "rank", 1)
-    assert_same_bytes(run, whole(1)[0])
-    observe("a file of the newest checkpoint is damaged", "each of 5 files flipped, cut or deleted: the same bytes")
+    same = assert_same_bytes(run, whole(1)[0])
+    words = "{how} of {file}: named, went on from step {step}, the same bytes in {same} files"
+    observe("a file of the newest checkpoint is damaged", words, how=how, file=file, step=step, same=same)
 
 
 class Evil:
@@ -208,14 +215,16 @@ def test_a_malicious_pickle_beside_the_checkpoint(
 ) -> None:
     run, mark = shutil.copytree(stopped, tmp_path / "run", symlinks=True), tmp_path / "mark"
     evil = pickle.dumps(Evil(mark))
-    for name in ("optimizer.pt", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl", "model.pt"):
+    names = ("optimizer.pt", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl", "model.pt")
+    for name in names:
         (newest(run) / name).write_bytes(evil)
     run_ranks(1, tmp_path / "rank", jobs.fit, demo, run, *FLAGS)
     assert not mark.exists()
     pickle.loads(evil)
     assert mark.read_text() == "executed", "it would have worked"
-    assert_same_bytes(run, whole(1)[0])
-    observe("a malicious pickle beside the checkpoint", "not executed; the same bytes")
+    same = assert_same_bytes(run, whole(1)[0])
+    words = "{count} files planted, none executed: the same bytes in {same} files"
+    observe("a malicious pickle beside the checkpoint", words, count=len(names), same=same)
 
 
 def test_an_image_removed_before_resuming_is_named(
@@ -227,10 +236,12 @@ def test_an_image_removed_before_resuming_is_named(
     config.write_text(config.read_text().replace(str(demo), str(data)))
     (data / "benign/0003.png").unlink()
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *FLAGS]) == 2
+    status = train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *FLAGS])
+    assert status == 2
     said = capfd.readouterr().err
     assert said.count("error: ") == 1
     assert "images changed or gone since the run began: 1 (such as benign/0003.png)" in said
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert is_intact(newest(run))
-    observe("an image was removed before resuming", "exit 2, one line with its name, nothing changed")
+    words = "exit {status}, one line with its name, {files} files of the run unchanged"
+    observe("an image was removed before resuming", words, status=status, files=len(before))

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,14 @@ from skindist.run.checkpoint import is_intact
 from tests.conftest import TINY, Observe, Whole
 from tests.distributed import jobs
 from tests.distributed.ranks import run_ranks
-from tests.distributed.same_bytes import FLAGS, assert_same_bytes
+from tests.distributed.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 from tests.integration.test_launch import LAUNCH
 
 INJECT = Path(__file__).with_name("inject.py")
 ONE_LINE_LONG = 300
+GOES_ON = (
+    "all ended {seconds} s after step {step} was saved; the run went on from there to the same bytes in {same} files"
+)
 
 
 @contextmanager
@@ -66,10 +70,12 @@ def ended(launcher: "subprocess.Popen[str]", run: Path) -> tuple[list[str], str]
     return [line for line in errors.splitlines() if line.startswith("error: ")], out + errors
 
 
-def goes_on(ranks: int, data: Path, run: Path, expected: Path, folder: Path) -> None:
-    """Resumed without the fault, the run ends with the expected bytes."""
+def goes_on(ranks: int, data: Path, run: Path, expected: Path, folder: Path) -> dict[str, float]:
+    """Resumed without the fault, the run ends with the expected bytes; the figures of `GOES_ON`. Call it at once when
+    all have `ended`."""
+    seconds, step = time.time() - (newest(run) / "manifest.json").stat().st_mtime, saved_step(run)
     run_ranks(ranks, folder / "goes on", jobs.fit, data, run, *FLAGS, "--run.resume=must")
-    assert_same_bytes(run, expected)
+    return {"step": step, "seconds": seconds, "same": assert_same_bytes(run, expected)}
 
 
 ALONE = {  # what happens to one rank: ranks, fault before which step, what is said, is it a slow test
@@ -104,10 +110,10 @@ def test_what_happens_to_one_rank_ends_all(
     last_words = "SIGKILL" if action[0] == "kill" else message
     assert last_words in "\n".join(said.splitlines()[-4:]), said
     assert all(is_intact(folder) for folder in (run / "checkpoints").glob("step-*"))
-    goes_on(ranks, demo, run, whole(ranks)[0], tmp_path)
-    words = errors[0].removeprefix("error: ").replace(f"{run}/", "RUN/")
-    words = re.split("; rank|: choose|: lower", words)[0]
-    observe(fault, f"“{words}”; all ranks ended; the same bytes")
+    figures = goes_on(ranks, demo, run, whole(ranks)[0], tmp_path)
+    line = errors[0].removeprefix("error: ").replace(f"{run}/", "RUN/")
+    line = re.split("; rank|: choose|: lower", line)[0]
+    observe(fault, f"“{{line}}”{', which was 0.5' * bool(patience)}; {GOES_ON}", line=line, **figures)
 
 
 @pytest.mark.slow
@@ -119,8 +125,8 @@ def test_orphans_of_a_killed_launcher_save_and_end(demo: Path, tmp_path: Path, w
     assert errors == ["error: stopped by the end of its launcher; the same command with the same --run.dir goes on"
                       " from here"], said  # fmt: skip
     assert not (run / "results.json").exists()
-    goes_on(2, demo, run, whole(2)[0], tmp_path)
-    observe("kill -9 of the launcher", "2 orphans stopped within two steps, saved; the same bytes")
+    figures = goes_on(2, demo, run, whole(2)[0], tmp_path)
+    observe("kill -9 of the launcher", f"killed in step 5 of 2 ranks; {GOES_ON}", **figures)
 
 
 @pytest.mark.slow
@@ -133,8 +139,8 @@ def test_sigterm_to_a_launcher_of_3_ranks_with_loader_workers(
     assert launcher.returncode != 0
     assert errors == ["error: stopped by SIGTERM; the same command with the same --run.dir goes on from here"], said
     assert not (run / "results.json").exists()
-    goes_on(3, demo, run, whole(3)[0], tmp_path)
-    observe("SIGTERM to all", "3 ranks with 6 loader workers saved the same step and ended; the same bytes")
+    figures = goes_on(3, demo, run, whole(3)[0], tmp_path)
+    observe("SIGTERM to all", f"signal in step 5 to 3 ranks with 6 loader workers; {GOES_ON}", **figures)
 
 
 @pytest.mark.slow
@@ -145,11 +151,13 @@ def test_a_bad_step_is_skipped_by_all_ranks(demo: Path, tmp_path: Path, observe:
     assert launcher.returncode == 0, said
     assert errors == []
     assert "step 5 is skipped: the training loss is nan (1 of at most 10)" in said
-    assert json.loads((run / "results.json").read_text())["skipped_steps"] == [5]
+    skipped = json.loads((run / "results.json").read_text())["skipped_steps"]
+    assert skipped == [5]
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [event.get("train/skipped_steps") for event in events if "train/loss" in event][-3:] == [1, 1, 1]
     assert all(event["train/loss"] is not None for event in events if "train/loss" in event)
-    observe("NaN, --train.non_finite skip", "one step of one rank's NaN left out on 2 ranks, listed in results.json")
+    words = "step {step} of {steps} left out on 2 ranks for one rank's NaN, listed in results.json"
+    observe("NaN, --train.non_finite skip", words, step=skipped[0], steps=saved_step(run))
 
 
 @pytest.mark.slow
@@ -162,5 +170,6 @@ def test_a_file_removed_during_training_is_not_missed(
     assert launcher.returncode == 0, said
     assert errors == []
     assert not (data / "benign/0003.png").exists()
-    assert_same_bytes(run, whole(2)[0])
-    observe("an image is removed during training", "the same bytes")
+    same = assert_same_bytes(run, whole(2)[0])
+    words = "removed in step 3 of {steps}: the same bytes in {same} files"
+    observe("an image is removed during training", words, steps=saved_step(run), same=same)

@@ -89,7 +89,7 @@ def test_accelerate_restarts_a_run(demo: Path, tmp_path: Path, whole: Path, obse
     run, said = restarted(launcher, 5, demo, tmp_path, folder, "--checkpoint.every_steps=1", "--run.resume=never")
     assert "resumed after epoch 1, 1 step into the next, step 4" in said
     assert steps(tmp_path / "before.jsonl") == [2, 3, 3]
-    assert_same_bytes(run, whole)
+    same = assert_same_bytes(run, whole)
     state = json.loads((newest(run) / "state.json").read_text())
     assert (state["train"]["global_step"], state["train"]["images_seen"]) == (6, 72)
     wandb_id = (run / ".id").read_text()
@@ -97,7 +97,13 @@ def test_accelerate_restarts_a_run(demo: Path, tmp_path: Path, whole: Path, obse
     assert len(attempts) == 2
     assert all(name.endswith(f"-{wandb_id}") for name in attempts)
     assert (run / ".lock").read_bytes() == b""
-    observe("kill -9 of one rank, --max_restarts 1", "the same bytes, the same W&B id, no line of the curve twice")
+    points = steps(run / "metrics.jsonl")
+    assert points == [2, 3, 3, 5, 6, 6]
+    words = (
+        "{attempts} attempts under one W&B id, {points} points of the curve, none twice, the same bytes in {same} files"
+    )
+    figures = {"attempts": len(attempts), "points": len(points), "same": same}
+    observe("kill -9 of one rank, --max_restarts 1", words, **figures)
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ STEPS = [2, 3, 5, 6]  # global steps that a run of two epochs logs
 PLOTS = {"test/confusion_matrix_table", "test/roc_table", "test/precision_recall_table"}
 START, END, LEAVE = 60, 75, 40  # seconds from the run's begin to an epoch, from the last to the results, to the exit
 UPLOAD = "; to upload what it lacks: "
+UPLOADED = "the printed command uploads {points} points of the curve and {plots} plots"
 
 
 @dataclass
@@ -45,6 +46,11 @@ class Done:
     def when(self, start: str) -> float:
         """When it said the first line that starts so."""
         return next(seconds for seconds, line in self.lines if line.startswith(start))
+
+    @property
+    def seconds(self) -> float:
+        """From its first line to its end."""
+        return self.ended - self.lines[0][0]
 
     @property
     def said(self) -> str:
@@ -160,8 +166,10 @@ def test_without_a_key_it_records_offline(demo: Path, tmp_path: Path, observe: O
     done = train(flags(demo, folder), {})
     assert (done.status, done.errors) == (0, "")
     assert "W&B: recorded offline" in done.said
-    assert_complete(upload(done.upload), events(folder))
-    observe("W&B: no key", "exit 0, nothing on stderr; the printed command uploads it all")
+    run = upload(done.upload)
+    assert_complete(run, events(folder))
+    words = f"exit {{status}}, nothing on stderr; {UPLOADED}"
+    observe("W&B: no key", words, status=done.status, points=len(curve(run)), plots=len(PLOTS))
 
 
 FAULTS: dict[tuple[Fault, str], str] = {
@@ -196,8 +204,11 @@ def test_a_server_that_fails(
     assert done.when("all figures:") - done.when("epoch 2:") < END, done.timeline
     assert done.ended - done.when("all figures:") < LEAVE, done.timeline
     assert done.said.count("W&B cannot be reached" if not moment else "W&B stopped") == 1
-    assert_complete(upload(done.upload), events(folder))
-    observe(FAULTS[fault, moment], "exit 0, same results, one line; the printed command uploads all that was missing")
+    run = upload(done.upload)
+    assert_complete(run, events(folder))
+    words = f"exit {{status}}, same results, one line, {{seconds}} s ({{healthy}} s with a healthy server); {UPLOADED}"
+    figures = {"seconds": done.seconds, "healthy": healthy[1].seconds, "points": len(curve(run)), "plots": len(PLOTS)}
+    observe(FAULTS[fault, moment], words, status=done.status, **figures)
 
 
 def test_a_signal_is_obeyed_in_time_with_a_server_that_hangs(demo: Path, tmp_path: Path) -> None:

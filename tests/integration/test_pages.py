@@ -1,0 +1,286 @@
+"""The pages are true: every command on them is run or parsed as it stands, every link and path leads somewhere."""
+
+import functools
+import importlib.util
+import io
+import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
+
+from skindist import cli, verify
+from skindist.config import Config
+from skindist.run.folder import Run
+from skindist.training import trainer
+from tests.conftest import TINY
+from tests.faults.table import BEGIN
+from tests.integration.test_launch import ROOT
+
+README = ROOT / "README.md"
+PAGES = [README, *sorted(ROOT.glob("skindist/*/README.md")), ROOT / "launch/README.md", ROOT / "tests/README.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WORDS = 30  # in one sentence
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for name, body in BLOCK.findall(page.read_text()) if name == language]
+
+
+def prose(page: Path) -> str:
+    """All but the blocks and the comments."""
+    return re.sub(r"<!--.*?-->", "", BLOCK.sub("", page.read_text()))
+
+
+def spans(page: Path) -> list[str]:
+    """What is set as code in a line of text or in a table."""
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+
+
+def commands(page: Path) -> list[str]:
+    """Each command of the bash blocks and of transcripts, and each span of more than one word."""
+    lines = "\n".join(blocks(page, "bash")).replace("&&", "\n").splitlines()
+    typed = [line.removeprefix("$ ") for block in blocks(page, "") for line in block.splitlines() if line[:2] == "$ "]
+    found = (shlex.split(line, comments=True) for line in [*lines, *typed, *(s for s in spans(page) if " " in s)])
+    return [shlex.join(words) for words in found if words]
+
+
+@pytest.fixture(scope="module")
+def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: the project's files, images with a table of theirs, and a finished run called RUN."""
+    here = tmp_path_factory.mktemp("pages")
+    for name in ("launch", "skindist", "tests", "accelerate_config.yaml"):
+        (here / name).symlink_to(ROOT / name)
+    (here / "lesions").symlink_to(demo)
+    rows = [f"{path.relative_to(demo)},{path.stem}" for path in demo.glob("*/*")]
+    (here / "ham.csv").write_text("\n".join(["path,lesion_id", *rows]))
+    run = here / "RUN"
+    assert cli.train([*TINY, f"--data.path={demo}", f"--run.dir={run}", "--tracking.wandb=disabled"]) == 0
+    (here / "runs").mkdir()
+    (here / "runs/...").symlink_to(run)
+    return here
+
+
+class Check:
+    """The rules: what must hold of a command, by its program."""
+
+    def __init__(self, folder: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pytestconfig, self.monkeypatch = pytestconfig, monkeypatch
+        self.configs: list[Config] = []
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("SKINDIST_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(trainer, "fit", self.fit)
+
+    def fit(self, config: Config) -> dict[str, Any]:
+        """Instead of a run that takes long: its config, and the results of a finished one."""
+        self.configs.append(config)
+        return Run(Path("RUN")).results()
+
+    def __call__(self, words: Sequence[str]) -> None:
+        rules: dict[str, Callable[[Sequence[str]], None]] = {
+            "skindist": self.skindist, "accelerate": self.accelerate, "torchrun": self.torchrun, "pytest": self.pytest,
+            "python": lambda words: self.script(words[0], words[1:]), "pip": self.pip, "wandb": self.wandb,
+            "ruff": self.run_by_ci, "mypy": self.run_by_ci, "python3": self.in_readme, ".": self.in_readme,
+        }  # fmt: skip
+        if words[0].startswith("--"):
+            return self.flag(words[0], *words[1:])
+        assert words[0] in rules, f"no rule covers {shlex.join(words)}"
+        rules[words[0]](words[1:])
+
+    def skindist(self, words: Sequence[str]) -> None:
+        """Run; but `demo-data` draws few, `verify-resume` runs nothing, and a name alone is asked for help."""
+        commands: list[Sequence[str]] = []
+
+        def verify_resume(command: Sequence[str], *_: object) -> verify.Verdict:
+            commands.append(command)
+            return verify.Verdict(True, "exact")
+
+        self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
+        if len(words) == 1 and words[0] != "clear-cache":
+            assert f" {words[0]} " in help_of(lambda: cli.main([*words, "--help"]))
+            return
+        few = ["--count=4", "--size=32"] if words[0] == "demo-data" else []
+        assert cli.main([*words, *few]) == 0
+        for command in commands:
+            if command != ["COMMAND"]:
+                self(command)
+
+    def accelerate(self, words: Sequence[str]) -> None:
+        assert words[0] == "launch"
+        if words[1:]:
+            asked = launch_command_parser().parse_args(words[1:])
+            assert Path(asked.config_file).is_file()
+            assert (asked.num_processes or 1) % (asked.num_machines or 1) == 0
+            self.script(asked.training_script, asked.training_script_args)
+
+    def torchrun(self, words: Sequence[str]) -> None:
+        asked = get_args_parser().parse_args(words)
+        self.script(asked.training_script, asked.training_script_args)
+
+    def script(self, name: str, words: Sequence[str]) -> None:
+        assert Path(name).is_file()
+        {"launch/train.py": self.train, "launch/benchmark.py": self.benchmark}[name](words)
+
+    def train(self, words: Sequence[str]) -> None:
+        """Parsed as for a run; or it prints, and ends."""
+        if {"--help", "--print_config"} & set(words):
+            assert "data" in help_of(lambda: cli.train(words))
+        else:
+            assert cli.train(words) == 0
+            assert self.configs.pop().data.path
+
+    def benchmark(self, words: Sequence[str]) -> None:
+        """Parsed, with nothing measured."""
+        module = load_benchmark()
+        self.monkeypatch.setattr(module, "BENCHMARKS", dict.fromkeys(module.BENCHMARKS, lambda data, folder: []))
+        self.monkeypatch.setattr(sys, "argv", ["launch/benchmark.py", *words])
+        module.main()
+
+    def pytest(self, words: Sequence[str]) -> None:
+        asked, unknown = self.pytestconfig._parser.parse_known_and_unknown_args(list(words))
+        markers = {line.split(":")[0] for line in self.pytestconfig.getini("markers")}
+        assert not unknown
+        assert all(Path(name).exists() for name in asked.file_or_dir)
+        assert set(asked.markexpr.split()) <= markers | {"and", "or", "not"}
+        assert not asked.fault_table or BEGIN in asked.fault_table.read_text()
+
+    def pip(self, words: Sequence[str]) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        extras = [extra for word in words for extra in re.findall(r"\[(\w+)\]", word)]
+        assert (words[0], "-e" in words, words[-1][0]) == ("install", True, ".")
+        assert set(extras) <= set(project["optional-dependencies"])
+
+    def wandb(self, words: Sequence[str]) -> None:
+        from wandb.cli.cli import cli as wandb
+
+        assert words[0] in wandb.commands
+
+    def run_by_ci(self, words: Sequence[str]) -> None:
+        assert not words or f" {shlex.join(words)}\n" in (ROOT / ".ci/run").read_text()
+
+    def in_readme(self, words: Sequence[str]) -> None:
+        """The first steps of the two commands, which .ci/run runs word for word."""
+        assert list(words) in (["-m", "venv", ".venv"], [".venv/bin/activate"])
+
+    def flag(self, name: str, *value: str) -> None:
+        """A flag on its own, maybe with a value, or with several of them to choose from."""
+        assert name in known_flags()
+        for word in value[0].split("|") if "." in name and value else ():
+            self.train(["--data.path=lesions", name, word])
+
+
+@functools.cache
+def load_benchmark() -> Any:
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "launch/benchmark.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def help_of(command: Callable[[], object]) -> str:
+    """What a command prints that then ends with status 0."""
+    with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code in (0, None)
+    return printed.getvalue()
+
+
+@functools.cache
+def known_flags() -> set[str]:
+    """All flags of the launchers and of the project's own commands."""
+    own = ("audit", "curves", "demo-data", "verify-resume", "clear-cache")
+    launchers = (parser._option_string_actions for parser in (launch_command_parser(), get_args_parser()))
+    texts = [help_of(functools.partial(cli.main, [name, "--help"])) for name in own]
+    texts += [help_of(lambda: cli.train(["--help"]))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["launch/benchmark.py", "--help"])
+        texts += [help_of(load_benchmark().main)]
+    return {*chain(*launchers), *re.findall(r"--[\w.-]+", "\n".join(texts))}
+
+
+@pytest.fixture
+def check(folder: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> Check:
+    return Check(folder, pytestconfig, monkeypatch)
+
+
+@pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
+def test_command(check: Check, command: str) -> None:
+    check(shlex.split(command))
+
+
+@pytest.mark.parametrize("flag", sorted({span for page in PAGES for span in spans(page) if re.match(r"--\S+$", span)}))
+def test_flag(check: Check, flag: str) -> None:
+    check([flag])
+
+
+def test_what_no_rule_covers_fails(check: Check) -> None:
+    for command in ("sbatch job.sh", "skindist adit lesions", "python launch/train.py --data.pth lesions",
+                    "accelerate launch --num_proceses 2 launch/train.py", "--run.dri", "pytest -m slwo",
+                    "skindist verify-resume -- python launch/trian.py", "pip install -e .[tset]"):  # fmt: skip
+        with pytest.raises((AssertionError, SystemExit)):
+            check(shlex.split(command))
+
+
+@pytest.mark.parametrize("code", [code for page in PAGES for code in blocks(page, "python")])
+def test_python(check: Check, code: str) -> None:
+    exec(compile(code, "page", "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    for link, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", re.sub(r"https?://[^)]*", ".", prose(page))):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles], anchor
+    for span in spans(page):
+        if re.match(r"(skindist|tests|launch|\.ci)/\S*$", span):
+            assert (ROOT / span).exists(), span
+        elif re.match(r"\w+\.py$", span):
+            assert (page.parent / span).exists(), span
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_sentences_are_short(page: Path) -> None:
+    text = re.sub(r"`[^`]*`", "code", re.sub(r"\]\([^)]*\)", "]", prose(page)))
+    lines = [line for line in text.splitlines() if not line.startswith(("#", "|"))]
+    paragraphs = re.split(r"\n\s*\n|\n(?=- |\d\. )", "\n".join(lines))
+    sentences = [sentence for paragraph in paragraphs for sentence in re.split(r"(?<=[.!?:;])\W*\s", paragraph)]
+    assert [sentence for sentence in sentences if len(sentence.split()) > WORDS] == []
+
+
+def test_the_first_page_is_short_and_in_order() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) < 200
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == [
+        "Two commands", "What you get", "Your own images", "Where it runs", "When it stops", "Where to read on",
+        "The house", "Licence",
+    ]  # fmt: skip
+    for name in ("demo", "test"):
+        assert f"<!-- {name} -->\n```bash\n" in text, "where .ci/run looks for it"
+    assert all(f"({page.relative_to(ROOT)})" in text for page in PAGES[1:]), "every page is linked"
+
+
+def test_the_map_is_true() -> None:
+    (house,) = re.findall(r"^## The house\n\n```\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    shown = [line.split()[0] for line in house.splitlines()]
+    assert [path for path in shown if not (ROOT / path).exists()] == []
+    assert {f"{module.parent.relative_to(ROOT)}/" for module in ROOT.glob("skindist/**/*.py")} <= set(shown)
+
+
+def test_the_page_on_the_run_folder_names_every_file(folder: Path) -> None:
+    text = (ROOT / "skindist/run/README.md").read_text()
+    table, checkpoint = (re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for part in text.split("### The checkpoints"))
+    named = {name.rstrip("/") for cell in table for name in re.findall(r"`([^`]+)`", cell)}
+    assert named - {"wandb"} == {path.name for path in (folder / "RUN").iterdir()} - {"curves.png"}
+    assert {name.strip("`") for name in checkpoint} == {p.name for p in (folder / "RUN/checkpoints/last").iterdir()}
