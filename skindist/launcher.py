@@ -64,7 +64,6 @@ def read_launch(
         words: the parent's command line, up to the script that it starts.
         parent_began: when the parent was started; None if that says nothing of this launch.
     """
-
     by_accelerate = any(Path(word).name.startswith("accelerate") for word in words[:4])
     restarts = "TORCHELASTIC_RUN_ID" in environ  # torchrun's; `accelerate launch` uses it for several processes
     precision = environ.get("ACCELERATE_MIXED_PRECISION")
@@ -106,7 +105,7 @@ def _asked(environ: Mapping[str, str], words: Sequence[str]) -> int | None:
     default = Path(environ.get("HF_HOME", cache), "accelerate/default_config.yaml").expanduser()
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
         told = option(words, "num_processes")
-        file = Path(option(words, "config_file") or default)
+        file = Path(option(words, "config_file") or ("" if "--cpu" in words else default))  # as accelerate does
         return int(told if told else yaml.safe_load(file.read_text())["num_processes"])
     return None
 

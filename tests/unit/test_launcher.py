@@ -76,6 +76,8 @@ def test_the_number_of_processes_asked_for_is_read_from_options_or_the_config_fi
     assert accelerate(f"--config_file {here}", default).asked == 3
     assert accelerate(f"--config-file={here} --num_processes 2", default).asked == 2
     assert accelerate("--cpu --num-processes=5 --num_processes 6", default).asked == 6
+    assert accelerate("--cpu", default).asked is None, "it does not read its default file then"
+    assert accelerate(f"--cpu --config_file={here}", default).asked == 3
     here.write_text("num_processes: [")
     assert accelerate(f"--config_file {here}", default).asked is None
     assert read_launch(default, ["bash"]).asked is None
