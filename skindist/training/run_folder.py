@@ -6,45 +6,18 @@ import multiprocessing
 import os
 import secrets
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
 
-from skindist.config import Config
+from skindist.config import Config, changes
 from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.data.split import read_split, write_split
 from skindist.errors import UserError
 from skindist.files import write_atomic, write_csv
 from skindist.run.lock import RunLock
-
-# Keys that do not change the result, so that a run may be continued with other values of them.
-FREE_KEYS = {
-    "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
-    "train.log_every", "train.non_finite", "train.max_skipped",
-}  # fmt: skip
-FREE_SECTIONS = {"tracking", "checkpoint"}
-
-
-def resolve(config: Config) -> Config:
-    """The config with absolute paths, so that the saved one means the same from any folder."""
-
-    def absolute(path: str | None) -> str | None:
-        return path and str(Path(path).expanduser().resolve())
-
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(
-            config.data,
-            path=absolute(config.data.path),
-            metadata=absolute(config.data.metadata),
-            cache_dir=absolute(config.data.cache_dir),
-        ),
-        model=dataclasses.replace(config.model, weights=absolute(config.model.weights)),
-        run=dataclasses.replace(config.run, dir=absolute(config.run.dir)),
-    )
 
 
 def find_run(config: Config) -> Path:
@@ -82,18 +55,6 @@ def launch_time() -> float | None:
 def _began_since(run: Path, launched: float | None) -> bool:
     """Whether this launch began the run, in an earlier attempt: config.yaml is written once."""
     return launched is not None and (run / "config.yaml").stat().st_mtime >= launched
-
-
-def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """What differs between a saved config and this one, both by section, as "key saved -> new"."""
-    return [
-        f"{section}.{key} {saved.get(section, {}).get(key)!r} -> {value!r}"
-        for section, values in config.items()
-        for key, value in values.items()
-        if f"{section}.{key}" not in FREE_KEYS
-        and section not in FREE_SECTIONS
-        and saved.get(section, {}).get(key) != value
-    ]
 
 
 def settle(config: Config, run: Path) -> Config:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from skindist.config import Config
+from skindist.config import Config, changes
 from skindist.data.split import Row, fingerprint
 from skindist.distributed import buffers
 from skindist.distributed.group import decide
@@ -32,7 +32,6 @@ from skindist.run.checkpoint import (
 )
 from skindist.run.lock import RunLock
 from skindist.training.engine import Learner, collect_window
-from skindist.training.run_folder import changes
 from skindist.training.state import TrainState
 from skindist.training.tracking import rewind
 

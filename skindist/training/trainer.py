@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from skindist.config import Config, check
+from skindist.config import Config
 from skindist.data.loading import Batch, LesionImages, TrainBatches, eval_batches, loader_workers, make_loader
 from skindist.data.prepare import Prepared
 from skindist.data.split import SPLITS, Row, describe
@@ -33,7 +33,7 @@ from skindist.training.engine import Learner, evaluate, train_one_epoch
 from skindist.training.interruption import Guard
 from skindist.training.rehearsal import find_micro_batch_size, warm_up
 from skindist.training.results import summary, write_results
-from skindist.training.run_folder import find_run, open_run, prepare_data, resolve, settle
+from skindist.training.run_folder import find_run, open_run, prepare_data, settle
 from skindist.training.saving import Saver
 from skindist.training.tracking import Tracker
 
@@ -53,7 +53,7 @@ def fit(config: Config) -> dict[str, Any]:
         Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
     with RunLock() as lock:
-        return _fit(resolve(check(config)), lock)
+        return _fit(config.with_absolute_paths(), lock)
 
 
 def _fit(config: Config, lock: RunLock) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import yaml
 from torch import nn
 
 from skindist.cli import show_log, train
-from skindist.config import CheckpointConfig, Config, parse_config
+from skindist.config import CheckpointConfig, Config
 from skindist.data.loading import Batch
 from skindist.distributed import buffers, group
 from skindist.errors import Stopped, TrainingError, UserError
+from skindist.parsing import parse_config
 from skindist.run.lock import RunLock
 from skindist.training import engine, interruption, trainer
 from skindist.training.engine import Learner, evaluate, set_train_mode, train_step

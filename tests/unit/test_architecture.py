@@ -10,7 +10,7 @@ import skindist
 
 ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
-    {"errors", "files", "machine", "randomness", "config", "early_stopping"},
+    {"errors", "files", "machine", "randomness", "section", "config", "parsing", "early_stopping"},
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "model", "optim", "training.state"},
     {"evaluation.metrics", "evaluation.intervals", "evaluation.shortcut"},
@@ -66,7 +66,7 @@ def test_accelerate_stays_in_two_rooms() -> None:
 
 
 def test_early_stopping_and_config_know_no_framework() -> None:
-    for name in ("config", "early_stopping", "errors", "randomness", "data.scan", "data.split"):
+    for name in ("section", "config", "parsing", "early_stopping", "errors", "randomness", "data.scan", "data.split"):
         assert not {"torch", "accelerate", "timm", "datasets"} & {i.split(".")[0] for i in imports(modules()[name])}
 
 
