@@ -7,11 +7,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skindist.config import DataConfig, parse_config
+from skindist.config import DataConfig
 from skindist.distributed.ending import fail, fail_alone, fail_together
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder
+from skindist.parsing import parse_config
 
 
 def train(args: Sequence[str] | None = None) -> int:

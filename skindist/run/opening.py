@@ -3,24 +3,15 @@
 import dataclasses
 import secrets
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from skindist.config import Config
+from skindist.config import Config, changes
 from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.errors import UserError
 from skindist.files import write_atomic
 from skindist.launcher import this_launch
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
-
-# Keys that do not change the result, so that a run may be continued with other values of them.
-FREE_KEYS = {
-    "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
-    "train.log_every", "train.non_finite", "train.max_skipped",
-}  # fmt: skip
-FREE_SECTIONS = {"tracking", "checkpoint"}
 
 
 def choose_folder(config: Config) -> Run:
@@ -45,18 +36,6 @@ def choose_folder(config: Config) -> Run:
             "Give the same values to continue it, or another --run.dir to start a new one"
         )
     return run
-
-
-def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """What differs between a saved config and this one, both by section, as "key saved -> new"."""
-    return [
-        f"{section}.{key} {saved.get(section, {}).get(key)!r} -> {value!r}"
-        for section, values in config.items()
-        for key, value in values.items()
-        if f"{section}.{key}" not in FREE_KEYS
-        and section not in FREE_SECTIONS
-        and saved.get(section, {}).get(key) != value
-    ]
 
 
 def keep_micro_batch_size(config: Config, run: Run) -> Config:

@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from skindist.config import Config
+from skindist.config import Config, changes
 from skindist.data.split import Row
 from skindist.distributed import buffers
 from skindist.distributed.group import decide, on_main
@@ -16,7 +16,6 @@ from skindist.optim import load_optimizer
 from skindist.run import record
 from skindist.run.checkpoint import Checkpoint, join_optimizer, load_checkpoint, split_optimizer
 from skindist.run.folder import Run
-from skindist.run.opening import changes
 from skindist.training.engine import Learner
 from skindist.training.saving import Saver, environment, experiment
 from skindist.training.state import TrainState

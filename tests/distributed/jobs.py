@@ -13,10 +13,11 @@ import yaml
 from torch import nn
 
 from skindist.cli import show_log, train
-from skindist.config import CheckpointConfig, Config, parse_config
+from skindist.config import CheckpointConfig, Config
 from skindist.data.loading import Batch
 from skindist.distributed import buffers, group
 from skindist.errors import Stopped, TrainingError, UserError
+from skindist.parsing import parse_config
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.opening import prepare_data

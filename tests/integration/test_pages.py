@@ -17,6 +17,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
+import skindist
 from skindist import cli, verify
 from skindist.config import Config
 from skindist.run.folder import Run
@@ -77,7 +78,8 @@ class Check:
         self.configs: list[Config] = []
         monkeypatch.chdir(folder)
         monkeypatch.setenv("SKINDIST_CACHE", str(folder / "cache"))
-        monkeypatch.setattr(trainer, "fit", self.fit)
+        for home in (trainer, skindist):
+            monkeypatch.setattr(home, "fit", self.fit)
 
     def fit(self, config: Config) -> dict[str, Any]:
         """Instead of a run that takes long: its config, and the results of a finished one."""

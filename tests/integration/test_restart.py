@@ -10,8 +10,8 @@ import psutil
 import pytest
 import yaml
 
-from skindist.config import parse_config
 from skindist.errors import UserError
+from skindist.parsing import parse_config
 from skindist.run.opening import choose_folder
 from tests.conftest import TINY, Observe
 from tests.distributed import jobs

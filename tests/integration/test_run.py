@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 from skindist.cli import main, train
-from skindist.config import parse_config
+from skindist.parsing import parse_config
 from skindist.training import engine, trainer
 from tests.conftest import TINY
 from tests.distributed import jobs

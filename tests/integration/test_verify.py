@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from skindist import verify
 from skindist.cli import main
-from skindist.config import parse_config
+from skindist.parsing import parse_config
 from skindist.run.checkpoint import save_checkpoint, step_folder
 from tests.conftest import TINY
 from tests.integration.test_launch import LAUNCH, ROOT

@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from skindist.cli import show_log
-from skindist.config import parse_config
 from skindist.distributed import group
 from skindist.errors import TrainingError
+from skindist.parsing import parse_config
 from skindist.run import folder as run_folder
 from skindist.training.tracking import Tracker
 from skindist.training.wandb_sink import WandbSink

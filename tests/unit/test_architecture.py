@@ -10,7 +10,18 @@ import skindist
 
 ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
-    {"errors", "files", "machine", "randomness", "config", "early_stopping", "launcher", "wording"},
+    {
+        "errors",
+        "files",
+        "machine",
+        "randomness",
+        "early_stopping",
+        "launcher",
+        "wording",
+        "section",
+        "config",
+        "parsing",
+    },
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
     {f"evaluation.{name}" for name in ("predictions", "metrics", "modules", "intervals", "figures", "shortcut")},

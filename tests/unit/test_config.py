@@ -1,12 +1,56 @@
-"""The command line: defaults, precedence, and what is said about a mistake."""
+"""The config: what its fields say of themselves. Its command line: defaults, precedence, what is said of a mistake."""
 
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from skindist.config import Config, EarlyStoppingConfig, parse_config
+from skindist.config import (
+    Config,
+    DataConfig,
+    EarlyStoppingConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    changes,
+    marked,
+)
 from skindist.errors import UserError
+from skindist.parsing import parse_config
+from skindist.section import Section, setting
+
+OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
+    "data.max_bad": (1.1, "from 0 to 1"),
+    "data.fractions": ([0.5, 0.2, 0.2], "three shares above 0 that add up to 1"),
+    "data.image_size": (31, "at least 32 pixels"),
+    "data.num_workers": (-1, "0 or more"),
+    "model.drop_rate": (1.0, "from 0 to below 1"),
+    "model.drop_path_rate": (-0.1, "from 0 to below 1"),
+    "optim.lr": (0.0, "above 0"),
+    "optim.rho": (1.0, "from 0 to below 1"),
+    "optim.eps": (0.0, "above 0"),
+    "optim.weight_decay": (-0.1, "0 or more"),
+    "optim.warmup_epochs": (-1.0, "from 0 to train.epochs"),
+    "train.epochs": (0, "1 or more"),
+    "train.batch_size": (0, "1 or more"),
+    "train.micro_batch_size": (0, "1 or more, or auto"),
+    "train.eval_batch_size": (0, "1 or more"),
+    "train.max_skipped": (-1, "0 or more"),
+    "train.log_every": (0, "1 or more"),
+    "early_stopping.patience": (0, "1 or more"),
+    "early_stopping.min_delta": (-0.1, "0 or more"),
+    "run.seed": (-1, "0 or more"),
+    "run.timeout_minutes": (0.4, "0.5 or more"),
+    "checkpoint.every_steps": (0, "1 or more, or null"),
+    "checkpoint.every_minutes": (0.0, "above 0, or null"),
+    "checkpoint.keep": (1, "2 or more, in case the newest is damaged"),
+}
+RANGED = [
+    f"{name}.{key.name}" for name, part in vars(Config()).items() for key in fields(part) if key.metadata.get("holds")
+]
 
 
 def test_the_defaults_are_the_reference_recipe() -> None:
@@ -78,6 +122,96 @@ def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path) ->
     file.write_text("model: {nme: resnet18}\n")
     with pytest.raises(UserError, match=r"nme.*nearest: --model\.name"):
         parse_config([f"--config={file}"])
+
+
+@pytest.mark.parametrize("flag", RANGED)
+def test_a_value_out_of_range_is_the_same_mistake_in_python_in_a_file_and_as_a_flag(flag: str, tmp_path: Path) -> None:
+    section, key = flag.split(".")
+    value, wanted = OUT_OF_RANGE[flag]
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump({section: {key: value}}))
+    for build in (
+        lambda: replace(getattr(Config(), section), **{key: value}),
+        lambda: parse_config([f"--config={file}"]),
+        lambda: parse_config([f"--{flag}={value}"]),
+    ):
+        with pytest.raises(UserError) as caught:
+            build()
+        assert str(caught.value) == f"--{flag} {value}: must be {wanted}"
+
+
+@pytest.mark.parametrize("flag", ["model.name", "train.epochs", "data.fractions", "tracking.images"])
+def test_null_is_refused_where_the_type_has_none(flag: str, tmp_path: Path) -> None:
+    section, key = flag.split(".")
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{section}: {{{key}: null}}")
+    with pytest.raises(UserError, match=f"--{flag} None: must be "):
+        parse_config([f"--config={file}"])
+    with pytest.raises(UserError, match=f"--{flag} None: must be "):
+        replace(getattr(Config(), section), **{key: None})
+
+
+def test_warm_up_cannot_be_longer_than_training() -> None:
+    assert Config(optim=OptimConfig(warmup_epochs=5), train=TrainConfig(epochs=5)).optim.warmup_epochs == 5
+    with pytest.raises(UserError, match=r"^--optim\.warmup_epochs 6: must be from 0 to train\.epochs$"):
+        Config(optim=OptimConfig(warmup_epochs=6), train=TrainConfig(epochs=5))
+
+
+def test_a_new_field_says_all_of_itself() -> None:
+    @dataclass(frozen=True)
+    class DiceGameConfig(Section):
+        sides: int | None = setting(6, lambda n: n >= 2, "2 or more")
+
+    assert DiceGameConfig(sides=None).sides is None
+    with pytest.raises(UserError, match=r"^--dice_game\.sides 1: must be 2 or more$"):
+        DiceGameConfig(sides=1)
+
+
+def test_local_paths_are_made_absolute_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    config = Config(
+        data=DataConfig(path="lesions", metadata="../table.csv", cache_dir="~/cache"),
+        model=ModelConfig(weights="/w.pth"),
+        run=RunConfig(dir="runs/one"),
+    )
+    absolute = config.with_absolute_paths()
+    assert (absolute.data.path, absolute.data.metadata) == (f"{tmp_path}/lesions", f"{tmp_path.parent}/table.csv")
+    assert absolute.data.cache_dir == str(Path("/home/me/cache").resolve())
+    assert (absolute.model.weights, absolute.run.dir) == ("/w.pth", f"{tmp_path}/runs/one")
+    assert Config().with_absolute_paths() == Config()
+    assert config.without_paths() == absolute.without_paths() == Config().without_paths()
+    left_out = {(name, key) for name, part in config.to_dict().items() for key in part} - {
+        (name, key) for name, part in config.without_paths().items() for key in part
+    }
+    assert left_out == {
+        ("data", "path"), ("data", "metadata"), ("data", "cache_dir"), ("model", "weights"), ("run", "dir"),
+    }  # fmt: skip
+
+
+def test_a_run_may_go_on_with_other_values_of_these_alone() -> None:
+    assert {f"{section}.{key}" for section, key in marked("free")} == {
+        "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
+        "train.log_every", "train.non_finite", "train.max_skipped",
+        "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep",
+        "tracking.wandb", "tracking.project", "tracking.name", "tracking.images",
+    }  # fmt: skip
+
+
+def test_changes_are_named_but_for_free_fields() -> None:
+    now = parse_config(
+        ["--optim.lr=0.5", "--checkpoint.keep=5", "--train.log_every=3", "--data.fractions=[0.8,0.1,0.1]"]
+    )
+    assert changes(Config().to_dict(), now.to_dict()) == [
+        "data.fractions [0.9, 0.05, 0.05] -> [0.8, 0.1, 0.1]",
+        "optim.lr 0.01 -> 0.5",
+    ]
+
+
+def test_a_field_that_an_older_run_did_not_save_counts_as_null() -> None:
+    saved = Config().to_dict()
+    del saved["model"]["weights"], saved["train"]["max_skipped"], saved["optim"]["schedule"], saved["tracking"]
+    assert changes(saved, Config().to_dict()) == ["optim.schedule None -> 'constant'"]
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "min"), ("val/auroc", "max"), ("val/accuracy", "max")])

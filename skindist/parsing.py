@@ -1,0 +1,59 @@
+"""The command line, read into a Config. No framework is imported, so that `--help` answers at once."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+
+import jsonargparse
+
+from skindist.config import Config
+from skindist.errors import UserError
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> Config:
+    """Read the command line (`sys.argv` when `args` is None) into a Config.
+
+    Raises:
+        UserError: unknown flag or key, a value of the wrong type or out of range.
+        SystemExit: status 0 after `--help` and `--print_config`.
+    """
+    parser = jsonargparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [--config FILE.yaml] [--section.key VALUE ...]",
+        description="Fine-tune an ImageNet-pretrained model on a folder of benign and malignant skin lesions.",
+        epilog="Processes, devices and precision belong to the launcher: accelerate launch --config_file "
+        "accelerate_config.yaml [--num_processes N] [--mixed_precision no|bf16|fp16] %(prog)s ...",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", metavar="FILE.yaml", help="File with the same sections and keys.")
+    parser.add_class_arguments(Config)
+    for action in parser._actions:
+        if action.dest in Config.__dataclass_fields__:
+            action.help = argparse.SUPPRESS  # `--data FILE`, a config file for one section, is one way too many
+    try:
+        values = parser.instantiate(parser.parse_args(args))
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_with_nearest(str(error))) from None
+    return Config(**{section: values[section] for section in Config.__dataclass_fields__})
+
+
+def _with_nearest(message: str) -> str:
+    """Name the flag that is wrong, and the valid one that an unknown one resembles most."""
+    message = re.sub(r'^Parser key "([\w.]+)": Expected a', r"--\1: expected", " ".join(message.split()))
+    message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
+    message = re.sub(
+        r'^Parser key "([\w.]+)": Does not validate .*? Subtypes: \[(.*?)(?:, NoneType)?\] Errors: .* Given value: '
+        r"(.*)$",
+        lambda found: f"--{found[1]}: expected {found[2].replace(', ', ' or ')}. Got value: {found[3]}",
+        message,
+    )
+    message = re.sub(r"^Group '(\w+)' does not accept option '(\w+)'", r"Option '\1.\2' is not accepted", message)
+    known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
+    if unknown := re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", message):
+        nearest = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.3)
+        message += f"; nearest: --{nearest[0]}" if nearest else "; --help lists them all"
+    return message
