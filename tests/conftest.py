@@ -12,18 +12,7 @@ import pytest
 
 from skindist.data.demo import write_demo_data
 from skindist.launcher import this_launch
-from tests.faults.table import EXPECTED, Measured, Seen, write_table
-
-TINY = [
-    "--model.name=test_resnet",
-    "--model.pretrained=false",
-    "--data.image_size=32",
-    "--data.fractions=[0.6,0.2,0.2]",
-    "--train.batch_size=12",
-    "--train.epochs=2",
-    "--train.log_every=2",
-]
-"""Flags of a run that takes a second of training."""
+from tests.helpers.fault_table import EXPECTED, Measured, Seen, write_table
 
 
 def pytest_configure() -> None:
@@ -59,9 +48,9 @@ Whole = Callable[[int], tuple[Path, list[list[list[int]]]]]
 @pytest.fixture(scope="session")
 def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """Runs that nothing stopped: for a number of processes, the folder and the ids of each rank's batches."""
-    from tests.distributed import jobs
-    from tests.distributed.ranks import run_ranks
-    from tests.distributed.same_bytes import FLAGS
+    from tests.helpers import jobs
+    from tests.helpers.ranks import run_ranks
+    from tests.helpers.same_bytes import FLAGS
 
     folder = tmp_path_factory.mktemp("whole")
 

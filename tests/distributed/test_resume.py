@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Observe, Whole
-from tests.distributed import jobs
-from tests.distributed.ranks import run_ranks, said
-from tests.distributed.same_bytes import FLAGS, STEPS, assert_same_bytes, newest
+from tests.helpers import jobs
+from tests.helpers.ranks import run_ranks, said
+from tests.helpers.same_bytes import FLAGS, STEPS, assert_same_bytes, newest
 
 
 def global_ids(ranks: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from skindist.data.store import clear_cache
-from tests.distributed import jobs
-from tests.distributed.ranks import run_ranks
-from tests.torture import BAD, BENIGN, CONFLICTING, MALIGNANT, write_torture_folder
+from tests.helpers import jobs
+from tests.helpers.ranks import run_ranks
+from tests.helpers.torture import BAD, BENIGN, CONFLICTING, MALIGNANT, write_torture_folder
 
 WORLD_SIZES = (1, 2, 3)
 EXACT = ("--train.freeze_batchnorm=true",)  # BatchNorm sees one rank's images only: the one thing that differs

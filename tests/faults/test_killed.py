@@ -19,11 +19,11 @@ from skindist.run.checkpoint import (
     save_checkpoint,
     step_folder,
 )
-from tests.conftest import TINY, Observe, Whole
-from tests.distributed import jobs
-from tests.distributed.ranks import end_ranks, run_ranks, said, start_ranks
-from tests.distributed.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
-from tests.faults import inject
+from tests.conftest import Observe, Whole
+from tests.helpers import faults, jobs
+from tests.helpers.commands import TINY
+from tests.helpers.ranks import end_ranks, run_ranks, said, start_ranks
+from tests.helpers.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 from tests.unit.test_checkpoint import example
 
 CALLS_A_STEP = 25_000  # of Python functions, in a rank's main thread: loading, training, saving; more at an epoch's end
@@ -32,20 +32,20 @@ CALLS_A_STEP = 25_000  # of Python functions, in a rank's main thread: loading, 
 def die_at_call(victim: int, step: int, calls: int, data: Path, run: Path) -> None:
     """A run of which one rank dies at some call."""
     if int(os.environ.get("RANK", 0)) == victim:
-        inject.kill_at_call(step, calls)
+        faults.kill_at_call(step, calls)
     jobs.fit(data, run, *FLAGS)
 
 
 def die_in_save(step: int, touches: int, data: Path, run: Path) -> None:
     """A run of which the main process dies before it touches a file of a checkpoint."""
     if int(os.environ.get("RANK", 0)) == 0:
-        inject.kill_in_save(step, touches)
+        faults.kill_in_save(step, touches)
     jobs.fit(data, run, *FLAGS)
 
 
 def die_before_step(victim: int, step: int, data: Path, run: Path) -> None:
     """A run of which one rank dies before a step."""
-    inject.at_step(step, victim, inject.do(inject.die))
+    faults.at_step(step, victim, faults.do(faults.die))
     jobs.fit(data, run, *FLAGS)
 
 
@@ -105,9 +105,9 @@ def save_and_die(checkpoints: Path, step: int, touches: int) -> None:
     def touched() -> None:
         left[0] -= 1
         if left[0] == 0:
-            inject.die()
+            faults.die()
 
-    inject.watch_files(touched)
+    faults.watch_files(touched)
     save_and_prune(checkpoints, step, 9.0)
 
 

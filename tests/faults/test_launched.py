@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from skindist.run.checkpoint import is_intact
-from tests.conftest import TINY, Observe, Whole
-from tests.distributed import jobs
-from tests.distributed.ranks import run_ranks
-from tests.distributed.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
-from tests.integration.test_launch import LAUNCH
+from tests.conftest import Observe, Whole
+from tests.helpers import jobs
+from tests.helpers.commands import LAUNCH, ROOT, TINY
+from tests.helpers.ranks import run_ranks
+from tests.helpers.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 
-INJECT = Path(__file__).with_name("inject.py")
+FAULTY = ROOT / "tests/helpers/faults.py"
 ONE_LINE_LONG = 300
 GOES_ON = (
     "all ended {seconds} s after step {step} was saved; the run went on from there to the same bytes in {same} files"
@@ -44,10 +44,10 @@ def launch(
 ) -> "subprocess.Popen[str]":
     """Start `accelerate launch` on a run that will meet a fault."""
     command = [
-        *LAUNCH, *options, f"--num_processes={ranks}", str(INJECT), *TINY, f"--data.path={data}", f"--run.dir={run}",
+        *LAUNCH, *options, f"--num_processes={ranks}", str(FAULTY), *TINY, f"--data.path={data}", f"--run.dir={run}",
         "--tracking.wandb=disabled", *FLAGS, *flags,
     ]  # fmt: skip
-    env = os.environ | {"FAULT": json.dumps(fault), "PYTHONPATH": str(INJECT.parents[2])} | env
+    env = os.environ | {"FAULT": json.dumps(fault), "PYTHONPATH": str(ROOT)} | env
     with as_many_cores_as_ranks(ranks):
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 

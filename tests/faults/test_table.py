@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.table import BEGIN, END, EXPECTED, Seen, read_table, summary, write_table
+from tests.helpers.fault_table import BEGIN, END, EXPECTED, Seen, read_table, summary, write_table
 
 PAGE = Path(__file__).parents[2] / "skindist/training/README.md"
 

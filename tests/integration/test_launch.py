@@ -11,31 +11,9 @@ import psutil
 import pytest
 
 from skindist.cli import train
-from tests.distributed.ranks import run_ranks, said
-from tests.integration.test_run import BAD_INPUT, NAMES, flags
-
-ROOT = Path(__file__).parents[2]
-LAUNCH = [
-    sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
-    f"--config_file={ROOT / 'accelerate_config.yaml'}", "--main_process_port=0",
-]  # fmt: skip
-
-
-def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; it must come."""
-    return subprocess.run(
-        [str(word) for word in command],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | env,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-
-
-def launch(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
-    return run(*LAUNCH, f"--num_processes={processes}", ROOT / "launch/train.py", *words)
+from tests.helpers.commands import LAUNCH, ROOT, flags, launch, run
+from tests.helpers.ranks import run_ranks, said
+from tests.integration.test_run import BAD_INPUT, NAMES
 
 
 @pytest.mark.parametrize("processes", [1, 2])

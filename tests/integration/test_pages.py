@@ -22,9 +22,8 @@ from skindist import cli, verify
 from skindist.config import Config
 from skindist.run.folder import Run
 from skindist.training import trainer
-from tests.conftest import TINY
-from tests.faults.table import BEGIN
-from tests.integration.test_launch import ROOT
+from tests.helpers.commands import ROOT, TINY
+from tests.helpers.fault_table import BEGIN
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("skindist/*/README.md")), ROOT / "launch/README.md", ROOT / "tests/README.md"]

@@ -16,10 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from tests.conftest import TINY
-from tests.integration.test_launch import ROOT
+from tests.helpers.commands import ROOT, TINY
+from tests.helpers.wandb_server import WandbServer
 from tests.integration.test_wandb import Done, train, upload_to
-from tests.wandb_server import WandbServer
 
 IN_FILES = ("artist", "comment", "description", "pngtext", "jpegcomment")
 IN_PATHS = ("parent", "data", "subfolder", "filename", "csv", "cache", "weights", "run", "runs", "cwd", "script")

@@ -13,17 +13,17 @@ import yaml
 from skindist.errors import UserError
 from skindist.parsing import parse_config
 from skindist.run.opening import choose_folder
-from tests.conftest import TINY, Observe
-from tests.distributed import jobs
-from tests.distributed.ranks import run_ranks
-from tests.distributed.same_bytes import assert_same_bytes, newest
-from tests.integration.test_launch import LAUNCH, ROOT
+from tests.conftest import Observe
+from tests.helpers import jobs
+from tests.helpers.commands import LAUNCH, ROOT, TINY
+from tests.helpers.ranks import run_ranks
+from tests.helpers.same_bytes import assert_same_bytes, newest
 
 SCRIPT = """
 import os, shutil, sys
 from pathlib import Path
 from skindist.cli import train
-from tests.faults.inject import at_step, die, do
+from tests.helpers.faults import at_step, die, do
 
 dies_at, record, *flags = sys.argv[1:]
 if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":

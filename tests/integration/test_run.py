@@ -19,13 +19,9 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from skindist.cli import main, train
 from skindist.parsing import parse_config
 from skindist.training import engine, trainer
-from tests.conftest import TINY
-from tests.distributed import jobs
-from tests.distributed.ranks import run_ranks, said
-
-
-def flags(demo: Path, run: Path, *more: str) -> list[str]:
-    return [*TINY, f"--data.path={demo}", f"--run.dir={run}", *more]
+from tests.helpers import jobs
+from tests.helpers.commands import flags
+from tests.helpers.ranks import run_ranks, said
 
 
 def rows(path: Path) -> list[dict[str, str]]:

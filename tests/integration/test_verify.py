@@ -15,8 +15,7 @@ from skindist import verify
 from skindist.cli import main
 from skindist.parsing import parse_config
 from skindist.run.checkpoint import save_checkpoint, step_folder
-from tests.conftest import TINY
-from tests.integration.test_launch import LAUNCH, ROOT
+from tests.helpers.commands import LAUNCH, ROOT, TINY
 from tests.unit.test_comparison import BIAS, checkpoint
 
 TRAIN = str(ROOT / "launch/train.py")
@@ -85,12 +84,14 @@ def test_exact(
 
 @pytest.mark.slow
 def test_a_resume_that_forgets_the_optimizer_is_found_out(
-    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     script = tmp_path / "forgetful.py"
     script.write_text(
-        "import sys\nfrom skindist.cli import train\nfrom skindist.training import saving\n"
-        "saving.load_optimizer = lambda *args: None\nsys.exit(train())\n"
+        "import sys\nfrom skindist.cli import train\nfrom skindist.training import restoring\n"
+        "from tests.helpers.faults import replace\n"
+        "replace(restoring, 'load_optimizer', lambda *args: None)\nsys.exit(train())\n"
     )
     command = [sys.executable, str(script), *TINY, f"--data.path={demo}", *LONG]
     assert verify_resume("--steps=2", "--kills=1", f"--folder={tmp_path / 'both'}", "--", *command) == 1

@@ -22,10 +22,10 @@ from skindist.parsing import parse_config
 from skindist.run import folder as run_folder
 from skindist.training.tracking import Tracker
 from skindist.training.wandb_sink import WandbSink
-from tests.conftest import TINY, Observe
-from tests.integration.test_launch import ROOT
-from tests.integration.test_run import events, flags
-from tests.wandb_server import Fault, Run, WandbServer
+from tests.conftest import Observe
+from tests.helpers.commands import ROOT, TINY, flags
+from tests.helpers.wandb_server import Fault, Run, WandbServer
+from tests.integration.test_run import events
 
 STEPS = [2, 3, 5, 6]  # global steps that a run of two epochs logs
 PLOTS = {"test/confusion_matrix_table", "test/roc_table", "test/precision_recall_table"}

@@ -15,7 +15,7 @@ from skindist.errors import TrainingError
 from skindist.training import trainer
 from skindist.training.engine import Learner, collect_window, evaluate, set_train_mode, train_step
 from skindist.training.state import TrainState
-from tests.distributed.jobs import head_weight, tiny_config
+from tests.helpers.jobs import head_weight, tiny_config
 
 
 def learner_and_batch(*flags: str) -> tuple[Learner, Batch, Config]:

@@ -18,7 +18,7 @@ from skindist.data.split import Row
 from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.data.transforms import IDENTITY
 from skindist.errors import UserError
-from tests.distributed.ranks import end_ranks, start_ranks
+from tests.helpers.ranks import end_ranks, start_ranks
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from skindist.data.demo import draw_lesion
 from skindist.data.prepare import Prepared, prepare, survey
 from skindist.data.split import Row
 from skindist.errors import UserError
-from tests import torture
+from tests.helpers import torture
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from skindist.training.engine import Learner, evaluate, set_train_mode, train_st
 from skindist.training.interruption import Interruptions
 from skindist.training.rehearsal import warm_up
 from skindist.training.saving import Saver
-from tests.conftest import TINY
+from tests.helpers.commands import TINY
+from tests.helpers.faults import replace
 
 
 def tiny_config(data: Path, run: Path, *flags: str) -> Config:
@@ -135,8 +136,8 @@ def _fit(data: Path, run: Path, flags: tuple[str, ...], dies_after: int | None) 
         seen.append([sample_id for batch in micro_batches for sample_id in batch.ids_B.tolist()])
         return original_step(learner, micro_batches, *args)
 
-    setattr(Saver, "save", save_and_die)  # noqa: B010 (mypy lets no function be replaced)
-    setattr(engine, "train_step", watch)  # noqa: B010
+    replace(Saver, "save", save_and_die)
+    replace(engine, "train_step", watch)
     try:
         trainer.fit(tiny_config(data, run, *flags))
     except TrainingError:
@@ -150,7 +151,7 @@ def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, in
     itself SIGTERM at a step. The last entry is the exit status that ends it."""
     accelerator = group.join_group()
     rank, now, saved = accelerator.process_index, [0.0], []
-    setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
+    replace(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with Interruptions(Config(checkpoint=CheckpointConfig(every_minutes=1.0)), accelerator, RunLock()) as interruptions:
         for step in range(1, steps + 1):
             now[0] += seconds_a_step[rank]
@@ -177,7 +178,7 @@ def status_after_a_signal_in_evaluation(data: Path, run: Path, *flags: str) -> i
             signal.raise_signal(signal.SIGTERM)
         return original(self, batch)
 
-    setattr(Learner, "to_device", to_device)  # noqa: B010
+    replace(Learner, "to_device", to_device)
     return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
 
 
@@ -200,7 +201,7 @@ def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
             seen.append(len(batch.ids_B))
         return original(self, batch)
 
-    setattr(Learner, "to_device", to_device)  # noqa: B010
+    replace(Learner, "to_device", to_device)
     results = fit(data, run, *flags)
     saved = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_size"]
     return {"largest": max(seen), "results": results, "saved": saved}

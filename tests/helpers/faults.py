@@ -1,6 +1,6 @@
 """Faults for real runs, put into a process before it trains. As a script it is launch/train.py with a fault:
 
-FAULT='["kill", 1, 4]' accelerate launch ... tests/faults/inject.py ...     (what, on which rank, before which step)
+FAULT='["kill", 1, 4]' accelerate launch ... tests/helpers/faults.py ...     (what, on which rank, before which step)
 """
 
 import json
@@ -25,6 +25,16 @@ FILE_EVENTS = {"open", "shutil.rmtree", *(f"os.{call}" for call in ("mkdir", "re
 At = Callable[[Learner, list[Batch]], list[Batch]]
 
 
+def replace(owner: object, name: str, heir: Any) -> None:
+    """The one way to put a fault into this process: something else in the place of a part of ours, which must be there.
+
+    Raises:
+        AttributeError: the part has moved: its heir would do nothing.
+    """
+    getattr(owner, name)
+    setattr(owner, name, heir)
+
+
 def at_step(step: int, rank: int, action: At) -> None:
     """Do something on a rank before it takes the optimizer step of this number, from 0; it may change its images."""
     original = engine.train_step
@@ -34,7 +44,7 @@ def at_step(step: int, rank: int, action: At) -> None:
             micro_batches = action(learner, micro_batches)
         return original(learner, micro_batches, size, global_step, config)
 
-    setattr(engine, "train_step", train_step)  # noqa: B010 (mypy lets no function be replaced)
+    replace(engine, "train_step", train_step)
 
 
 def die() -> None:
@@ -62,7 +72,7 @@ def kill_at_call(step: int, calls: int) -> None:
             sys.setprofile(count)
         return original(learner, batches, size, global_step, config)
 
-    setattr(engine, "train_step", train_step)  # noqa: B010
+    replace(engine, "train_step", train_step)
 
 
 def watch_files(event_seen: Callable[[], None]) -> None:
@@ -88,7 +98,7 @@ def kill_in_save(step: int, touches: int) -> None:
         if left[0] == 0:
             die()
 
-    setattr(saving, "save_checkpoint", save_checkpoint)  # noqa: B010
+    replace(saving, "save_checkpoint", save_checkpoint)
     watch_files(touched)
 
 
@@ -116,7 +126,7 @@ def run_out_of_memory(learner: Learner, batches: list[Batch]) -> list[Batch]:
     def refuse(self: Learner, batch: Batch) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    setattr(Learner, "to_device", refuse)  # noqa: B010
+    replace(Learner, "to_device", refuse)
     return batches
 
 

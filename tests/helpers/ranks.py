@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.distributed.jobs"])
+SERVER.set_forkserver_preload(["tests.helpers.jobs"])
 
 
 def _rank(env: dict[str, str], log: Path, result: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

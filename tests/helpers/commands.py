@@ -1,0 +1,45 @@
+"""Commands as users type them, and the flags of a run that takes a second."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [
+    sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+    f"--config_file={ROOT / 'accelerate_config.yaml'}", "--main_process_port=0",
+]  # fmt: skip
+TINY = [
+    "--model.name=test_resnet",
+    "--model.pretrained=false",
+    "--data.image_size=32",
+    "--data.fractions=[0.6,0.2,0.2]",
+    "--train.batch_size=12",
+    "--train.epochs=2",
+    "--train.log_every=2",
+]
+"""Flags of a run that takes a second of training."""
+
+
+def flags(demo: Path, run: Path, *more: str) -> list[str]:
+    """Those of such a run, in its folder."""
+    return [*TINY, f"--data.path={demo}", f"--run.dir={run}", *more]
+
+
+def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; it must come."""
+    return subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env=os.environ | env,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+
+
+def launch(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run launch/train.py to its end under `accelerate launch`."""
+    return run(*LAUNCH, f"--num_processes={processes}", ROOT / "launch/train.py", *words)
