@@ -1,6 +1,7 @@
 """Where a run is, whether it may be continued, what it keeps from before, and its claim by one writer."""
 
 import dataclasses
+import os
 import secrets
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ def claim(run: Run, config: Config, data: Prepared, lock: RunLock) -> str:
     """Become the run's one writer; a new run gets its folder and its beginning.
 
     Returns:
-        The run's id in W&B, 8 hexadecimal digits: one for all its attempts.
+        The run's id in W&B, one for all its attempts: an agent's of a sweep, or 8 hexadecimal digits.
 
     Raises:
         UserError: another process is writing this run.
@@ -68,7 +69,7 @@ def claim(run: Run, config: Config, data: Prepared, lock: RunLock) -> str:
         raise UserError(f"--run.dir {run.path}: cannot be created ({error.strerror})") from None
     lock.take(run.lock)
     if not run.id_file.exists():
-        write_atomic(run.id_file, secrets.token_hex(4))
+        write_atomic(run.id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     if not run.exists:
         run.write_beginning(config, data.rows, data.quarantine)
     return run.id_file.read_text()

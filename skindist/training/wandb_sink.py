@@ -1,8 +1,8 @@
 """Weights & Biases as a sink that may fail without harm: the run's own record is whole without it.
 
-What leaves the house is the config without its paths, the curves, and plots of labels and probabilities. Image names,
-console output, code and machine details do not, and images only if asked for. Every call of W&B has a time limit: when
-it is over, W&B's service process is killed, and whatever waits for it fails at once.
+What leaves the house is the config without its paths, the curves, plots of labels and probabilities, and how busy the
+machine is. Image names, console output, code and the machine's own name do not, and images only if asked for. Every
+call of W&B has a time limit: when it is over, W&B's service process is killed, and whatever waits for it fails at once.
 """
 
 import logging
@@ -88,9 +88,7 @@ class WandbSink:
             program="skindist",  # else the script's path
             reinit="finish_previous",
             silent=True,
-            x_disable_machine_info=True,
             x_disable_meta=True,
-            x_disable_stats=True,
             x_save_requirements=False,
             x_transaction_log_flush_interval=1.0,
         )
@@ -103,7 +101,8 @@ class WandbSink:
         wandb.termsetup(settings, self.notices)
         self.accelerator.init_trackers(config.tracking.project, values, {"wandb": options})
         self.wandb = self.accelerator.get_tracker("wandb", unwrap=True)
-        self.wandb.define_metric("*", step_metric="global_step")
+        self.wandb.define_metric("train/*", step_metric="global_step")
+        self.wandb.define_metric("val/*", step_metric="epoch")
 
     def log(self, values: dict[str, Any]) -> None:
         """Send one event.
@@ -149,6 +148,7 @@ class WandbSink:
         for name in METRICS:
             figure = results["test"][name]
             self.wandb.summary.update({f"test/{name}{part}": figure[key] for part, key in SUMMARY_PARTS.items()})
+            self.wandb.summary.update({f"val/{name}": results["val"][name]["value"]})  # of the best epoch, not the last
         self.wandb.summary.update({"best_epoch": results["early_stopping"]["best_epoch"]})
 
     def _finish(self, exit_code: int = 0, preempted: bool = False) -> None:

@@ -24,6 +24,7 @@ class Run:
     """What the server knows of a W&B run. History holds its rows by line number."""
 
     name: str = ""
+    sweep: str | None = None
     config: str = "{}"
     history: dict[int, dict[str, Any]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +107,7 @@ class WandbServer:
                 inserted = values["name"] not in self.runs
                 run = self.runs.setdefault(values["name"], Run())
                 run.name, run.config = values["displayName"] or run.name, values["config"] or run.config
+                run.sweep = values.get("sweep") or run.sweep
                 project = {"id": "project", "name": values["project"], "entity": entity}
                 shown = {**bucket(run), "name": values["name"], "project": project}
                 return {"upsertBucket": {"bucket": shown, "inserted": inserted}}

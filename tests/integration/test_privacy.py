@@ -161,10 +161,11 @@ def test_an_offline_run_names_nobody(planted: Planted) -> None:
 
 def test_an_online_run_names_nobody_and_shows_images_if_asked(planted: Planted) -> None:
     with WandbServer() as server:
-        folder, _ = planted.run("online", server.env, "--tracking.images=true", "--tracking.name=chosen")
+        often = {"WANDB_X_STATS_SAMPLING_INTERVAL": "0.1"}  # of how busy the machine is, so that a short run shows it
+        folder, _ = planted.run("online", server.env | often, "--tracking.images=true", "--tracking.name=chosen")
         assert_kept_at_home(folder)
         assert found(server.received, CANARY.values()) == set()
-        sent = {"skindist", "val/loss", "test/roc", "chosen", "probability of malignant", '"host":null'}
+        sent = {"skindist", "val/loss", "test/roc", "chosen", "probability of malignant", '"host":null', "system.cpu"}
         assert found(server.received, sent) == sent
         ((_, run),) = server.runs.items()
     images = [content for name, content in run.files.items() if name.startswith("media/images/test/largest_errors")]

@@ -14,6 +14,9 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from skindist.cli import show_log
 from skindist.distributed import group
@@ -135,6 +138,10 @@ def assert_complete(run: Run, logged: list[dict[str, Any]]) -> None:
         event["val/loss"] for event in logged if "val/loss" in event
     ]
     assert {"test/auroc", "test/auroc_low", "test/auroc_high", "best_epoch"} | PLOTS <= set(run.summary)
+    judged = [event for event in logged if "val/loss" in event]
+    best = judged[run.summary["best_epoch"] - 1]
+    for name in ("val/loss", "val/auroc"):
+        assert run.summary[name] == pytest.approx(best[name], abs=1e-12), "of the best epoch, not of the last"
     tables = [name for name in run.files if name.startswith("media/table/test/")]
     assert len(tables) == len(PLOTS)
     assert run.exit_code == 0
@@ -170,6 +177,32 @@ def test_without_a_key_it_records_offline(demo: Path, tmp_path: Path, observe: O
     assert_complete(run, events(folder))
     words = f"exit {{status}}, nothing on stderr; {UPLOADED}"
     observe("W&B: no key", words, status=done.status, points=len(curve(run)), plots=len(PLOTS))
+
+
+def test_a_sweep_of_launch_sweep_yaml(demo: Path, tmp_path: Path) -> None:
+    """What an agent of the installed wandb starts, with values that a server has chosen, is a run of that sweep."""
+    sweep = yaml.safe_load((ROOT / "launch/sweep.yaml").read_text())
+    chosen = {
+        name: {"value": parameter.get("value", parameter.get("min"))} for name, parameter in sweep["parameters"].items()
+    }
+    chosen |= {
+        "data.path": {"value": str(demo)},
+        "optim.schedule": {"value": "cosine"},
+        "model.drop_rate": {"value": 0.2},
+    }
+    arguments = create_sweep_command_args({"args": chosen})["args"]
+    launcher = create_sweep_command(sweep["command"])
+    assert launch_command_parser().parse_args([*launcher[2:-2], sweep["program"]]).config_file
+    table = tmp_path / "chosen.yaml"
+    table.write_text(yaml.safe_dump(chosen))
+    with WandbServer() as server:
+        env = {"WANDB_SWEEP_ID": "sweep123", "WANDB_RUN_ID": "agent456", "WANDB_SWEEP_PARAM_PATH": str(table)}
+        done = train([*flags(demo, tmp_path / "run"), *arguments], server.env | env)
+        assert (done.status, done.errors) == (0, "")
+        ((run_id, run),) = server.runs.items()
+    assert (run_id, run.sweep) == ("agent456", "sweep123")
+    assert sweep["metric"]["name"] in run.summary
+    assert json.loads(run.config)["optim"]["value"]["lr"] == 0.003
 
 
 FAULTS: dict[tuple[Fault, str], str] = {
