@@ -12,6 +12,7 @@ import pytest
 
 from skindist.data.demo import write_demo_data
 from skindist.launcher import this_launch
+from skindist.machine import available_cores
 from tests.helpers.fault_table import EXPECTED, Measured, Seen, write_table
 
 
@@ -21,6 +22,12 @@ def pytest_configure() -> None:
     os.environ["SKINDIST_CACHE"] = tempfile.mkdtemp(prefix="skindist-tests-")
     for variable in ("WANDB_API_KEY", "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(variable, None)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two tests at a time, where there are two cores; one where tests are named, need a GPU, or write the table."""
+    alone = config.option.file_or_dir or "gpu" in config.option.markexpr or config.option.fault_table
+    return 0 if alone else min(2, available_cores())
 
 
 def pytest_unconfigure() -> None:

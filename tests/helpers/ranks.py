@@ -22,7 +22,8 @@ def _rank(env: dict[str, str], log: Path, result: Path, function: Callable[..., 
     """What a forked process does: its own environment, its own log, then the function."""
     os.environ.update(env)
     cores = sorted(os.sched_getaffinity(0))  # one for each rank: one thread, and no waiting for each other's
-    os.sched_setaffinity(0, {cores[int(env.get("RANK", 0)) % len(cores)]})
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))  # tests that run at the same time
+    os.sched_setaffinity(0, {cores[(int(env.get("RANK", 0)) + beside) % len(cores)]})
     multiprocessing.set_start_method("fork", force=True)  # loader workers: as anywhere else, not from a server anew
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
