@@ -15,6 +15,10 @@ from skindist.files import write_atomic
 from skindist.launcher import Launch, this_launch
 
 ANSWER = timedelta(seconds=10)  # for processes that are alive to say that they have failed, too
+GONE = (  # in the words of gloo and NCCL, whose errors are of any class
+    "/gloo/", "NCCL operation timed out", "communicator was aborted", "Async Error", "async error",
+    "remote process exit",
+)  # fmt: skip
 LAST_WORDS = Path(__file__).with_name("last_words.py")
 
 
@@ -35,14 +39,14 @@ def fail_together(message: str, status: int) -> int:
         return fail(message, status)
     import torch.distributed
 
+    from skindist.distributed import host
     from skindist.distributed.rendezvous import ATTEMPT
 
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
     fail(message, status)
     with suppress(RuntimeError):  # somebody was killed meanwhile: the message is out
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        host.leave()
     return status
 
 
@@ -108,7 +112,8 @@ def _lost_contact(error: Exception) -> bool:
     """Whether the error says no more than that another process is gone."""
     import torch.distributed
 
-    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+    network = torch.distributed.DistNetworkError | torch.distributed.DistStoreError
+    return isinstance(error, network) or any(words in str(error) for words in GONE)
 
 
 def _say(message: str) -> None:
