@@ -38,8 +38,8 @@ def join(device: str, timeout: timedelta) -> None:
     """
     global _groups
     ours = torch.distributed.get_default_backend_for_device(device)
-    backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:{ours}"
-    torch.distributed.init_process_group(backend, init_method=ATTEMPT, timeout=timeout + LATER)
+    backend, limit = ("gloo", timeout) if device == "cpu" else (f"cpu:gloo,{device}:{ours}", timeout + LATER)
+    torch.distributed.init_process_group(backend, init_method=ATTEMPT, timeout=limit)
     _groups = Groups(*(torch.distributed.new_group(backend="gloo", timeout=limit) for limit in (timeout, HOURS)))
 
 
@@ -122,6 +122,18 @@ def share_tensor(tensor: Tensor) -> Tensor:
     if _several():
         torch.distributed.broadcast(tensor, 0, group=_groups.prompt)
     return tensor
+
+
+def new_group(seconds: float) -> Any:
+    """One more group of the CPU, for a thread of its own; made by all processes together. None with one process."""
+    return torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=seconds)) if _several() else None
+
+
+def gather_numbers(number: int, group: Any) -> list[int]:
+    """The numbers of all processes of a group, in rank order."""
+    numbers = torch.empty(group.size(), dtype=torch.int64)
+    torch.distributed.all_gather_single(numbers, torch.tensor([number]), group=group)
+    return numbers.tolist()
 
 
 def ask_largest(values: Tensor) -> Callable[[], Tensor]:

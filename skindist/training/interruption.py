@@ -32,8 +32,14 @@ APART = 1.0  # seconds from one question to the next, at most: as many steps as 
 class Interruptions:
     """Watches signals and the clock while it is entered."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, lock: RunLock) -> None:
-        self.lock = lock
+    def __init__(
+        self, config: Config, accelerator: Accelerator, lock: RunLock, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        """
+        Args:
+            beat: called once a step or batch, as a sign of life.
+        """
+        self.lock, self.beat = lock, beat
         self.every_steps = config.checkpoint.every_steps
         self.every_seconds = 60 * config.checkpoint.every_minutes if config.checkpoint.every_minutes else None
         self.main = accelerator.is_main_process
@@ -76,6 +82,7 @@ class Interruptions:
         """The largest wish of any rank, where it has become known just now."""
         now, same = time.monotonic(), where == self._asked_in
         self._calls += 1
+        self.beat()
         if same and self._calls < self._every:
             return 0
         seconds = (now - self._asked_at) / self._calls if same else APART  # steps and batches take unlike times

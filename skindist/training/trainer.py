@@ -29,6 +29,7 @@ from skindist.data.split import describe
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
+from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.modules import compute
 from skindist.launcher import check_batch, this_launch
@@ -83,10 +84,12 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
 
     warm_up(learner, config.data.image_size)
     state, stopping = restore(run, learner, config, data.rows)
+    contact = Contact(accelerator.device, config.run.timeout_minutes)
     with (
         Saver(run, learner, config, data.rows, lock) as saver,
         WandbSink(accelerator, run, config, wandb_id) as wandb,
-        Interruptions(config, accelerator, lock) as interruptions,
+        Interruptions(config, accelerator, lock, contact.beat) as interruptions,
+        contact,
     ):
         tracker = Tracker(accelerator, run, wandb)
 

@@ -1,5 +1,6 @@
 """What the ranks of a test do; they return plain values, and the tests compare those between ranks and group sizes."""
 
+import ctypes
 import hashlib
 import os
 import signal
@@ -18,6 +19,7 @@ from skindist.cli import show_log, train
 from skindist.config import CheckpointConfig, Config
 from skindist.data.loading import Batch
 from skindist.distributed import buffers, ending, group, host
+from skindist.distributed.contact import Contact
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.parsing import parse_config
 from skindist.run.folder import Run
@@ -288,6 +290,32 @@ def reads_from_a_device(gone: str) -> list[Any]:
     seconds = time.monotonic() - began
     store.set("seen", "yes")
     return [tensor.read, error is not None and ending._lost_contact(error), seconds]
+
+
+def waits_for_a_device(what: str) -> None:
+    """Rank 1 is killed, or hangs. The main threads of the others are deep in the system, where no Python runs."""
+    accelerator = group.join_group()
+    sleep = ctypes.CDLL(None).sleep  # unlike Python's, it heeds no signal of ours
+    with Contact(torch.device("cuda"), 1 / 30) as contact:
+        if accelerator.process_index == 1:
+            if what == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif what == "hangs":
+            contact.beat()
+        sleep(600)
+
+
+def leaves_contact() -> float:
+    """How long it takes to leave a contact after a second and a half, in seconds."""
+    accelerator = group.join_group()
+    with Contact(torch.device("cuda"), 1.0) as contact:
+        for _ in range(3):
+            contact.beat()
+            time.sleep(0.5)
+        began = time.monotonic()
+    seconds = time.monotonic() - began
+    group.leave_group(accelerator)
+    return seconds
 
 
 def one_decision(values: list[float]) -> list[Any]:
