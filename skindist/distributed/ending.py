@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from skindist.errors import NoAnswer, OutOfMemory
+from skindist.errors import NoAnswer, OutOfMemory, UserError
 from skindist.files import write_atomic
 from skindist.launcher import Launch, this_launch
 
@@ -43,10 +43,10 @@ def fail_together(message: str, status: int) -> int:
     from skindist.distributed import host
     from skindist.distributed.rendezvous import ATTEMPT
 
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
     fail(message, status)
-    with suppress(RuntimeError):  # somebody was killed meanwhile: the message is out
+    with suppress(RuntimeError, UserError):  # somebody is gone, or out of reach: the message is out
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
         host.leave()
     return status
 

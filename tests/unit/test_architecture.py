@@ -28,7 +28,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
     {"run.opening"},
-    {f"distributed.{name}" for name in ("rendezvous", "host", "peers", "group", "buffers", "last_words")},
+    {f"distributed.{name}" for name in ("network", "rendezvous", "host", "peers", "group", "buffers", "last_words")},
     {"distributed.ending", "distributed.contact"},
     {"training.memory", "training.wandb_service", "training.interruption", "report.model_card"},
     {"training.engine", "training.rehearsal", "training.saved_model"},
