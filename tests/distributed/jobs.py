@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import pickle
 import signal
 import time
 from datetime import timedelta
@@ -258,6 +259,23 @@ def timeouts(minutes: float) -> list[Any]:
         group.on_each_machine(accelerator, lambda: 1)
     limits = [each._get_backend(torch.device("cpu")).options._timeout for each in groups]
     return [limits, before, torch.distributed.get_pg_count()]
+
+
+def gathered(rows: list[list[list[float]]]) -> tuple[list[list[float]], int]:
+    """The rows of all ranks together, given those of each, and the objects of more than 100 bytes pickled for it."""
+    accelerator = group.join_group()
+    mine = torch.tensor(rows[accelerator.process_index], dtype=torch.float64).reshape(-1, 3)
+    pickled: list[int] = []
+    original_gather = torch.distributed.all_gather_object
+
+    def all_gather_object(parts: list[Any], part: Any, group: Any = None) -> None:
+        pickled.append(len(pickle.dumps(part)))
+        original_gather(parts, part, group=group)
+
+    setattr(torch.distributed, "all_gather_object", all_gather_object)  # noqa: B010
+    together = host.gather_rows(mine)
+    assert together.dtype == torch.float64
+    return together.tolist(), sum(size > 100 for size in pickled)
 
 
 class OnADevice:

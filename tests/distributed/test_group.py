@@ -18,6 +18,14 @@ def test_the_timeout_arrives_and_one_patient_group_serves_all(tmp_path: Path) ->
         assert before == after == 3
 
 
+def test_rows_travel_as_tensors(tmp_path: Path) -> None:
+    """As predictions do: in rank order, to the bit, also where a rank has none. No row is pickled."""
+    rows = [[[7.0, 1 / 3, 0.0]], [], [[number, 0.1 * number, 1.0] for number in range(40)]]
+    for together, pickled in run_ranks(3, tmp_path, jobs.gathered, rows):
+        assert together == [*rows[0], *rows[2]]
+        assert pickled == 0
+
+
 @pytest.mark.parametrize("gone", ["hangs", "killed"])
 def test_a_process_that_is_gone_is_noticed_before_a_device_is_read(tmp_path: Path, gone: str) -> None:
     ranks = start_ranks(2, tmp_path, jobs.reads_from_a_device, gone)
