@@ -18,5 +18,9 @@ class TrainingError(Exception):
     """Training cannot go on, through no mistake in the input (a loss that is not finite). Exit status 1."""
 
 
+class NoAnswer(Exception):
+    """Other processes do not go on; the message names them. Exit status 1."""
+
+
 class OutOfMemory(Exception):
     """One process ran out of memory; the others know nothing of it. Exit status 1."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -15,6 +16,7 @@ import yaml
 from skindist.errors import UserError
 
 THREADS = "OMP_NUM_THREADS"
+OTHER_INDEX = "ACCELERATE_BYPASS_DEVICE_MAP"  # else Accelerate takes this process's number for its GPU's, in DDP
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def read_launch(
     restarts = "TORCHELASTIC_RUN_ID" in environ  # torchrun's; `accelerate launch` uses it for several processes
     precision = environ.get("ACCELERATE_MIXED_PRECISION")
     launched = restarts or precision is not None
-    if precision == "no" and by_accelerate and option(words, "mixed_precision") is None:
+    if precision == "no" and by_accelerate and _told(environ, words, "mixed_precision") is None:
         precision = None  # exported both when told so and when told nothing
     error_file = environ.get("TORCHELASTIC_ERROR_FILE")
     return Launch(
@@ -101,12 +103,18 @@ def option(words: Sequence[str], name: str) -> str | None:
 
 def _asked(environ: Mapping[str, str], words: Sequence[str]) -> int | None:
     """How many processes `accelerate launch` was asked for, by an option or by its config file."""
+    with suppress(TypeError, ValueError):
+        return int(_told(environ, words, "num_processes"))
+    return None
+
+
+def _told(environ: Mapping[str, str], words: Sequence[str], name: str) -> Any:
+    """What `accelerate launch` was told of an option, on its command line or in its config file; None: nothing."""
     cache = Path(environ.get("XDG_CACHE_HOME", "~/.cache"), "huggingface")
     default = Path(environ.get("HF_HOME", cache), "accelerate/default_config.yaml").expanduser()
-    with suppress(OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        told = option(words, "num_processes")
-        file = Path(option(words, "config_file") or ("" if "--cpu" in words else default))  # as accelerate does
-        return int(told if told else yaml.safe_load(file.read_text())["num_processes"])
+    file = Path(option(words, "config_file") or ("" if "--cpu" in words else default))  # as accelerate does
+    with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
+        return option(words, name) or yaml.safe_load(file.read_text())[name]
     return None
 
 
@@ -130,6 +138,15 @@ def check_processes(launch: Launch, joined: int) -> None:
     )
 
 
+def check_batch(batch_size: int, processes: int) -> None:
+    """Refuse a global batch that leaves a process without an image."""
+    if batch_size < processes:
+        raise UserError(
+            f"--train.batch_size {batch_size}: the global batch is split over all processes, and {processes} are "
+            f"started; give {processes} or more, or start fewer (--num_processes)"
+        )
+
+
 def choose_precision(asked: str | None, device: str, has_bf16: bool = False) -> str:
     """What was asked for, else bf16 on a GPU that has it, fp16 on an older one, and none elsewhere.
 
@@ -148,8 +165,8 @@ def choose_precision(asked: str | None, device: str, has_bf16: bool = False) -> 
     return "bf16" if has_bf16 else "fp16"
 
 
-def choose_threads(asked: str | None, device: str, cores: int, local_processes: int) -> int | None:
-    """Threads of this process, an equal share of the cores; None: as asked for."""
+def choose_threads(asked: str | None, device: str, cores: int, processes: int) -> int | None:
+    """Threads of this process, an equal share of the cores that so many processes use; None: as asked for."""
     if device != "cpu" or (asked or "1") != "1":  # `accelerate launch` and torchrun say 1 when told nothing
         return None
-    return max(1, cores // local_processes)
+    return max(1, cores // processes)

@@ -5,7 +5,7 @@ import torch.distributed
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from skindist.distributed.group import decide, gather_rows
+from skindist.distributed import host
 
 
 def broadcast_weights(accelerator: Accelerator, module: nn.Module) -> None:
@@ -17,14 +17,10 @@ def broadcast_weights(accelerator: Accelerator, module: nn.Module) -> None:
 
 def broadcast_tensors(accelerator: Accelerator, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The main process's tensors by name, on the CPU of every rank; what the others pass counts for nothing."""
-    looks = decide(accelerator, lambda: [(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()])
-    shared = {}
-    for name, shape, dtype in looks:
-        mine = tensors[name] if accelerator.is_main_process else torch.empty(shape, dtype=dtype)
-        there = mine.to(accelerator.device)
-        torch.distributed.broadcast(there, 0)
-        shared[name] = there.cpu()
-    return shared
+    looks = host.share([(name, tensor.shape, tensor.dtype) for name, tensor in tensors.items()])
+    if not accelerator.is_main_process:
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, shape, dtype in looks}
+    return {name: host.share_tensor(tensor.cpu()) for name, tensor in tensors.items()}
 
 
 def average_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:
@@ -33,15 +29,15 @@ def average_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:
     DDP leaves each rank with those of its own images. The mean over ranks is the running mean of the whole batch, and
     closer to its running variance than any one rank's.
     """
-    before = gather_buffers(accelerator, module)
-    if accelerator.num_processes > 1 and float_buffers(module):
-        write_buffers(module, accelerator.reduce(read_buffers(module), reduction="mean"))
+    before = gather_buffers(module)
+    if accelerator.num_processes > 1:
+        write_buffers(module, before.mean(dim=0).to(accelerator.device))
     return before
 
 
-def gather_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:
+def gather_buffers(module: nn.Module) -> Tensor:
     """Every rank's BatchNorm statistics, (ranks, values), on the CPU of every rank."""
-    return gather_rows(accelerator, read_buffers(module)[None].cpu())
+    return host.gather_rows(read_buffers(module)[None])
 
 
 def restore_buffers(accelerator: Accelerator, module: nn.Module, ranks: Tensor) -> None:

@@ -10,11 +10,16 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from skindist.errors import OutOfMemory
+from skindist.errors import NoAnswer, OutOfMemory, UserError
 from skindist.files import write_atomic
 from skindist.launcher import Launch, this_launch
 
 ANSWER = timedelta(seconds=10)  # for processes that are alive to say that they have failed, too
+GONE = (  # in the words of gloo and NCCL, whose errors are of any class
+    "/gloo/", "NCCL operation timed out", "communicator was aborted", "Async Error", "async error",
+    "remote process exit",
+)  # fmt: skip
+SPOKEN = "skindist/spoken"
 LAST_WORDS = Path(__file__).with_name("last_words.py")
 
 
@@ -35,14 +40,14 @@ def fail_together(message: str, status: int) -> int:
         return fail(message, status)
     import torch.distributed
 
+    from skindist.distributed import host
     from skindist.distributed.rendezvous import ATTEMPT
 
-    if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
     fail(message, status)
-    with suppress(RuntimeError):  # somebody was killed meanwhile: the message is out
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    with suppress(RuntimeError, UserError):  # somebody is gone, or out of reach: the message is out
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
+        host.leave()
     return status
 
 
@@ -53,13 +58,14 @@ def fail_alone(error: Exception) -> int:
     Returns:
         The exit status, 1.
     """
-    lost = _lost_contact(error)
-    if not lost and not isinstance(error, OutOfMemory | OSError):
+    lost, all_know = _lost_contact(error), isinstance(error, NoAnswer)
+    if not lost and not isinstance(error, OutOfMemory | NoAnswer | OSError):
         traceback.print_exception(error)
-    words = str(error) if isinstance(error, OutOfMemory) else f"{type(error).__name__}: {error}"
-    launch = this_launch()
+    words = str(error) if isinstance(error, OutOfMemory | NoAnswer) else f"{type(error).__name__}: {error}"
+    launch, store = this_launch(), None
     if launch.world_size > 1:
-        silent = _claim_first(launch, lost)
+        store = _shared_store(launch)
+        silent = _claim_first(store, launch, lost or all_know)
         if silent is None:
             _report(f"rank {launch.rank} of {launch.world_size} lost contact with one that failed", after=ANSWER)
             return 1
@@ -68,30 +74,44 @@ def fail_alone(error: Exception) -> int:
             what = "did not answer within --run.timeout_minutes" if waited else "was killed, or its machine failed"
             gone = " and rank ".join(map(str, silent))
             words = f"rank {gone} of {launch.world_size} {what}; rank {launch.rank} lost contact with it"
-        else:
+        elif not all_know:
             words = f"rank {launch.rank} of {launch.world_size}: {words}"
     _report(words)
     _say(words)
+    if store:
+        with suppress(RuntimeError):
+            store.set(SPOKEN, "yes")
     return 1
 
 
-def _claim_first(launch: Launch, lost: bool) -> list[int] | None:
-    """None if another process has failed before; else, where contact is lost, the ranks that say nothing."""
+def _shared_store(launch: Launch) -> Any:
+    """The launcher's store, or the first process's; None if that is gone."""
     import torch.distributed
 
     from skindist.distributed.rendezvous import of_this_attempt
 
-    me, others = launch.rank, [rank for rank in range(launch.world_size) if rank != launch.rank]
-    try:
+    with suppress(RuntimeError):
         whole_store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
             launch.address, launch.port, is_master=False, wait_for_workers=False, timeout=ANSWER
         )
-        store = of_this_attempt(whole_store)
+        return of_this_attempt(whole_store)
+    return None
+
+
+def _claim_first(store: Any, launch: Launch, lost: bool) -> list[int] | None:
+    """None if another process has failed before, and has said so; else, where contact is lost, the ranks that say
+    nothing."""
+    me, others = launch.rank, [rank for rank in range(launch.world_size) if rank != launch.rank]
+    if store is None:
+        return [0] if lost else []
+    try:
         store.set(f"skindist/failed/{me}", "yes")
         if store.compare_set("skindist/first to fail", "", str(me)) != str(me).encode():
+            with suppress(RuntimeError):  # whoever ends first ends the others, or takes the store away
+                store.wait([SPOKEN], 2 * ANSWER)
             return None
         return _silent(store, {rank: f"skindist/failed/{rank}" for rank in others}) if lost else []
-    except RuntimeError:  # the store was the first process's, which is gone
+    except RuntimeError:  # the store was the first process's, which has just gone
         return [0] if lost else []
 
 
@@ -108,7 +128,8 @@ def _lost_contact(error: Exception) -> bool:
     """Whether the error says no more than that another process is gone."""
     import torch.distributed
 
-    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+    network = torch.distributed.DistNetworkError | torch.distributed.DistStoreError
+    return isinstance(error, network) or any(words in str(error) for words in GONE)
 
 
 def _say(message: str) -> None:

@@ -3,24 +3,21 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
-from torch import Tensor
+from accelerate.utils import DistributedDataParallelKwargs
 
-from skindist.distributed.rendezvous import ATTEMPT
+from skindist.distributed import host
+from skindist.distributed.peers import check_peers, sharing_cores, this_peer
 from skindist.errors import TrainingError, UserError
-from skindist.launcher import THREADS, check_processes, choose_precision, choose_threads, this_launch
+from skindist.launcher import OTHER_INDEX, THREADS, check_processes, choose_precision, choose_threads, this_launch
 from skindist.machine import available_cores
 
 T = TypeVar("T")
-HOURS = timedelta(days=1)  # for work that one process does for all
 log = logging.getLogger("skindist")
 
 
@@ -31,27 +28,33 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0) -> Ac
         timeout_minutes: after which a process that waits for the others in training gives up.
 
     Raises:
-        UserError: fp16 on a CPU, or a launch that started several processes which do not see each other.
+        UserError: fp16 on a CPU, processes that do not see each other, share a GPU or differ in what makes a run exact.
     """
     launch, available = this_launch(), torch.accelerator.is_available()
     device = str(torch.accelerator.current_accelerator()).partition(":")[0] if available else "cpu"
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    threads = choose_threads(launch.threads, device, available_cores(), launch.local_world_size)
+    precision = choose_precision(launch.precision, device, has_bf16)
+    if launch.world_size > 1:
+        host.join(device, timedelta(minutes=timeout_minutes))
+    me = this_peer(device, precision, launch.local_rank)
+    peers = host.gather(me)
+    for warning in check_peers(peers):
+        log.warning(warning)
+    threads = choose_threads(launch.threads, device, available_cores(), sharing_cores(me, peers))
     if threads:
         torch.set_num_threads(threads)
         os.environ.setdefault(THREADS, str(threads))  # else Accelerate sets another number, and warns
+    visible, used = torch.cuda.device_count(), launch.local_world_size
+    if device == "cuda" and launch.local_rank >= visible:
+        os.environ[OTHER_INDEX] = "true"
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir is newer than torch 2.8
     accelerator = Accelerator(
-        cpu=device == "cpu",  # Accelerate makes a gloo group of CPU processes only if told so
-        mixed_precision=choose_precision(launch.precision, device, has_bf16),
+        cpu=device == "cpu",  # Accelerate takes a group of CPU processes for one only if told so
+        mixed_precision=precision,
         log_with=log_with,
-        kwargs_handlers=[
-            InitProcessGroupKwargs(init_method=ATTEMPT, timeout=timedelta(minutes=timeout_minutes)),
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
     check_processes(launch, accelerator.num_processes)
-    visible, used = torch.cuda.device_count(), launch.local_world_size
     if visible > used:
         log.info(f"{visible} GPUs are visible and {used} used; --num_processes {visible} would use them all")
     return accelerator
@@ -66,11 +69,8 @@ def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any, may
     Args:
         may_take_hours: the others wait for longer than they do in training.
     """
-    with _group(accelerator, may_take_hours) as group:
-        outcome: list[Any] = _attempt(function, *args) if accelerator.is_main_process else [None, None]
-        if accelerator.num_processes > 1:
-            torch.distributed.broadcast_object_list(outcome, src=0, group=group)
-    result, error = outcome
+    outcome: list[Any] = _attempt(function, *args) if accelerator.is_main_process else [None, None]
+    result, error = host.share(outcome, may_take_hours)
     if error is not None:
         raise error
     decided: T = result
@@ -92,12 +92,8 @@ def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *
 
     An error is raised on every process as by `decide`, so that all of them end.
     """
-    with _group(accelerator, may_take_hours=True) as group:
-        mine = _attempt(function, *args)[1] if accelerator.is_local_main_process else None
-        errors = [mine] * accelerator.num_processes
-        if accelerator.num_processes > 1:
-            torch.distributed.all_gather_object(errors, mine, group=group)
-    for error in errors:
+    mine = _attempt(function, *args)[1] if accelerator.is_local_main_process else None
+    for error in host.gather(mine, may_take_hours=True):
         if error is not None:
             raise error
 
@@ -112,26 +108,6 @@ def _attempt(function: Callable[..., Any], *args: Any) -> list[Any]:
         return [None, TrainingError(f"{error.filename or 'a file'}: {error.strerror or error}")]
 
 
-@contextmanager
-def _group(accelerator: Accelerator, may_take_hours: bool) -> Iterator[Any]:
-    """The process group to wait in: the default one, or one with time, which all processes make together."""
-    if accelerator.num_processes == 1 or not may_take_hours:
-        yield None
-        return
-    group = torch.distributed.new_group(backend="gloo", timeout=HOURS)
-    yield group
-    torch.distributed.destroy_process_group(group)
-
-
-def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
-    """Concatenate the rows (N_rank, K) of all ranks in rank order; every rank gets the whole."""
-    if accelerator.num_processes == 1:
-        return rows
-    parts: list[Any] = [None] * accelerator.num_processes
-    torch.distributed.all_gather_object(parts, rows.cpu())
-    return torch.cat(parts)
-
-
 def describe(accelerator: Accelerator) -> str:
     """Processes, device and precision in one line."""
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type.upper()
@@ -141,8 +117,12 @@ def describe(accelerator: Accelerator) -> str:
     return f"device: {processes}{threads} on {device}, mixed precision {accelerator.mixed_precision}"
 
 
+def processes_on_my_cores(accelerator: Accelerator) -> int:
+    """How many processes use the cores of this one, itself among them; call it on every process."""
+    me = this_peer(accelerator.device.type, accelerator.mixed_precision, this_launch().local_rank)
+    return sharing_cores(me, host.gather(me))
+
+
 def leave_group(accelerator: Accelerator) -> None:
     """Leave the process group, so that a process that ends first does not look like one that died."""
-    accelerator.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    host.leave()

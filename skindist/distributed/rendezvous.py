@@ -7,19 +7,24 @@ from typing import Any
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
+from skindist.distributed.network import check_way
 from skindist.launcher import this_launch
 
 ATTEMPT = "attempt://"
 
 
 def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tuple[Any, int, int]]:
-    """As env://, but with a store of each attempt's own.
+    """As env://, but with a store of each attempt's own, and over the network that leads from machine to machine.
 
     A launcher that restarts its workers keeps the store, and in it the addresses of those that died: whoever reads one
     before it is overwritten waits for ever.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    yield of_this_attempt(store), rank, world_size
+    store = of_this_attempt(store)
+    launch = this_launch()
+    if launch.world_size > launch.local_world_size:
+        check_way(store, launch)
+    yield store, rank, world_size
 
 
 def of_this_attempt(store: Any) -> Any:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, EvalLoader, TrainLoader
+from skindist.distributed import host
 from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
-from skindist.distributed.group import gather_rows
 from skindist.errors import TrainingError
 from skindist.evaluation.predictions import Predictions
 from skindist.optim import learning_rate
@@ -146,7 +146,7 @@ def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, glob
     if accelerator.scaler is None:
         gradients = [parameter.grad for parameter in learner.module.parameters() if parameter.grad is not None]
         totals[2] = nn.utils.get_total_norm(gradients, norm_type=math.inf)
-    if statistics is not None and not accelerator.reduce(totals, reduction="sum").isfinite().all():
+    if statistics is not None and not host.sum_ranks(totals).isfinite().all():
         write_buffers(learner.module, statistics)
     else:
         learner.optimizer.step()
@@ -163,7 +163,7 @@ def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> N
     """
     if not learner.pending:
         return
-    steps = learner.accelerator.reduce(torch.stack(learner.pending), reduction="sum").tolist()
+    steps = host.sum_ranks(torch.stack(learner.pending)).tolist()
     learner.pending.clear()
     for number, (loss, accuracy, gradient) in enumerate(steps, start=state.global_step - len(steps) + 1):
         if math.isfinite(loss) and math.isfinite(gradient):
@@ -198,9 +198,9 @@ def evaluate(learner: Learner, split: EvalLoader, after_batch: Callable[[], None
                 logits.append(learner.module(learner.to_device(batch)[0]).float())
             known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
         after_batch()
-    probabilities_N = torch.cat(logits).cpu().double().softmax(dim=1)[:, 1]
+    probabilities_N = host.to_host(torch.cat(logits)).double().softmax(dim=1)[:, 1]
     ids_N, labels_N = torch.cat([part.double() for part in known]).unbind(dim=1)
-    table = gather_rows(learner.accelerator, torch.stack([ids_N, probabilities_N, labels_N], dim=1)).numpy()
+    table = host.gather_rows(torch.stack([ids_N, probabilities_N, labels_N], dim=1)).numpy()
     table = table[table[:, 0].argsort()]
     ids = table[:, 0].astype(np.int64)
     if not np.array_equal(ids, np.sort(split.ids)):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 
+from skindist.distributed import host
 from skindist.errors import OutOfMemory, TrainingError
 from skindist.wording import plural
 
@@ -53,8 +54,7 @@ def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[in
             fits = 0.0
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
-        total: torch.Tensor = accelerator.reduce(torch.tensor([fits], device=accelerator.device), reduction="sum")
-        if total.item() == accelerator.num_processes:
+        if host.sum_ranks(torch.tensor(fits)) == accelerator.num_processes:
             return images
         if images == 1:
             raise TrainingError("out of memory with one image at a time: lower --data.image_size")

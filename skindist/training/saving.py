@@ -54,7 +54,7 @@ class Saver:
         collect_window(self.learner, state, self.config.train)
         rank_buffers = self.learner.unaveraged if state.epoch_step else None
         if rank_buffers is None:
-            rank_buffers = buffers.gather_buffers(accelerator, self.learner.module)
+            rank_buffers = buffers.gather_buffers(self.learner.module)
         values = {
             "train": asdict(state),
             "early_stopping": stopping.state_dict(),

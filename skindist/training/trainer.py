@@ -29,9 +29,10 @@ from skindist.data.split import describe
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
+from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.modules import compute
-from skindist.launcher import this_launch
+from skindist.launcher import check_batch, this_launch
 from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
@@ -70,6 +71,7 @@ def fit(config: Config) -> dict[str, Any]:
 
 def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     """The run; the main process takes the lock, the caller releases it."""
+    check_batch(config.train.batch_size, this_launch().world_size)
     accelerator = group.join_group(None if config.tracking.wandb == "disabled" else "wandb", config.run.timeout_minutes)
     run = decide(accelerator, choose_folder, config)
     config = decide(accelerator, keep_micro_batch_size, config, run)
@@ -82,10 +84,12 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
 
     warm_up(learner, config.data.image_size)
     state, stopping = restore(run, learner, config, data.rows)
+    contact = Contact(accelerator.device, config.run.timeout_minutes)
     with (
         Saver(run, learner, config, data.rows, lock) as saver,
         WandbSink(accelerator, run, config, wandb_id) as wandb,
-        Interruptions(config, accelerator, lock) as interruptions,
+        Interruptions(config, accelerator, lock, contact.beat) as interruptions,
+        contact,
     ):
         tracker = Tracker(accelerator, run, wandb)
 
@@ -149,7 +153,7 @@ def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
     rank, world_size = accelerator.process_index, accelerator.num_processes
     batches = TrainBatches(sample_ids(data.rows, "train"), config.train, config.run.seed, rank, world_size)
     store = open_store(learner, config, data)
-    workers = loader_workers(config.data, device, this_launch().local_world_size)
+    workers = loader_workers(config.data, device, group.processes_on_my_cores(accelerator))
     plain, augmented = (
         LesionImages(store, data.rows, config.data.image_size, config.run.seed, augmented=augmented)
         for augmented in (False, config.data.augment)

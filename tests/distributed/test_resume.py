@@ -81,3 +81,22 @@ def test_all_ranks_save_by_the_first_ones_clock_and_stop_for_any_ones_signal(tmp
     """One step later than it was wished for, and once for each wish."""
     assert run_ranks(3, tmp_path / "a", jobs.steps_saved, 10, [25.0, 1000.0, 0.0], {}) == [[4, 7, 10, 0]] * 3
     assert run_ranks(3, tmp_path / "b", jobs.steps_saved, 10, [25.0, 0.0, 0.0], {2: 5}) == [[4, 6, 143]] * 3
+
+
+def test_all_ranks_are_asked_once_a_second_and_stop_at_one_step(tmp_path: Path) -> None:
+    """32 steps of the slowest rank: the signal of step 70 goes out with the question of step 99, and its answer is read
+    with the next."""
+    pace = [1 / 64, 1 / 32, 1 / 64]
+    asked = run_ranks(3, tmp_path / "a", jobs.questions, ["step"] * 100, pace)
+    assert asked == [[1, 2, 3, 35, 67, 99]] * 3
+    assert run_ranks(3, tmp_path / "b", jobs.steps_saved, 200, pace, {2: 70}) == [[131, 143]] * 3
+
+
+def test_slow_steps_do_not_wait_for_the_pace_of_fast_batches(tmp_path: Path) -> None:
+    calls = ["batch"] * 5 + ["step"] * 4 + ["batch"] * 3
+    assert run_ranks(2, tmp_path, jobs.questions, calls, [0.25, 0.25]) == [[1, 2, 3, 6, 7, 8, 10, 11, 12]] * 2
+
+
+def test_a_step_does_not_wait_for_another_rank(tmp_path: Path) -> None:
+    """The question of step 3 is answered only when rank 1 takes it, after rank 0 has taken 34."""
+    assert run_ranks(2, tmp_path, jobs.steps_ahead, 34) == [34, 34]

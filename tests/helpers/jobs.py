@@ -1,8 +1,12 @@
 """What the ranks of a test do; they return plain values, and the tests compare those between ranks and group sizes."""
 
+import ctypes
 import hashlib
 import os
+import pickle
 import signal
+import time
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +19,8 @@ from torch import nn
 from skindist.cli import show_log, train
 from skindist.config import CheckpointConfig, Config
 from skindist.data.loading import Batch
-from skindist.distributed import buffers, group
+from skindist.distributed import buffers, ending, group, host
+from skindist.distributed.contact import Contact
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.parsing import parse_config
 from skindist.run.folder import Run
@@ -166,6 +171,44 @@ def steps_saved(steps: int, seconds_a_step: list[float], signal_at: dict[int, in
     return [*saved, 0]
 
 
+def questions(calls: list[str], seconds_a_call: list[float]) -> list[int]:
+    """The calls, from 1, at which this rank asks all ranks, by a clock of its own; each call is a step or a batch."""
+    accelerator = group.join_group()
+    rank, now, asked, number = accelerator.process_index, [0.0], list[int](), 0
+    original = host.ask_largest
+
+    def ask_largest(values: torch.Tensor) -> Any:
+        asked.append(number)
+        return original(values)
+
+    setattr(host, "ask_largest", ask_largest)  # noqa: B010
+    setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
+    with Interruptions(Config(), accelerator, RunLock()) as interruptions:
+        for number, call in enumerate(calls, start=1):
+            now[0] += seconds_a_call[rank]
+            if call == "step":
+                interruptions.should_save(number)
+            else:
+                interruptions.should_stop()
+    return asked
+
+
+def steps_ahead(steps: int) -> int:
+    """The steps that rank 0 takes while rank 1, after its second one, waits until it has taken them all."""
+    accelerator = group.join_group(timeout_minutes=1 / 12)
+    store, now = torch.distributed.distributed_c10d._get_default_store(), [0.0]
+    setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
+    with Interruptions(Config(), accelerator, RunLock()) as interruptions:
+        for step in range(1, steps + 1):
+            now[0] += 1 / 32
+            if (accelerator.process_index, step) == (1, 3):
+                store.wait(["taken"], timedelta(minutes=2))
+            interruptions.should_save(step)
+    store.set("taken", "yes")
+    group.leave_group(accelerator)
+    return step
+
+
 def status_after_a_signal_in_evaluation(data: Path, run: Path, *flags: str) -> int:
     """The exit status of a run that rank 1 (or the only one) sends SIGTERM when it evaluates for the second time."""
     original, evaluations, before = Learner.to_device, [0], [True]
@@ -205,6 +248,93 @@ def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     results = fit(data, run, *flags)
     saved = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_size"]
     return {"largest": max(seen), "results": results, "saved": saved}
+
+
+def timeouts(minutes: float) -> list[Any]:
+    """The limits of the default group, the prompt and the patient one, and the groups before and after decisions."""
+    accelerator = group.join_group(timeout_minutes=minutes)
+    groups: list[Any] = [torch.distributed.group.WORLD, *host._groups]
+    before = torch.distributed.get_pg_count()
+    for _ in range(3):
+        group.decide(accelerator, lambda: 1, may_take_hours=True)
+        group.on_each_machine(accelerator, lambda: 1)
+    limits = [each._get_backend(torch.device("cpu")).options._timeout for each in groups]
+    return [limits, before, torch.distributed.get_pg_count()]
+
+
+def gathered(rows: list[list[list[float]]]) -> tuple[list[list[float]], int]:
+    """The rows of all ranks together, given those of each, and the objects of more than 100 bytes pickled for it."""
+    accelerator = group.join_group()
+    mine = torch.tensor(rows[accelerator.process_index], dtype=torch.float64).reshape(-1, 3)
+    pickled: list[int] = []
+    original_gather = torch.distributed.all_gather_object
+
+    def all_gather_object(parts: list[Any], part: Any, group: Any = None) -> None:
+        pickled.append(len(pickle.dumps(part)))
+        original_gather(parts, part, group=group)
+
+    setattr(torch.distributed, "all_gather_object", all_gather_object)  # noqa: B010
+    together = host.gather_rows(mine)
+    assert together.dtype == torch.float64
+    return together.tolist(), sum(size > 100 for size in pickled)
+
+
+class OnADevice:
+    """Looks like a tensor on a GPU that waits for ever: whoever reads it hangs."""
+
+    device = torch.device("cuda")
+    read = False
+
+    def cpu(self) -> torch.Tensor:
+        self.read = True
+        return torch.zeros(1)
+
+
+def reads_from_a_device(gone: str) -> list[Any]:
+    """Rank 1 hangs, or is killed; what rank 0 says then, whether it has read from its device, and after how long."""
+    accelerator = group.join_group(timeout_minutes=1 / 30)
+    store = torch.distributed.distributed_c10d._get_default_store()
+    if accelerator.process_index == 1:
+        if gone == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        store.wait(["seen"], timedelta(minutes=2))
+        os._exit(0)
+    tensor: Any = OnADevice()
+    began = time.monotonic()
+    try:
+        host.sum_ranks(tensor)
+        error = None
+    except RuntimeError as caught:
+        error = caught
+    seconds = time.monotonic() - began
+    store.set("seen", "yes")
+    return [tensor.read, error is not None and ending._lost_contact(error), seconds]
+
+
+def waits_for_a_device(what: str) -> None:
+    """Rank 1 is killed, or hangs. The main threads of the others are deep in the system, where no Python runs."""
+    accelerator = group.join_group()
+    sleep = ctypes.CDLL(None).sleep  # unlike Python's, it heeds no signal of ours
+    with Contact(torch.device("cuda"), 1 / 30) as contact:
+        if accelerator.process_index == 1:
+            if what == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif what == "hangs":
+            contact.beat()
+        sleep(600)
+
+
+def leaves_contact() -> float:
+    """How long it takes to leave a contact after a second and a half, in seconds."""
+    accelerator = group.join_group()
+    with Contact(torch.device("cuda"), 1.0) as contact:
+        for _ in range(3):
+            contact.beat()
+            time.sleep(0.5)
+        began = time.monotonic()
+    seconds = time.monotonic() - began
+    group.leave_group(accelerator)
+    return seconds
 
 
 def one_decision(values: list[float]) -> list[Any]:

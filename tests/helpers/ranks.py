@@ -76,4 +76,9 @@ def run_ranks(world_size: int, folder: Path, function: Callable[..., Any], *args
     """Call `function(*args)` on each rank; return the results in rank order, or fail with the ranks' own words."""
     statuses = end_ranks(start_ranks(world_size, folder, function, *args))
     assert statuses == [0] * world_size, said(folder, world_size)
-    return [pickle.loads((folder / f"result{rank}.pkl").read_bytes()) for rank in range(world_size)]
+    return [result_of(folder, rank) for rank in range(world_size)]
+
+
+def result_of(folder: Path, rank: int) -> Any:
+    """What a rank returned."""
+    return pickle.loads((folder / f"result{rank}.pkl").read_bytes())

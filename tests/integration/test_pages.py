@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate.commands.launch import launch_command_parser
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import launch as launching
 from torch.distributed.run import get_args_parser
 
 import skindist
 from skindist import cli, verify
 from skindist.config import Config
+from skindist.launcher import read_launch
 from skindist.run.folder import Run
 from skindist.training import trainer
 from tests.helpers.commands import ROOT, TINY
@@ -119,8 +122,22 @@ class Check:
         if words[1:]:
             asked = launch_command_parser().parse_args(words[1:])
             assert Path(asked.config_file).is_file()
-            assert (asked.num_processes or 1) % (asked.num_machines or 1) == 0
+            self.on_8_gpus(asked)
             self.script(asked.training_script, asked.training_script_args)
+
+    def on_8_gpus(self, asked: Any) -> None:
+        """Accelerate's own checks of a launch, on a machine with 8 GPUs."""
+        with self.monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "device_count", lambda: 8)
+            patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **options: True)
+            patch.setattr(launching, "is_port_in_use", lambda *_: False)
+            checked, _, _ = _validate_launch_command(asked)
+            env = launching.prepare_multi_gpu_env(checked)
+        assert checked.multi_gpu
+        assert int(checked.nproc_per_node) * checked.num_machines == checked.num_processes
+        assert int(checked.nproc_per_node) <= 8
+        assert read_launch(env, ["accelerate", "launch"]).precision in (None, asked.mixed_precision)
 
     def torchrun(self, words: Sequence[str]) -> None:
         asked = get_args_parser().parse_args(words)

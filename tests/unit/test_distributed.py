@@ -1,12 +1,18 @@
 """What one process can show of a group's beginning: threads, what is refused, what is said. Groups are in
 tests/distributed."""
 
+import os
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
-from skindist.distributed import group
+from skindist.distributed import group, host
+from skindist.distributed.peers import Peer, this_peer
 from skindist.errors import UserError
-from skindist.launcher import this_launch
+from skindist.launcher import OTHER_INDEX, this_launch
 
 
 class Alone:
@@ -20,6 +26,7 @@ class Alone:
 
 def test_a_launch_that_accelerate_did_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "Accelerator", Alone)
+    monkeypatch.setattr(host, "join", lambda device, timeout: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"started 2 processes but Accelerate sees 1.*--multi_gpu"):
         group.join_group()
@@ -34,3 +41,81 @@ def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     with caplog.at_level("INFO", "skindist"):
         group.join_group()
     assert "4 GPUs are visible and 1 used; --num_processes 4 would use them all" in caplog.text
+
+
+def test_a_group_on_gpus_has_cpu_groups_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL takes no CPU tensors, and its limit lies above ours, as it ends a process without a word."""
+    made: list[dict[str, Any]] = []
+
+    def make(backend: str, **options: Any) -> str:
+        made.append({"backend": backend, **options})
+        return f"group {len(made)}"
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", make)
+    monkeypatch.setattr(torch.distributed, "new_group", make)
+    monkeypatch.setattr(host, "_groups", host.Groups())
+    host.join("cuda", timedelta(minutes=10))
+    default, prompt, patient = made
+    assert default["backend"] == "cpu:gloo,cuda:nccl"
+    assert default["init_method"] == "attempt://"
+    assert default["timeout"] == timedelta(minutes=12)
+    assert prompt == {"backend": "gloo", "timeout": timedelta(minutes=10)}
+    assert patient == {"backend": "gloo", "timeout": timedelta(days=1)}
+
+
+class Built(Exception):
+    """The Accelerator is about to be built, and NCCL after it."""
+
+
+def join_on_fake_gpus(monkeypatch: pytest.MonkeyPatch, local_rank: int, visible: list[list[str]]) -> None:
+    """Join as one of several processes of a machine, each of which sees the GPUs with these ids."""
+
+    def build(**options: Any) -> None:
+        raise Built
+
+    def look(rank: int) -> None:
+        ids = visible[rank]
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(ids))
+        monkeypatch.setattr(
+            torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name="H100", uuid=ids[index])
+        )
+
+    def gather(me: Peer) -> list[Peer]:
+        peers = []
+        for rank in range(len(visible)):
+            look(rank)
+            peers.append(this_peer("cuda", me.precision, rank))
+        look(local_rank)
+        return peers
+
+    look(local_rank)
+    for variable, value in {"RANK": local_rank, "LOCAL_RANK": local_rank}.items():
+        monkeypatch.setenv(variable, str(value))
+    for variable in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(variable, str(len(visible)))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
+    monkeypatch.setattr(host, "join", lambda device, timeout: None)
+    monkeypatch.setattr(host, "gather", gather)
+    monkeypatch.setattr(group, "Accelerator", build)
+    monkeypatch.setenv(OTHER_INDEX, "false")
+    this_launch.cache_clear()
+    group.join_group()
+
+
+def test_more_processes_than_gpus_are_refused_before_nccl_meets_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="ranks 0 and 2 would share one H100"):
+        join_on_fake_gpus(monkeypatch, 3, [["A", "B"]] * 4)
+    with pytest.raises(UserError, match="ranks 0 and 1 would share one H100"):
+        join_on_fake_gpus(monkeypatch, 0, [["A", "B"], ["A"]])
+
+
+def test_a_process_may_see_only_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`srun --gpus-per-task=1`: process 3 of the machine has GPU 0, where Accelerate would give DDP GPU 3."""
+    with pytest.raises(Built):
+        join_on_fake_gpus(monkeypatch, 3, [["A"], ["B"], ["C"], ["D"]])
+    assert os.environ[OTHER_INDEX] == "true"
+    with pytest.raises(Built):
+        join_on_fake_gpus(monkeypatch, 3, [["A", "B", "C", "D"]] * 4)
+    assert os.environ[OTHER_INDEX] == "false"

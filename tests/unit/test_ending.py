@@ -9,7 +9,7 @@ import pytest
 import torch.distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from skindist.distributed.ending import fail, fail_alone
+from skindist.distributed.ending import _lost_contact, fail, fail_alone
 from skindist.errors import OutOfMemory
 
 
@@ -41,6 +41,23 @@ def test_what_is_no_fault_of_the_code_is_one_line(
 ) -> None:
     assert fail_alone(raised(error)) == 1
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("words", "lost"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1", True),
+        ("NCCL operation timed out", True),
+        ("NCCL communicator was aborted after a previous error", True),
+        ("NCCL Async Error: unhandled system error", True),
+        ("ncclRemoteError: A call failed possibly due to a network error or a remote process exiting", True),
+        ("NCCL error: ncclInvalidUsage: Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 1000", False),
+        ("CUDA error: an illegal memory access was encountered", False),
+    ],
+)
+def test_which_errors_say_that_another_process_is_gone(words: str, lost: bool) -> None:
+    assert _lost_contact(RuntimeError(words)) == lost
+    assert _lost_contact(torch.distributed.DistBackendError(words)) == lost
 
 
 def test_only_the_main_process_speaks_for_all(

@@ -9,7 +9,7 @@ import pytest
 
 import skindist
 from skindist.errors import UserError
-from skindist.launcher import Launch, check_processes, choose_precision, choose_threads, read_launch
+from skindist.launcher import Launch, check_batch, check_processes, choose_precision, choose_threads, read_launch
 
 VARIABLES = re.compile(
     r"\b(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|TORCHELASTIC_\w+|ACCELERATE_\w+)\b"
@@ -83,6 +83,14 @@ def test_the_number_of_processes_asked_for_is_read_from_options_or_the_config_fi
     assert read_launch(default, ["bash"]).asked is None
 
 
+def test_a_precision_in_the_config_file_is_not_silence(tmp_path: Path) -> None:
+    """`accelerate config` writes it quoted; YAML reads an unquoted no as false."""
+    file = tmp_path / "here.yaml"
+    for written, expected in {"'no'": "no", "no": "no", "": None}.items():
+        file.write_text(f"num_processes: 1\nmixed_precision: {written}\n")
+        assert accelerate(f"--config_file {file}").precision == expected
+
+
 def test_fewer_processes_than_asked_for_are_refused() -> None:
     check_processes(Launch(), 1)
     check_processes(Launch(world_size=2, asked=2), 2)
@@ -93,6 +101,12 @@ def test_fewer_processes_than_asked_for_are_refused() -> None:
         UserError, match=r"^the launcher started 1 process but Accelerate sees 2: .* and leave out --cpu$"
     ):
         check_processes(Launch(), 2)
+
+
+def test_a_batch_smaller_than_the_processes_is_refused() -> None:
+    check_batch(8, 8)
+    with pytest.raises(UserError, match=r"^--train\.batch_size 4: .* 8 are started; give 8 or more, or start fewer"):
+        check_batch(4, 8)
 
 
 def test_precision_follows_the_request() -> None:

@@ -1,0 +1,99 @@
+"""Are the processes of a run alike? Compared once, before any of them trains: what differs would be noticed late, or
+never."""
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from skindist.errors import UserError
+
+PACKAGES = ("skindist", "torch", "torchvision", "timm", "numpy", "pillow")  # they make the pixels and the sums
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What one process is, as the others see it."""
+
+    machine: str
+    cores: frozenset[int]  # that it may use
+    device: str  # "cpu", "cuda", ...
+    precision: str
+    packages: tuple[str, ...]  # "torch 2.15.0", ...
+    gpu: str = ""  # the model's name
+    gpu_id: str = ""  # of this one piece
+
+
+def this_peer(device: str, precision: str, local_rank: int) -> Peer:
+    """This process, which trains on a device of this type."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    machine = socket.gethostname()
+    with suppress(OSError):  # machines may share a name
+        machine = boot.read_text().strip()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    packages = tuple(f"{name} {version(name)}" for name in PACKAGES)
+    gpu = gpu_id = ""
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(local_rank % torch.cuda.device_count())  # as Accelerate chooses
+        gpu, gpu_id = properties.name, str(properties.uuid)
+    return Peer(machine, frozenset(cores), device, precision, packages, gpu, gpu_id)
+
+
+def check_peers(peers: Sequence[Peer]) -> list[str]:
+    """Refuse processes that could not train one model exactly; return what else is worth a warning.
+
+    Args:
+        peers: all processes, in rank order.
+
+    Raises:
+        UserError: the message names the ranks that differ from the others, or that share a GPU.
+    """
+    if odd := odd_ones([peer.device.upper() for peer in peers]):
+        raise UserError(f"device: {odd}. See which machine hides its GPUs (driver, CUDA_VISIBLE_DEVICES), or hide all")
+    for packages in zip(*(peer.packages for peer in peers), strict=True):
+        if odd := odd_ones(packages):
+            raise UserError(f"versions: {odd}. Install the same version on every machine")
+    if odd := odd_ones([peer.precision for peer in peers]):
+        raise UserError(f"precision: {odd}. Give --mixed_precision no, bf16 or fp16 to the launcher on every machine")
+    pieces = [(peer.machine, peer.gpu_id) for peer in peers]
+    for piece, count in Counter(pieces).items():
+        if piece[1] and count > 1:
+            sharing = [rank for rank, other in enumerate(pieces) if other == piece]
+            raise UserError(
+                f"{these_ranks(sharing)} would share one {peers[sharing[0]].gpu}: start at most as many processes on "
+                "a machine as it has GPUs (--num_processes), and let each see all of them or one of its own"
+            )
+    odd = odd_ones([peer.gpu for peer in peers])
+    return [f"unlike GPUs: {odd}: sums may round differently, and the slowest sets the pace"] if odd else []
+
+
+def sharing_cores(me: Peer, peers: Sequence[Peer]) -> int:
+    """How many processes may use the cores of this one: all of a machine, or it alone where each has cores of its own
+    (`srun --cpus-per-task`)."""
+    return max(sum(core in peer.cores and peer.machine == me.machine for peer in peers) for core in me.cores)
+
+
+def odd_ones(values: Sequence[str]) -> str:
+    """Who has another value than most, "rank 3 has torch 2.9.0, the others torch 2.8.0"; "" if all have the same."""
+    ((usual, _), *others) = Counter(values).most_common()
+    parts = [
+        f"{these_ranks(ranks)} {'has' if len(ranks) == 1 else 'have'} {value}"
+        for value, _ in others
+        for ranks in [[rank for rank, its in enumerate(values) if its == value]]
+    ]
+    return ", ".join([*parts, f"the others {usual}"]) if parts else ""
+
+
+def these_ranks(ranks: Sequence[int]) -> str:
+    """ "rank 3", "ranks 0 and 2", "ranks 8 to 15"."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 2 and ranks[-1] - ranks[0] == len(ranks) - 1:
+        return f"ranks {ranks[0]} to {ranks[-1]}"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"

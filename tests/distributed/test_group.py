@@ -1,0 +1,60 @@
+"""How processes wait for each other: over the CPU, for as long as the user allows, and never for a device unseen."""
+
+import signal
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import jobs
+from tests.distributed.ranks import end_ranks, result_of, run_ranks, said, start_ranks
+
+
+def test_the_timeout_arrives_and_one_patient_group_serves_all(tmp_path: Path) -> None:
+    """10 minutes are Accelerate's own default, which it drops; gloo would wait for 30."""
+    ten, day = timedelta(minutes=10), timedelta(days=1)
+    for limits, before, after in run_ranks(2, tmp_path, jobs.timeouts, 10.0):
+        assert limits == [ten, ten, day]
+        assert before == after == 3
+
+
+def test_rows_travel_as_tensors(tmp_path: Path) -> None:
+    """As predictions do: in rank order, to the bit, also where a rank has none. No row is pickled."""
+    rows = [[[7.0, 1 / 3, 0.0]], [], [[number, 0.1 * number, 1.0] for number in range(40)]]
+    for together, pickled in run_ranks(3, tmp_path, jobs.gathered, rows):
+        assert together == [*rows[0], *rows[2]]
+        assert pickled == 0
+
+
+@pytest.mark.parametrize("gone", ["hangs", "killed"])
+def test_a_process_that_is_gone_is_noticed_before_a_device_is_read(tmp_path: Path, gone: str) -> None:
+    ranks = start_ranks(2, tmp_path, jobs.reads_from_a_device, gone)
+    assert end_ranks(ranks, 120)[0] == 0
+    read, lost_contact, seconds = result_of(tmp_path, 0)
+    assert not read
+    assert lost_contact
+    assert seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("killed", "rank 1 of 3 was killed, or its machine failed"),
+        ("hangs", "rank 1 of 3 did not answer within --run.timeout_minutes"),
+    ],
+)
+def test_all_end_with_one_line_while_their_main_threads_wait_for_a_device(
+    tmp_path: Path, what: str, message: str
+) -> None:
+    """As cudaStreamSynchronize waits, in which no signal handler of Python runs."""
+    statuses = end_ranks(start_ranks(3, tmp_path, jobs.waits_for_a_device, what), 120)
+    assert statuses == [1, -signal.SIGKILL if what == "killed" else 1, 1]
+    words = said(tmp_path, 3)
+    assert words.count("error: ") == 1, words
+    assert message in words
+    assert "Traceback" not in words
+
+
+def test_contact_ends_quietly_with_the_run(tmp_path: Path) -> None:
+    assert max(run_ranks(3, tmp_path, jobs.leaves_contact)) < 10
+    assert said(tmp_path, 3).strip() == ""

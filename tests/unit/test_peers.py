@@ -1,0 +1,85 @@
+"""Processes that differ are refused, or warned of, by name; from plain values, as no machine here has a GPU."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from skindist.distributed.peers import PACKAGES, Peer, check_peers, odd_ones, sharing_cores, these_ranks, this_peer
+from skindist.errors import UserError
+
+H100 = Peer("one", frozenset(range(8)), "cuda", "bf16", ("skindist 0.1.0", "torch 2.8.0"), "NVIDIA H100", "GPU-0")
+
+
+def peers(*changes: dict[str, Any]) -> list[Peer]:
+    """One process for each change, on a GPU of its own."""
+    return [replace(H100, **{"gpu_id": f"GPU-{rank}"} | change) for rank, change in enumerate(changes)]
+
+
+def refusal(*changes: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        check_peers(peers(*changes))
+    return str(caught.value)
+
+
+def test_alike_processes_pass_in_silence() -> None:
+    assert check_peers(peers({}, {}, {"machine": "two"})) == []
+    assert check_peers([replace(H100, device="cpu", gpu="", gpu_id="")] * 3) == [], "a CPU may be shared"
+
+
+def test_another_version_is_refused() -> None:
+    newer = {"packages": ("skindist 0.1.0", "torch 2.9.0")}
+    assert refusal({}, {}, newer).startswith("versions: rank 2 has torch 2.9.0, the others torch 2.8.0. Install")
+
+
+def test_another_precision_is_refused() -> None:
+    """As of one machine's environment, or of an older GPU without bf16."""
+    said = refusal({}, {}, {"precision": "fp16"}, {"precision": "fp16"}, {})
+    assert said.startswith("precision: ranks 2 and 3 have fp16, the others bf16. Give --mixed_precision")
+
+
+def test_a_machine_without_gpus_is_refused() -> None:
+    assert refusal({}, {}, {}, {"device": "cpu"}).startswith("device: rank 3 has CPU, the others CUDA. See which")
+
+
+def test_more_processes_than_gpus_are_refused() -> None:
+    """4 on 2 GPUs, by the number modulo 2; or processes that see different GPUs, which are one."""
+    said = refusal({}, {}, {"gpu_id": "GPU-0"}, {"gpu_id": "GPU-1"})
+    assert said.startswith("ranks 0 and 2 would share one NVIDIA H100: start at most as many processes on a machine")
+
+
+def test_unlike_gpus_are_warned_of() -> None:
+    (said,) = check_peers(peers({}, {}, {}, {"gpu": "NVIDIA A100"}))
+    assert said.startswith("unlike GPUs: rank 3 has NVIDIA A100, the others NVIDIA H100: ")
+
+
+def test_the_odd_ones_are_named() -> None:
+    assert odd_ones(["a", "a"]) == ""
+    assert odd_ones(["a", "b"]) == "rank 1 has b, the others a"
+    assert odd_ones(["a", "b", "c", "a"]) == "rank 1 has b, rank 2 has c, the others a"
+    assert [these_ranks(ranks) for ranks in ([3], [0, 2], [8, 9, 10], [1, 2, 4])] == [
+        "rank 3", "ranks 0 and 2", "ranks 8 to 10", "ranks 1, 2 and 4",
+    ]  # fmt: skip
+
+
+def test_cores_are_shared_with_those_that_may_use_them() -> None:
+    """All of a machine, unless each is bound to its own, as by `srun --cpus-per-task=12`."""
+    free = peers({}, {}, {"machine": "two"})
+    assert sharing_cores(free[0], free) == 2
+    bound = [replace(H100, cores=frozenset(range(12 * rank, 12 * rank + 12))) for rank in range(8)]
+    assert sharing_cores(bound[3], bound) == 1
+
+
+@pytest.mark.parametrize(("local_rank", "visible", "index"), [(3, 8, 3), (3, 1, 0), (3, 2, 1)])
+def test_a_process_looks_at_the_gpu_that_it_will_use(
+    monkeypatch: pytest.MonkeyPatch, local_rank: int, visible: int, index: int
+) -> None:
+    """`srun --gpus-per-task=1`: process 3 of the machine sees one GPU, whose number is 0."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="H100", uuid=f"GPU-{i}"))
+    me = this_peer("cuda", "bf16", local_rank)
+    assert (me.gpu, me.gpu_id) == ("H100", f"GPU-{index}")
+    assert [package.split()[0] for package in me.packages] == list(PACKAGES)
+    assert me == this_peer("cuda", "bf16", local_rank)
