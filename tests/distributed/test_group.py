@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed import jobs
-from tests.distributed.ranks import end_ranks, result_of, run_ranks, said, start_ranks
+from tests.helpers import jobs
+from tests.helpers.ranks import end_ranks, result_of, run_ranks, said, start_ranks
 
 
 def test_the_timeout_arrives_and_one_patient_group_serves_all(tmp_path: Path) -> None:
