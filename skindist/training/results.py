@@ -52,6 +52,7 @@ def write_results(
         "left_out": len(data.quarantine),
         "images_seen": state.images_seen,
         "skipped_steps": state.skipped,
+        "overflowed_steps": state.overflowed,
         "train_seconds": state.train_seconds,
         "images_per_second": state.images_per_second,
         "world_size": learner.accelerator.num_processes,

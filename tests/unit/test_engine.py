@@ -1,5 +1,6 @@
 """The loop's parts on one process: accumulation, frozen BatchNorm, logging, and no waiting for the device."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from skindist.training.state import TrainState
 from tests.distributed.jobs import head_weight, tiny_config
 
 
-def learner_and_batch(*flags: str) -> tuple[Learner, Batch, Config]:
-    config = tiny_config(Path("unused"), Path("unused"), *flags)
-    learner = trainer.build_learner(group.join_group(), config)
+def learner_and_batch(*flags: str, scaler: torch.amp.GradScaler | None = None) -> tuple[Learner, Batch, Config]:
+    config, accelerator = tiny_config(Path("unused"), Path("unused"), *flags), group.join_group()
+    accelerator.scaler = scaler  # as Accelerate sets one for fp16, on a GPU only
+    learner = trainer.build_learner(accelerator, config)
     pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return learner, Batch(torch.arange(12), pixels, torch.arange(12) % 2, IDENTITY.repeat(12, 1, 1)), config
 
@@ -140,15 +142,48 @@ def test_an_image_that_is_missing_or_comes_twice_is_an_error() -> None:
         evaluate(learner, EvalLoader("val", list(range(12)), twice))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_does_not_wait_for_the_device() -> None:
-    learner, batch, config = learner_and_batch()
+def take_steps_in_fp16(
+    steps: int, spoilt: set[int], state: TrainState, *flags: str
+) -> tuple[Learner, Exception | None]:
+    """Take steps as fp16 does, each a window; in those of `spoilt`, from 1, a gradient is NaN but not the loss."""
+    learner, batch, config = learner_and_batch(*flags, scaler=torch.amp.GradScaler("cpu"))
+    weight = next(learner.module.parameters())
+    spoil = lambda gradient: gradient * (math.nan if state.global_step + 1 in spoilt else 1.0)  # noqa: E731
+    weight.register_hook(spoil)  # type: ignore[no-untyped-call]
     set_train_mode(learner.model, False)
-    pinned = Batch(*(tensor.pin_memory() for tensor in batch))
-    train_step(learner, [pinned], 12, 0, config)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        train_step(learner, [pinned], 12, 1, config)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(steps):
+        learner.pending.append(train_step(learner, [batch], 12, state.global_step, config))
+        state.global_step += 1
+        try:
+            collect_window(learner, state, config.train)
+        except TrainingError as error:
+            return learner, error
+    return learner, None
+
+
+def test_fp16_that_overflows_at_every_scale_ends_the_run() -> None:
+    state = TrainState()
+    learner, error = take_steps_in_fp16(40, set(range(2, 41)), state)
+    assert "overflows in fp16 at step 18, after 16 skipped steps: lower --optim.lr, train without fp16" in str(error)
+    assert "bf16" in str(error)
+    assert learner.accelerator.scaler.get_scale() == 0.5, "halved 17 times from 2**16"
+    assert (state.overflowed, state.skipped) == (list(range(2, 18)), [18])
+
+
+def test_fp16_may_search_for_its_scale(caplog: pytest.LogCaptureFixture) -> None:
+    state = TrainState()
+    learner, error = take_steps_in_fp16(9, {1, 2, 3, 6}, state)
+    assert error is None
+    assert (state.overflowed, state.skipped, len(state.window), caplog.text) == ([1, 2, 3, 6], [], 9, "")
+    assert learner.accelerator.scaler.get_scale() == 2.0**12
+    state = TrainState(global_step=1999, overflowed=list(range(100, 116)))  # in 2,000 steps it tries twice the scale
+    assert take_steps_in_fp16(1, {2000}, state)[1] is None
+    assert "at step 2001, after 17 skipped steps" in str(take_steps_in_fp16(1, {2001}, state)[1])
+
+
+def test_overflows_beyond_that_obey_the_flags_for_bad_steps(caplog: pytest.LogCaptureFixture) -> None:
+    state = TrainState(global_step=90, overflowed=list(range(1, 17)))  # as restored from a checkpoint
+    flags = ("--train.non_finite=skip", "--train.max_skipped=2")
+    _, error = take_steps_in_fp16(9, {91, 93, 96}, state, *flags)
+    assert "step 93 is skipped: the gradient overflows in fp16 (2 of at most 2)" in caplog.text
+    assert "overflows in fp16 at step 96, after 18 skipped steps" in str(error)
