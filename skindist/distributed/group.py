@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
+from skindist.determinism import choose_kernels
 from skindist.distributed.rendezvous import ATTEMPT
 from skindist.errors import TrainingError, UserError
-from skindist.launcher import THREADS, check_processes, choose_precision, choose_threads, this_launch
+from skindist.launcher import THREADS, check_device, check_processes, choose_precision, choose_threads, this_launch
 from skindist.machine import available_cores
 
 T = TypeVar("T")
@@ -24,18 +25,23 @@ HOURS = timedelta(days=1)  # for work that one process does for all
 log = logging.getLogger("skindist")
 
 
-def join_group(log_with: str | None = None, timeout_minutes: float = 10.0) -> Accelerator:
+def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deterministic: bool = True) -> Accelerator:
     """Join the process group and build the Accelerator, in the precision that fits the launch and the device.
 
     Args:
         timeout_minutes: after which a process that waits for the others in training gives up.
+        deterministic: whether a GPU is to repeat its sums, as `train.deterministic` says.
 
     Raises:
-        UserError: fp16 on a CPU, or a launch that started several processes which do not see each other.
+        UserError: a precision that the device has not, several processes on one Mac's GPU, or a launch that started
+            several processes which do not see each other.
     """
     launch, available = this_launch(), torch.accelerator.is_available()
     device = str(torch.accelerator.current_accelerator()).partition(":")[0] if available else "cpu"
+    choose_kernels(deterministic, device)
+    check_device(device, launch.world_size)
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 |= device == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)
     threads = choose_threads(launch.threads, device, available_cores(), launch.local_world_size)
     if threads:
         torch.set_num_threads(threads)

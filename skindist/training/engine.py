@@ -57,10 +57,11 @@ class Learner:
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) as uint8 to the device, coloured and normalised there; labels (B,)."""
         device = self.accelerator.device
+        aside = device.type == "cuda" and batch.images_BCHW.is_pinned()  # MPS would copy what is not there any more
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        images_BCHW = batch.images_BCHW.to(device, non_blocking=True).contiguous(memory_format=memory_format)
-        colours_B2C = batch.colours_B2C.to(device, non_blocking=True)
-        return self.normalize(images_BCHW, colours_B2C), batch.labels_B.to(device, non_blocking=True)
+        images_BCHW = batch.images_BCHW.to(device, non_blocking=aside).contiguous(memory_format=memory_format)
+        colours_B2C = batch.colours_B2C.to(device, non_blocking=aside)
+        return self.normalize(images_BCHW, colours_B2C), batch.labels_B.to(device, non_blocking=aside)
 
 
 def train_one_epoch(
@@ -201,12 +202,13 @@ def evaluate(learner: Learner, split: EvalLoader, after_batch: Callable[[], None
 
     Raises:
         RuntimeError: an image is missing or came twice.
+        OutOfMemory: on the process that it happened to.
     """
     learner.module.eval()
     known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
     for batch in progress(split.loader, f"evaluating {split.name}", "batch", learner.accelerator):
         if len(batch.ids_B):
-            with learner.accelerator.autocast():
+            with advised(len(batch.ids_B), evaluating=True), learner.accelerator.autocast():
                 logits.append(learner.module(learner.to_device(batch)[0]).float())
             known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
         after_batch()

@@ -2,17 +2,19 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, EvalLoader
 from skindist.data.transforms import IDENTITY
 from skindist.distributed import group
-from skindist.errors import TrainingError
+from skindist.errors import OutOfMemory, TrainingError
 from skindist.training import trainer
 from skindist.training.engine import Learner, collect_window, evaluate, set_train_mode, train_step
 from skindist.training.state import TrainState
@@ -187,3 +189,84 @@ def test_overflows_beyond_that_obey_the_flags_for_bad_steps(caplog: pytest.LogCa
     _, error = take_steps_in_fp16(9, {91, 93, 96}, state, *flags)
     assert "step 93 is skipped: the gradient overflows in fp16 (2 of at most 2)" in caplog.text
     assert "overflows in fp16 at step 96, after 18 skipped steps" in str(error)
+
+
+class Copied:
+    """A tensor that notes whether it was copied to the device without waiting."""
+
+    def __init__(self, pinned: bool) -> None:
+        self.pinned = pinned
+        self.waits: bool | None = None
+
+    def is_pinned(self) -> bool:
+        return self.pinned
+
+    def to(self, device: torch.device, non_blocking: bool) -> "Copied":
+        self.waits = not non_blocking
+        return self
+
+    def contiguous(self, memory_format: torch.memory_format) -> "Copied":
+        return self
+
+
+@pytest.mark.parametrize(
+    ("device", "pinned", "waits"), [("cuda", True, False), ("cuda", False, True), ("mps", True, True)]
+)
+def test_only_a_copy_from_pinned_memory_to_cuda_does_not_wait(device: str, pinned: bool, waits: bool) -> None:
+    """On MPS, one that does not wait may copy what is not there any more (pytorch#189690)."""
+    tensors = [Copied(pinned) for _ in range(4)]
+    accelerator: Any = SimpleNamespace(device=torch.device(device))
+    learner = Learner(accelerator, nn.Identity(), nn.Identity(), Any, lambda images, colours: images)  # type: ignore[arg-type]
+    learner.to_device(Batch(*tensors))  # type: ignore[arg-type]
+    assert [tensor.waits for tensor in tensors[1:]] == [waits] * 3
+
+
+class NoAnswer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what makes the host wait for the device: to read a value from it, or a size that depends on values."""
+
+    READS = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.equal", "aten.nonzero", "aten.masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not str(func).startswith(self.READS), f"the step waits for {func}"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("flags", [(), ("--model.drop_rate=0.5", "--model.drop_path_rate=0.5")])
+def test_a_step_reads_nothing_from_the_device(flags: tuple[str, ...]) -> None:
+    """tests/gpu shows the same on a GPU."""
+    learner, batch, config = learner_and_batch(*flags)
+    set_train_mode(learner.model, False)
+    train_step(learner, [batch], 12, 0, config)
+    with NoAnswer():  # type: ignore[no-untyped-call]
+        learner.pending.append(train_step(learner, parts(batch, 2), 12, 1, config))
+    with pytest.raises(AssertionError, match="waits for aten"), NoAnswer():  # type: ignore[no-untyped-call]
+        learner.pending[0][0].item()
+
+
+def test_an_evaluation_without_memory_says_what_to_lower() -> None:
+    learner, batch, _ = learner_and_batch()
+
+    def refuse(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    learner.module.register_forward_pre_hook(refuse)
+    one: Any = [batch]
+    with pytest.raises(OutOfMemory, match=r"with 12 images at a time: choose a smaller --train\.eval_batch_size"):
+        evaluate(learner, EvalLoader("val", list(range(12)), one))
+
+
+def test_the_rehearsal_tries_what_training_and_evaluation_will_hold() -> None:
+    """40 images fit in a forward pass alone and 5 with a backward pass: 12 a step become 3 at a time, 64 become 32."""
+    learner, _, config = learner_and_batch("--train.micro_batch_size=auto")
+    tried: dict[bool, list[int]] = {True: [], False: []}
+
+    def room(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        training = torch.is_grad_enabled()
+        tried[training].append(len(args[0]))
+        if len(args[0]) > (5 if training else 40):
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
+
+    learner.module.register_forward_pre_hook(room)
+    found = trainer.find_memory(learner, config).train
+    assert tried == {True: [12, 6, 3], False: [64, 32]}
+    assert (found.micro_batch_size, found.eval_batch_size) == (3, 32)
