@@ -69,7 +69,7 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
         "first_probabilities": before.probabilities.tolist(),
         "probabilities": after.probabilities.tolist(),
         "losses": losses,
-        "weights": {name: tensor.numpy() for name, tensor in learner.module.state_dict().items()},
+        "weights": {name: tensor.cpu().numpy() for name, tensor in learner.module.state_dict().items()},
         "backend": str(accelerator.distributed_type),
     }
     group.leave_group(accelerator)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, EvalLoader
@@ -19,6 +18,7 @@ from skindist.training import trainer
 from skindist.training.engine import Learner, collect_window, evaluate, set_train_mode, train_step
 from skindist.training.state import TrainState
 from tests.distributed.jobs import head_weight, tiny_config
+from tests.gpu.jobs import NoAnswer
 
 
 def learner_and_batch(*flags: str, scaler: torch.amp.GradScaler | None = None) -> tuple[Learner, Batch, Config]:
@@ -219,16 +219,6 @@ def test_only_a_copy_from_pinned_memory_to_cuda_does_not_wait(device: str, pinne
     learner = Learner(accelerator, nn.Identity(), nn.Identity(), Any, lambda images, colours: images)  # type: ignore[arg-type]
     learner.to_device(Batch(*tensors))  # type: ignore[arg-type]
     assert [tensor.waits for tensor in tensors[1:]] == [waits] * 3
-
-
-class NoAnswer(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses what makes the host wait for the device: to read a value from it, or a size that depends on values."""
-
-    READS = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.equal", "aten.nonzero", "aten.masked_select")
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert not str(func).startswith(self.READS), f"the step waits for {func}"
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("flags", [(), ("--model.drop_rate=0.5", "--model.drop_path_rate=0.5")])
