@@ -1,8 +1,10 @@
 """What the ranks of a test do; they return plain values, and the tests compare those between ranks and group sizes."""
 
 import hashlib
+import importlib.util
 import os
 import signal
+import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -204,6 +206,33 @@ def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     results = fit(data, run, *flags)
     saved = yaml.safe_load((run / "config.yaml").read_text())["train"]["micro_batch_size"]
     return {"largest": max(seen), "results": results, "saved": saved}
+
+
+def benchmark_training(data: Path) -> None:
+    """`launch/benchmark.py --only training`, with little to do."""
+    spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[2] / "launch/benchmark.py")
+    assert spec
+    assert spec.loader
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.SIZE, module.BATCH = 32, 4
+    module.side_by_side.__defaults__ = (1,)
+    module.training_loader.__defaults__ = (None, 32, 0, 1)
+    sys.argv = ["launch/benchmark.py", f"--data={data}", "--only=training"]
+    module.main()
+
+
+def warm_up_without_memory(data: Path, run: Path, *flags: str) -> int:
+    """The exit status of a run in which rank 1 has no room for the passes before training."""
+    original = Learner.to_device
+
+    def to_device(self: Any, batch: Batch) -> Any:
+        if len(batch.ids_B) == 2 and os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, batch)
+
+    setattr(Learner, "to_device", to_device)  # noqa: B010
+    return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
 
 
 def one_decision(values: list[float]) -> list[Any]:

@@ -26,7 +26,7 @@ def test_training_lowers_the_loss(demo: Path, tmp_path: Path, place: Place, note
     assert results["deterministic"]
     assert (results["hardware"]["device"] == "cpu") == (place.device == "cpu")
     losses = [event["train/loss"] for event in Run(tmp_path / "run").metrics() if "train/loss" in event]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
     note(f"training in {precision}", place, "the loss falls", f"from {losses[0]:.3f} to {losses[-1]:.3f}")
 
 
