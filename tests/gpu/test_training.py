@@ -113,11 +113,11 @@ def test_a_batch_that_does_not_fit_is_cut(demo: Path, tmp_path: Path, place: Pla
         "--model.name=efficientnet_b0", "--data.image_size=224", "--train.batch_size=36", "--train.epochs=1",
         "--train.micro_batch_size=auto", "--train.eval_batch_size=512",
     )  # fmt: skip
-    found = place.run(tmp_path, "no", jobs.fit_in_memory, 1.5, demo, tmp_path / "run", *flags)[0]
+    found = place.run(tmp_path, "no", jobs.fit_in_memory, 1.0, demo, tmp_path / "run", *flags)[0]
     assert 1 <= found["micro_batch_size"] < -(-36 // place.processes)
     assert found["eval_batch_size"] < 512
     observed = f"{found['micro_batch_size']} at a time, {found['eval_batch_size']} in evaluation"
-    note("EfficientNet-B0 in 1.5 GiB, a batch of 36 and 512", place, "it is cut until it fits, and trains", observed)
+    note("EfficientNet-B0 in 1 GiB, a batch of 36 and 512", place, "it is cut until it fits, and trains", observed)
 
 
 @pytest.mark.gpu

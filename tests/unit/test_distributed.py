@@ -83,11 +83,12 @@ def test_cuda_is_told_to_repeat_its_sums_before_it_starts(mac: pytest.MonkeyPatc
     def start(**options: bool) -> bool:
         variables = (os.environ.get(name) for name in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE"))
         told.append((*variables, torch.are_deterministic_algorithms_enabled()))  # type: ignore[arg-type]
-        return True
+        raise UserError("CUDA has started")
 
     for variable in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE"):
         mac.delenv(variable, raising=False)
     mac.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda:0"))
     mac.setattr(torch.cuda, "is_bf16_supported", start)
-    group.join_group(deterministic=deterministic)
+    with pytest.raises(UserError, match="CUDA has started"):
+        group.join_group(deterministic=deterministic)
     assert told == [(":4096:8", "0", True) if deterministic else (None, None, False)]
