@@ -1,10 +1,12 @@
 """How fast the data path is, beside what users would write instead, and what a checkpoint costs, on this machine:
 
 python launch/benchmark.py [--data FOLDER] [--only loader|training|checkpoint|preparation|start|memory]
+accelerate launch --config_file accelerate_config.yaml --num_processes N launch/benchmark.py --only training
 
 Each ratio is the median of several, of two things measured in turn on the same files. FOLDER is a folder of images with
 the class folders (it may be split); without it, pictures are drawn. The results are printed as a Markdown table, with
-the hardware and the versions that they hold for.
+the hardware and the versions that they hold for. Several processes, as on N GPUs, measure the training alone: all of
+them together, each with batches of the same size as one alone.
 """
 
 import argparse
@@ -34,14 +36,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from skindist.config import Config, DataConfig, ModelConfig
+from skindist.config import Config, DataConfig, ModelConfig, TrainConfig
 from skindist.data.demo import draw_lesion
-from skindist.data.loading import Batch, LesionImages, TrainBatches, make_loader
+from skindist.data.loading import Batch, LesionImages, TrainBatches, loader_workers, make_loader
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import IDENTITY
-from skindist.distributed.group import join_group
+from skindist.distributed.group import join_group, leave_group
 from skindist.early_stopping import EarlyStopping
+from skindist.launcher import this_launch
 from skindist.machine import available_cores
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
@@ -71,12 +74,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.probe:
         return probe(*arguments.probe)
+    processes = this_launch().world_size
+    if processes > 1 and (arguments.only or ["training"]) != ["training"]:
+        parser.error(f"{processes} processes measure one thing: --only training")
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="skindist-benchmark-") as folder:
         os.environ["SKINDIST_CACHE"] = str(Path(folder, "cache"))
         data = arguments.data or draw_set(Path(folder, "drawn"), count=600, size=256)
-        for name in arguments.only or BENCHMARKS:
+        for name in arguments.only or (BENCHMARKS if processes == 1 else ["training"]):
             figures += BENCHMARKS[name](data, Path(folder))
+    if this_launch().rank > 0:
+        return
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, Pillow {PIL.__version__}"
     machine = f"{gpu}{available_cores()} CPU cores ({platform.machine()})"
@@ -110,19 +118,20 @@ def loader(data: Path, folder: Path) -> list[Figure]:
 
 def training(data: Path, folder: Path) -> list[Figure]:
     """The engine's steps fed by the loader, and the same steps on one batch that is in memory already."""
-    config = Config(model=ModelConfig(pretrained=False))
-    learner = build_learner(join_group(), config)
-    device = learner.accelerator.device
-    cuda = device.type == "cuda"
-    workers = min(8, available_cores() - 1) if cuda else 0
-    ours = endless(training_loader(data, prepare(DataConfig(path=str(data)), seed=0), workers, device))
-    held, steps = next(ours), 200 if cuda else 8
+    config, accelerator = Config(model=ModelConfig(pretrained=False)), join_group()
+    learner, device, processes = build_learner(accelerator, config), accelerator.device, accelerator.num_processes
+    workers = loader_workers(config.data, device, this_launch().local_world_size)
+    prepared = prepare(DataConfig(path=str(data)), seed=0)
+    ours = endless(training_loader(data, prepared, workers, device, rank=accelerator.process_index, ranks=processes))
+    held, steps = next(ours), 200 if device.type == "cuda" else 8
     set_train_mode(learner.model, False)
     speeds = side_by_side(
-        lambda: speed(lambda: take_steps(learner, config, islice(ours, steps))),
-        lambda: speed(lambda: take_steps(learner, config, [held] * steps)),
+        lambda: processes * speed(lambda: take_steps(learner, config, islice(ours, steps))),
+        lambda: processes * speed(lambda: take_steps(learner, config, [held] * steps)),
     )
-    what = f"training EfficientNet-B0, mixed precision {learner.accelerator.mixed_precision}, images/s on {device.type}"
+    there = f"{processes} x {device.type}, mixed precision {accelerator.mixed_precision}"
+    what = f"training EfficientNet-B0 on {there}, images/s"
+    leave_group(accelerator)
     return [ratio_figure(what, "one batch held in memory", *speeds)]
 
 
@@ -130,7 +139,7 @@ def take_steps(learner: Learner, config: Config, batches: Iterable[Batch]) -> in
     """An optimizer step of the engine on each batch; returns how many images that were."""
     images = 0
     for batch in batches:
-        train_step(learner, [batch], len(batch.ids_B), 0, config)
+        train_step(learner, [batch], len(batch.ids_B) * learner.accelerator.num_processes, 0, config)
         images += len(batch.ids_B)
     return images
 
@@ -257,13 +266,19 @@ def probe(name: str, data: str, begun: str) -> None:
 
 
 def training_loader(
-    data: Path, prepared: Prepared, workers: int, device: torch.device | None = None, size: int = SIZE
+    data: Path,
+    prepared: Prepared,
+    workers: int,
+    device: torch.device | None = None,
+    size: int = SIZE,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> DataLoader[Batch]:
-    """skindist's own loader of the training images."""
+    """skindist's own loader of the training images, in batches of `BATCH` on each process."""
     store = open_store(data, prepared, size)
     images = LesionImages(store, prepared.rows, size, seed=0, augmented=True)
     ids = [index for index, row in enumerate(prepared.rows) if row.split == "train"]
-    batches = TrainBatches(ids, Config().train, seed=0, rank=0, world_size=1)
+    batches = TrainBatches(ids, TrainConfig(batch_size=BATCH * ranks), seed=0, rank=rank, world_size=ranks)
     return make_loader(images, batches, device or torch.device("cpu"), workers)
 
 

@@ -100,6 +100,11 @@ class TrainConfig(Section):
     """Keep images and weights in channels-last memory order: faster convolutions."""
     freeze_batchnorm: bool = False
     """Keep BatchNorm statistics as they are in the starting weights."""
+    deterministic: bool = setting(True, free=True)
+    """On a GPU, choose kernels that add up in the same order each time, so that a run can be repeated bit for bit.
+    What that costs is not measured yet."""
+    sync_batchnorm: bool = False
+    """BatchNorm over the images of all processes, as on one. GPUs only."""
     non_finite: Literal["error", "skip"] = setting("error", free=True)
     """A step whose loss or gradient is NaN or infinite: end the run, or go on without that step."""
     max_skipped: int = setting(10, lambda n: n >= 0, "0 or more", free=True)

@@ -147,8 +147,14 @@ def check_batch(batch_size: int, processes: int) -> None:
         )
 
 
+def check_device(device: str, processes: int) -> None:
+    """Refuse several processes on a Mac: it has one GPU, and no group of processes can share it."""
+    if device == "mps" and processes > 1:
+        raise UserError(f"--num_processes {processes}: a Mac's GPU (MPS) takes one process: --num_processes 1")
+
+
 def choose_precision(asked: str | None, device: str, has_bf16: bool = False) -> str:
-    """What was asked for, else bf16 on a GPU that has it, fp16 on an older one, and none elsewhere.
+    """What was asked for, else bf16 on an NVIDIA or AMD GPU that has it, fp16 on an older one, and none elsewhere.
 
     Args:
         asked: "no", "bf16", "fp16", or None.
@@ -158,6 +164,8 @@ def choose_precision(asked: str | None, device: str, has_bf16: bool = False) -> 
         raise UserError(f"--mixed_precision {asked}: choose no, bf16 or fp16")
     if asked == "fp16" and device == "cpu":
         raise UserError("--mixed_precision fp16 does nothing on a CPU: choose bf16 or no, or run on a GPU")
+    if asked == "bf16" and device == "mps" and not has_bf16:
+        raise UserError("--mixed_precision bf16 needs macOS 14 or newer on a Mac's GPU (MPS): choose fp16 or no")
     if asked is not None:
         return asked
     if device != "cuda":

@@ -1,12 +1,20 @@
 """What this machine offers: cores, and a place to keep prepared data."""
 
 import os
+import shutil
 from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that are free where processes hand tensors to each other; None where the system sets no such limit."""
+    return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
 
 
 def cache_folder(asked: str | None = None) -> Path:

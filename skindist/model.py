@@ -10,13 +10,17 @@ from typing import Any
 import timm
 import torch
 from timm.data.config import resolve_model_data_config
+from timm.layers import convert_sync_batchnorm
 from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from skindist.config import ModelConfig
+from skindist.config import ModelConfig, TrainConfig
 from skindist.errors import UserError
 from skindist.weights import first_line, load_weights, pretrained_file
+from skindist.wording import plural
 
+FEW = 16  # images, below which BatchNorm's statistics cost accuracy (Wu and He 2018, Group Normalization, figure 1)
 log = logging.getLogger("skindist")
 
 
@@ -62,6 +66,38 @@ def preprocessing(model: nn.Module) -> Preprocessing:
     """Return what the weights of a timm `model` were trained with, 3 channels each."""
     data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     return Preprocessing(mean=tuple(data["mean"]), std=tuple(data["std"]), interpolation=data["interpolation"])
+
+
+def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with BatchNorm over the images of all processes; its weights keep their names.
+
+    Raises:
+        UserError: not on CUDA, for which alone torch has it.
+    """
+    if device.type != "cuda":
+        raise UserError(
+            f"--train.sync_batchnorm true needs a GPU (CUDA), and this is {device.type}: leave it out; to be free of "
+            "small parts of a batch, use fewer processes or --train.freeze_batchnorm true"
+        )
+    synchronised: nn.Module = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+    return synchronised
+
+
+def noisy_batchnorm(model: nn.Module, config: TrainConfig, images: int, processes: int) -> str | None:
+    """What to say if BatchNorm takes its statistics from few images; None if it does not.
+
+    Args:
+        images: that one process holds at a time.
+    """
+    together = images * (processes if config.sync_batchnorm else 1)
+    learns = any(isinstance(layer, _BatchNorm) for layer in model.modules()) and not config.freeze_batchnorm
+    if not learns or together >= FEW:
+        return None
+    return (
+        f"BatchNorm sees {plural(together, 'image')} at a time, and below {FEW} its statistics are noisy: use a larger "
+        "--train.batch_size or --train.micro_batch_size, fewer processes, --train.sync_batchnorm true (GPUs), or "
+        "--train.freeze_batchnorm true"
+    )
 
 
 def _look_up(name: str) -> PretrainedCfg:

@@ -27,6 +27,7 @@ from skindist.run.folder import Run
 
 FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000", "--tracking.wandb=disabled")
 """What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result."""
+REPEATABLE = "a training repeats itself on a CPU, and on a CUDA GPU with --train.deterministic true"
 POLL_SECONDS = 0.05
 
 
@@ -214,8 +215,15 @@ def judge(folder: Path, killed: Sequence[int], last: int) -> Verdict:
     times = f"killed after step{'s' * (len(killed) > 1)} {' and '.join(', '.join(map(str, killed)).rsplit(', ', 1))}"
     count = state["environment"]["processes"]
     processes = f"{count} process{'es' * (count > 1)}"
+    luck = "" if repeatable(state) else f"\nbut nothing promises that here: {REPEATABLE}"
     digests = "".join(f"\n{manifest[name]}  {name}" for name in TENSORS[:2])
-    return Verdict(True, f"exact: {last} steps, {times}, on {processes}; SHA-256 of weights and optimizer:{digests}")
+    exact = f"exact: {last} steps, {times}, on {processes}; SHA-256 of weights and optimizer:{digests}"
+    return Verdict(True, exact + luck)
+
+
+def repeatable(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint's run says that its steps give the same bits each time."""
+    return bool(state.get("environment", {}).get("deterministic", True))
 
 
 def describe_differences(found: Mapping[str, str], checkpoint: Path, step: int, killed: Sequence[int]) -> str:
@@ -224,7 +232,9 @@ def describe_differences(found: Mapping[str, str], checkpoint: Path, step: int, 
     tensors = [name for name in found if not name.startswith("state.json")]
     total = sum(len(load_file(checkpoint / file)) for file in TENSORS)
     unrepeatable = "the training does not repeat itself, as with GPU kernels that add up in no fixed order"
-    if step <= killed[0]:
+    if not repeatable(json.loads((checkpoint / "state.json").read_text())):
+        cause = f"that is to be expected here: {REPEATABLE}"
+    elif step <= killed[0]:
         cause = f"it was not killed before that: {unrepeatable}"
     else:
         cause = (

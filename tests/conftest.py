@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,8 +17,18 @@ from skindist.machine import available_cores
 from tests.helpers.fault_table import EXPECTED, Measured, Seen, write_table
 
 
-def pytest_configure() -> None:
-    """Whatever the shell says, tests are offline, start as one process and keep out of the user's cache."""
+def asks_for_gpus(marks: str) -> bool:
+    """Whether `pytest -m MARKS` is for the tests on GPUs, and no others."""
+    return re.match(r"gpu( and |$)", marks) is not None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Whatever the shell says, tests are offline, start as one process and keep out of the user's cache; what is
+    measured on a CPU sees no GPU."""
+    if asks_for_gpus(config.option.markexpr):
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # another check would bar forked processes from the GPU
+    else:
+        os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
     os.environ["SKINDIST_CACHE"] = tempfile.mkdtemp(prefix="skindist-tests-")
     for variable in ("WANDB_API_KEY", "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):

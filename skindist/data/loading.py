@@ -4,6 +4,7 @@ A global batch is decided by (seed, epoch) alone and then divided, so the number
 and nothing else.
 """
 
+import logging
 import multiprocessing.util
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ from skindist.machine import available_cores
 from skindist.randomness import Stream, generator
 from skindist.wording import plural
 
+AHEAD = 4  # batches that each worker has ready
+SHARE = 0.75  # of the shared memory that is free: NCCL needs some, too
+log = logging.getLogger("skindist")
 Key = tuple[int, int]  # (epoch, sample id): the epoch travels with the index, so that living workers cannot miss it
 
 
@@ -101,6 +105,11 @@ class TrainBatches:
                 f"{micro_batches}; use fewer processes or a larger batch"
             )
 
+    @property
+    def most(self) -> int:
+        """Images in a micro-batch at most."""
+        return -(-max(self.sizes()) // self.parts)
+
     def sizes(self) -> list[int]:
         """Images in each global batch of the epoch: one optimizer step each."""
         return [len(batch) for batch in global_batches(self.ids, self.batch_size, self.seed, self.epoch)]
@@ -175,7 +184,7 @@ def make_loader(images: LesionImages, batches: Any, device: torch.device, num_wo
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         persistent_workers=num_workers > 0,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=AHEAD if num_workers else None,
         worker_init_fn=heed_only_the_parent,
     )
 
@@ -201,3 +210,21 @@ def loader_workers(config: DataConfig, device: torch.device, local_processes: in
     if config.num_workers is not None:
         return config.num_workers
     return 0 if device.type == "cpu" else min(8, max(1, available_cores() // local_processes))
+
+
+def workers_that_fit(wanted: int, images: int, image_size: int, local_processes: int, free: int | None) -> int:
+    """As many of the wanted loader processes as can hand over their batches: more would be killed by a bus error.
+
+    Args:
+        images: in the largest batch.
+        free: bytes of shared memory; None: without limit.
+    """
+    each = AHEAD * images * 3 * image_size**2 * local_processes
+    if free is None or wanted * each <= SHARE * free:
+        return wanted
+    fitting = int(SHARE * free) // each
+    log.warning(
+        f"shared memory: {free >> 20:,} MiB are free in /dev/shm, enough for {plural(fitting, 'loader worker')} "
+        f"of {wanted} for each process: give a container more (docker run --shm-size {-(-wanted * each // 2**29)}g)"
+    )
+    return fitting

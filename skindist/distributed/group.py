@@ -11,28 +11,42 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
+from skindist.determinism import choose_kernels
 from skindist.distributed import host
 from skindist.distributed.peers import check_peers, sharing_cores, this_peer
 from skindist.errors import TrainingError, UserError
-from skindist.launcher import OTHER_INDEX, THREADS, check_processes, choose_precision, choose_threads, this_launch
+from skindist.launcher import (
+    OTHER_INDEX,
+    THREADS,
+    check_device,
+    check_processes,
+    choose_precision,
+    choose_threads,
+    this_launch,
+)
 from skindist.machine import available_cores
 
 T = TypeVar("T")
 log = logging.getLogger("skindist")
 
 
-def join_group(log_with: str | None = None, timeout_minutes: float = 10.0) -> Accelerator:
+def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deterministic: bool = True) -> Accelerator:
     """Join the process group and build the Accelerator, in the precision that fits the launch and the device.
 
     Args:
         timeout_minutes: after which a process that waits for the others in training gives up.
+        deterministic: whether a GPU is to repeat its sums, as `train.deterministic` says.
 
     Raises:
-        UserError: fp16 on a CPU, processes that do not see each other, share a GPU or differ in what makes a run exact.
+        UserError: a precision that the device has not; processes that do not see each other, share a GPU, or differ in
+            what makes a run exact.
     """
     launch, available = this_launch(), torch.accelerator.is_available()
     device = str(torch.accelerator.current_accelerator()).partition(":")[0] if available else "cpu"
+    choose_kernels(deterministic, device)
+    check_device(device, launch.world_size)
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bf16 |= device == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)
     precision = choose_precision(launch.precision, device, has_bf16)
     if launch.world_size > 1:
         host.join(device, timedelta(minutes=timeout_minutes))

@@ -131,9 +131,9 @@ def new_group(seconds: float) -> Any:
 
 def gather_numbers(number: int, group: Any) -> list[int]:
     """The numbers of all processes of a group, in rank order."""
-    numbers = torch.empty(group.size(), dtype=torch.int64)
-    torch.distributed.all_gather_single(numbers, torch.tensor([number]), group=group)
-    return numbers.tolist()
+    numbers = [torch.empty(1, dtype=torch.int64) for _ in range(group.size())]
+    torch.distributed.all_gather(numbers, torch.tensor([number]), group=group)
+    return torch.cat(numbers).tolist()
 
 
 def ask_largest(values: Tensor) -> Callable[[], Tensor]:

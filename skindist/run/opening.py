@@ -40,11 +40,14 @@ def choose_folder(config: Config) -> Run:
 
 
 def keep_micro_batch_size(config: Config, run: Run) -> Config:
-    """The config with the micro-batch that the run being continued has found, for BatchNorm's sake."""
+    """The config with the micro-batch that the run being continued has found, for BatchNorm's sake, and no more images
+    in evaluation than it found to fit."""
     if config.train.micro_batch_size != "auto" or not run.exists:
         return config
-    found = run.saved_config()["train"]["micro_batch_size"]
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
+    found = run.saved_config()["train"]
+    fits = min(config.train.eval_batch_size, found["eval_batch_size"])
+    train = dataclasses.replace(config.train, micro_batch_size=found["micro_batch_size"], eval_batch_size=fits)
+    return dataclasses.replace(config, train=train)
 
 
 def prepare_data(config: Config, run: Run) -> Prepared:

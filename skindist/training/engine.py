@@ -31,6 +31,7 @@ from skindist.wording import plural
 
 Log = Callable[[dict[str, float]], None]
 SETTLED = 3  # steps of a process until memory is allocated and kernels are chosen: they do not count for its speed
+HALVINGS = 16  # of fp16's loss scale, from the 2**16 that it starts at to 1: until then, an overflow is its search
 log = logging.getLogger("skindist")
 
 
@@ -56,10 +57,11 @@ class Learner:
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) as uint8 to the device, coloured and normalised there; labels (B,)."""
         device = self.accelerator.device
+        aside = device.type == "cuda" and batch.images_BCHW.is_pinned()  # MPS would copy what is not there any more
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        images_BCHW = batch.images_BCHW.to(device, non_blocking=True).contiguous(memory_format=memory_format)
-        colours_B2C = batch.colours_B2C.to(device, non_blocking=True)
-        return self.normalize(images_BCHW, colours_B2C), batch.labels_B.to(device, non_blocking=True)
+        images_BCHW = batch.images_BCHW.to(device, non_blocking=aside).contiguous(memory_format=memory_format)
+        colours_B2C = batch.colours_B2C.to(device, non_blocking=aside)
+        return self.normalize(images_BCHW, colours_B2C), batch.labels_B.to(device, non_blocking=aside)
 
 
 def train_one_epoch(
@@ -109,8 +111,9 @@ def train_one_epoch(
                 loss, accuracy = np.mean(state.window, axis=0).tolist() if state.window else (math.nan, math.nan)
                 state.window.clear()
                 where = {"epoch": state.epoch + state.epoch_step / len(sizes), "global_step": state.global_step}
-                skipped = {"train/skipped_steps": len(state.skipped)} if state.skipped else {}
-                record({"train/loss": loss, "train/accuracy": accuracy, "train/lr": lr, **skipped, **where})
+                counts = {"train/skipped_steps": len(state.skipped), "train/overflowed_steps": len(state.overflowed)}
+                counts = {name: count for name, count in counts.items() if count}
+                record({"train/loss": loss, "train/accuracy": accuracy, "train/lr": lr, **counts, **where})
                 bar.set_postfix(loss=f"{loss:.4f}")
             state.count_time(time.perf_counter() - started, size if learner.steps > SETTLED else 0)
             if state.epoch_step < len(sizes):
@@ -125,7 +128,7 @@ def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, glob
 
     Returns:
         On the device, (3,): this rank's part of the batch's mean loss, and of its share of right answers; the
-        gradient's largest magnitude (0 with a gradient scaler, which looks after overflows itself).
+        gradient's largest magnitude (fp16's gradient scaler looks itself: 0, or infinite where it skipped the step).
     """
     accelerator, skips = learner.accelerator, config.train.non_finite == "skip"
     statistics = read_buffers(learner.module) if skips else None  # a bad image spoils them in the forward pass
@@ -150,6 +153,8 @@ def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, glob
         write_buffers(learner.module, statistics)
     else:
         learner.optimizer.step()
+        if accelerator.scaler is not None and accelerator.optimizer_step_was_skipped:
+            totals[2].fill_(math.inf)
     learner.optimizer.zero_grad(set_to_none=True)
     return totals
 
@@ -165,14 +170,22 @@ def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> N
         return
     steps = host.sum_ranks(torch.stack(learner.pending)).tolist()
     learner.pending.clear()
+    scaler = learner.accelerator.scaler
     for number, (loss, accuracy, gradient) in enumerate(steps, start=state.global_step - len(steps) + 1):
         if math.isfinite(loss) and math.isfinite(gradient):
             state.window.append([loss, accuracy])
             continue
         what = f"the gradient is {gradient}" if math.isfinite(loss) else f"the training loss is {loss}"
+        if scaler is not None and math.isfinite(loss):
+            what = "the gradient overflows in fp16"
+            if len(state.overflowed) < HALVINGS + number // scaler.get_growth_interval():  # it tries twice the scale
+                state.overflowed.append(number)
+                state.window.append([loss, accuracy])
+                continue
         state.skipped.append(number)
         if train.non_finite == "error" or len(state.skipped) > train.max_skipped:
-            before = f", after {plural(len(state.skipped) - 1, 'skipped step')}" if len(state.skipped) > 1 else ""
+            count = len(state.skipped) + len(state.overflowed) - 1
+            before = f", after {plural(count, 'skipped step')}" if count else ""
             raise TrainingError(
                 f"{what} at step {number}{before}: lower --optim.lr, train without fp16 (--mixed_precision bf16 or "
                 "no), or allow for some such steps with --train.non_finite skip and --train.max_skipped"
@@ -189,12 +202,13 @@ def evaluate(learner: Learner, split: EvalLoader, after_batch: Callable[[], None
 
     Raises:
         RuntimeError: an image is missing or came twice.
+        OutOfMemory: on the process that it happened to.
     """
     learner.module.eval()
     known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
     for batch in progress(split.loader, f"evaluating {split.name}", "batch", learner.accelerator):
         if len(batch.ids_B):
-            with learner.accelerator.autocast():
+            with advised(len(batch.ids_B), evaluating=True), learner.accelerator.autocast():
                 logits.append(learner.module(learner.to_device(batch)[0]).float())
             known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
         after_batch()

@@ -7,31 +7,57 @@ import torch
 from accelerate import Accelerator
 
 from skindist.distributed import host
-from skindist.errors import OutOfMemory, TrainingError
+from skindist.errors import OutOfMemory, TrainingError, UserError
 from skindist.wording import plural
+
+OTHER_WORDS = (
+    "out of memory",  # CUDA, HIP and MPS, where torch has no class for it; NCCL's "Cuda failure 'out of memory'"
+    "allocate memory",  # "can't" by torch on a CPU, "cannot" by the system
+    "hipErrorOutOfMemory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # these three: no room for the library's own workspace
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "Unable to find a valid cuDNN algorithm",  # each one that it tried needed more
+    "unable to find an engine to execute this computation",
+)
+"""What GPU libraries say instead when there is no memory left for them."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the device, or the machine, refused memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, OutOfMemory | torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words.lower() in str(error).lower() for words in OTHER_WORDS)
 
 
 @contextmanager
-def advised(images: int) -> Iterator[None]:
-    """Say what to lower if memory runs out with `images` held at a time.
+def advised(images: int, evaluating: bool = False) -> Iterator[None]:
+    """Say what to change if memory runs out with `images` held at a time, or the model has no deterministic kernel.
 
     Raises:
         OutOfMemory: on the process that it happened to.
+        UserError: on every process, as all do the same.
     """
     try:
         yield
     except Exception as error:
+        if "not have a deterministic implementation" in str(error):
+            what = str(error).split(" does not ")[0]
+            raise UserError(
+                f"the model needs {what}, which does not repeat its sums on a GPU: choose --train.deterministic false, "
+                "or another --model.name"
+            ) from error
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(
-            f"out of memory with {plural(images, 'image')} at a time: choose a smaller --train.micro_batch_size, "
-            "or auto to find the largest that fits; the global batch stays the same"
-        ) from error
+        remedy = (
+            "choose a smaller --train.eval_batch_size; the figures stay the same"
+            if evaluating
+            else "choose a smaller --train.micro_batch_size, or auto to find the largest that fits; the global batch "
+            "stays the same"
+        )
+        raise OutOfMemory(f"out of memory with {plural(images, 'image')} at a time: {remedy}") from error
 
 
 def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[int], None]) -> int:

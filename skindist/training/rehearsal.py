@@ -1,12 +1,15 @@
 """Passes that change nothing, before training begins: to settle DDP's buckets, and to find how many images fit."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
 from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
 from skindist.training.engine import Learner, set_train_mode
-from skindist.training.memory import largest_that_fits
+from skindist.training.memory import advised, largest_that_fits
 
 
 def warm_up(learner: Learner, image_size: int) -> None:
@@ -24,28 +27,48 @@ def warm_up(learner: Learner, image_size: int) -> None:
 def rehearse(learner: Learner, count: int, image_size: int) -> None:
     """A forward and a backward pass over `count` black images, which changes neither weights nor statistics."""
     set_train_mode(learner.model, freeze_batchnorm=True)
-    images = torch.zeros(count, 3, image_size, image_size, dtype=torch.uint8)
-    numbers = torch.arange(count)
-    images_BCHW, labels_B = learner.to_device(Batch(numbers, images, numbers % 2, IDENTITY.repeat(count, 1, 1)))
     try:
-        learner.accelerator.backward(nn.functional.cross_entropy(learner.model(images_BCHW), labels_B))
+        with advised(count):
+            images_BCHW, labels_B = learner.to_device(black_images(count, image_size))
+            learner.accelerator.backward(nn.functional.cross_entropy(learner.model(images_BCHW), labels_B))
     finally:
         learner.optimizer.zero_grad(set_to_none=True)
 
 
+def black_images(count: int, image_size: int) -> Batch:
+    """A batch of them, of both classes in turn."""
+    images_BCHW = torch.zeros(count, 3, image_size, image_size, dtype=torch.uint8)
+    return Batch(torch.arange(count), images_BCHW, torch.arange(count) % 2, IDENTITY.repeat(count, 1, 1))
+
+
 def find_micro_batch_size(learner: Learner, image_size: int, most: int) -> int:
     """The largest number of images, at most `most`, of which every process can hold a pass in memory.
-
-    Four times the weights are set aside, for the optimizer's moments and what its step needs beside them.
 
     Raises:
         TrainingError: on every rank, when not even one image fits.
     """
 
     def attempt(count: int) -> None:
-        with learner.accelerator.no_sync(learner.model):  # one that fails must leave no other waiting
-            aside = [torch.empty_like(weight) for weight in learner.module.parameters() for _ in range(4)]
-            rehearse(learner, count, image_size)
-            del aside
+        with learner.accelerator.no_sync(learner.model), room_for_the_optimizer(learner):
+            rehearse(learner, count, image_size)  # one that fails must leave no other waiting
 
     return largest_that_fits(learner.accelerator, most, attempt)
+
+
+def find_eval_batch_size(learner: Learner, image_size: int, most: int) -> int:
+    """The same for the prediction of so many images, which may be far more than training holds at a time."""
+
+    def attempt(count: int) -> None:
+        learner.module.eval()
+        with room_for_the_optimizer(learner), torch.inference_mode(), learner.accelerator.autocast():
+            learner.module(learner.to_device(black_images(count, image_size))[0])
+
+    return largest_that_fits(learner.accelerator, most, attempt)
+
+
+@contextmanager
+def room_for_the_optimizer(learner: Learner) -> Iterator[None]:
+    """Four times the weights are set aside, for the optimizer's moments and what its step needs beside them."""
+    aside = [torch.empty_like(weight) for weight in learner.module.parameters() for _ in range(4)]
+    yield
+    del aside

@@ -12,6 +12,7 @@ from skindist.config import Config
 from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
 from skindist.data.split import count_rows
+from skindist.determinism import repeats, tf32
 from skindist.early_stopping import EarlyStopping
 from skindist.evaluation.figures import figures
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD
@@ -52,10 +53,13 @@ def write_results(
         "left_out": len(data.quarantine),
         "images_seen": state.images_seen,
         "skipped_steps": state.skipped,
+        "overflowed_steps": state.overflowed,
         "train_seconds": state.train_seconds,
         "images_per_second": state.images_per_second,
         "world_size": learner.accelerator.num_processes,
         "mixed_precision": learner.accelerator.mixed_precision,
+        "deterministic": repeats(learner.accelerator.device),
+        "tf32": tf32(learner.accelerator.device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": hardware(learner.accelerator.device),
     }

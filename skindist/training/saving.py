@@ -9,10 +9,12 @@ from importlib.metadata import version
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from skindist.config import Config
 from skindist.data.split import Row, fingerprint
+from skindist.determinism import repeats, tf32
 from skindist.distributed import buffers
 from skindist.distributed.group import decide
 from skindist.early_stopping import EarlyStopping
@@ -101,5 +103,8 @@ def environment(learner: Learner) -> dict[str, Any]:
         "mixed_precision": accelerator.mixed_precision,
         "processes": accelerator.num_processes,
         "device": accelerator.device.type,
+        "gpu": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else None,
+        "deterministic": repeats(accelerator.device),
+        "tf32": tf32(accelerator.device),
         **{name: version(name) for name in ("skindist", "torch", "timm")},
     }

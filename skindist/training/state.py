@@ -8,8 +8,8 @@ class TrainState:
     """Counted in finished epochs, optimizer steps (of the run, and of the epoch in progress) and training images.
 
     `window` holds the loss and accuracy of each step since the last point of the curve, `skipped` the steps that were
-    left out because they were not finite. `timed_*` leave out the first steps of a process, which are slow. All are
-    plain JSON values.
+    left out because they were not finite, `overflowed` those that fp16's gradient scaler left out while it looked for
+    its scale. `timed_*` leave out the first steps of a process, which are slow. All are plain JSON values.
     """
 
     epoch: int = 0
@@ -17,6 +17,7 @@ class TrainState:
     epoch_step: int = 0
     window: list[list[float]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+    overflowed: list[int] = field(default_factory=list)
     images_seen: int = 0
     train_seconds: float = 0.0
     best_step: int = 0

@@ -23,6 +23,7 @@ from skindist.data.loading import (
     loader_workers,
     make_loader,
     sample_ids,
+    workers_that_fit,
 )
 from skindist.data.prepare import Prepared
 from skindist.data.split import describe
@@ -33,8 +34,8 @@ from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.modules import compute
 from skindist.launcher import check_batch, this_launch
-from skindist.machine import cache_folder
-from skindist.model import build_model, preprocessing
+from skindist.machine import cache_folder, free_shared_memory
+from skindist.model import build_model, noisy_batchnorm, preprocessing, synchronise_batchnorm
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
 from skindist.report.words import describe_results
@@ -42,7 +43,7 @@ from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
 from skindist.training.engine import Learner, evaluate, train_one_epoch
 from skindist.training.interruption import Interruptions
-from skindist.training.rehearsal import find_micro_batch_size, warm_up
+from skindist.training.rehearsal import find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.results import write_results
 from skindist.training.saving import Saver
@@ -72,7 +73,8 @@ def fit(config: Config) -> dict[str, Any]:
 def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     """The run; the main process takes the lock, the caller releases it."""
     check_batch(config.train.batch_size, this_launch().world_size)
-    accelerator = group.join_group(None if config.tracking.wandb == "disabled" else "wandb", config.run.timeout_minutes)
+    log_with = None if config.tracking.wandb == "disabled" else "wandb"
+    accelerator = group.join_group(log_with, config.run.timeout_minutes, config.train.deterministic)
     run = decide(accelerator, choose_folder, config)
     config = decide(accelerator, keep_micro_batch_size, config, run)
     data = decide(accelerator, prepare_data, config, run, may_take_hours=True)
@@ -128,6 +130,8 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
     loaded = on_main(accelerator, build_model, config.model, may_take_hours=True)
     module = build_model(config.model, load=False) if loaded is None else loaded
+    if config.train.sync_batchnorm:
+        module = synchronise_batchnorm(module, accelerator.device)
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
     model, optimizer = accelerator.prepare(module, build_optimizer(module, config.optim))
@@ -138,13 +142,19 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
 
 
 def find_memory(learner: Learner, config: Config) -> Config:
-    """The config with `train.micro_batch_size: auto` replaced by what fits, the same on every rank."""
+    """The config with `train.micro_batch_size: auto` replaced by what fits, the same on every rank; in evaluation, no
+    more images at a time than fit, either."""
     if config.train.micro_batch_size != "auto":
         return config
     most = -(-config.train.batch_size // learner.accelerator.num_processes)
     found = find_micro_batch_size(learner, config.data.image_size, most)
-    log.info(f"memory: {plural(found, 'image')} at a time on each process (--train.micro_batch_size)")
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
+    predicted = find_eval_batch_size(learner, config.data.image_size, config.train.eval_batch_size)
+    log.info(
+        f"memory: {plural(found, 'image')} at a time on each process (--train.micro_batch_size), "
+        f"{predicted:,} in evaluation (--train.eval_batch_size)"
+    )
+    sizes = dataclasses.replace(config.train, micro_batch_size=found, eval_batch_size=predicted)
+    return dataclasses.replace(config, train=sizes)
 
 
 def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
@@ -152,8 +162,12 @@ def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
     accelerator, device = learner.accelerator, learner.accelerator.device
     rank, world_size = accelerator.process_index, accelerator.num_processes
     batches = TrainBatches(sample_ids(data.rows, "train"), config.train, config.run.seed, rank, world_size)
+    if noisy := noisy_batchnorm(learner.module, config.train, batches.most, world_size):
+        log.info(noisy)
     store = open_store(learner, config, data)
     workers = loader_workers(config.data, device, group.processes_on_my_cores(accelerator))
+    local, images = this_launch().local_world_size, max(batches.most, config.train.eval_batch_size)
+    workers = workers_that_fit(workers, images, config.data.image_size, local, free_shared_memory())
     plain, augmented = (
         LesionImages(store, data.rows, config.data.image_size, config.run.seed, augmented=augmented)
         for augmented in (False, config.data.augment)

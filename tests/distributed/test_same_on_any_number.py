@@ -9,7 +9,7 @@ import pytest
 
 from skindist.data.store import clear_cache
 from tests.helpers import jobs
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import run_ranks, said
 from tests.helpers.torture import BAD, BENIGN, CONFLICTING, MALIGNANT, write_torture_folder
 
 WORLD_SIZES = (1, 2, 3)
@@ -99,6 +99,22 @@ def test_all_ranks_take_the_micro_batch_that_fits_the_smallest(demo: Path, tmp_p
         assert loss == pytest.approx(alone["val"]["loss"]["value"], abs=1e-5)
     again = run_ranks(3, tmp_path / "c", jobs.fit, demo, tmp_path / "run", *flags)
     assert again[0]["val"]["loss"] == ranks[0]["results"]["val"]["loss"]
+
+
+def test_memory_that_runs_out_before_training_ends_all_ranks(demo: Path, tmp_path: Path) -> None:
+    statuses = run_ranks(2, tmp_path / "ranks", jobs.warm_up_without_memory, demo, tmp_path / "run")
+    assert statuses == [1, 1]
+    words = said(tmp_path / "ranks", 2)
+    assert "error: rank 1 of 2: out of memory with 2 images at a time: choose a smaller" in words
+    assert words.count("error: ") == 1
+    assert "Traceback" not in words
+
+
+def test_the_benchmark_of_training_runs_on_several_processes(demo: Path, tmp_path: Path) -> None:
+    run_ranks(2, tmp_path, jobs.benchmark_training, demo)
+    words = (tmp_path / "rank0.log").read_text()
+    assert "| training EfficientNet-B0 on 2 x cpu, mixed precision no, images/s | " in words
+    assert (tmp_path / "rank1.log").read_text() == ""
 
 
 def test_the_torture_folder_is_the_same_on_1_and_3_processes(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import pickle
 import signal
+import sys
 import time
 from datetime import timedelta
 from itertools import islice
@@ -75,7 +77,7 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
         "first_probabilities": before.probabilities.tolist(),
         "probabilities": after.probabilities.tolist(),
         "losses": losses,
-        "weights": {name: tensor.numpy() for name, tensor in learner.module.state_dict().items()},
+        "weights": {name: tensor.cpu().numpy() for name, tensor in learner.module.state_dict().items()},
         "backend": str(accelerator.distributed_type),
     }
     group.leave_group(accelerator)
@@ -181,8 +183,8 @@ def questions(calls: list[str], seconds_a_call: list[float]) -> list[int]:
         asked.append(number)
         return original(values)
 
-    setattr(host, "ask_largest", ask_largest)  # noqa: B010
-    setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
+    replace(host, "ask_largest", ask_largest)
+    replace(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with Interruptions(Config(), accelerator, RunLock()) as interruptions:
         for number, call in enumerate(calls, start=1):
             now[0] += seconds_a_call[rank]
@@ -197,7 +199,7 @@ def steps_ahead(steps: int) -> int:
     """The steps that rank 0 takes while rank 1, after its second one, waits until it has taken them all."""
     accelerator = group.join_group(timeout_minutes=1 / 12)
     store, now = torch.distributed.distributed_c10d._get_default_store(), [0.0]
-    setattr(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))  # noqa: B010
+    replace(interruption, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with Interruptions(Config(), accelerator, RunLock()) as interruptions:
         for step in range(1, steps + 1):
             now[0] += 1 / 32
@@ -273,7 +275,7 @@ def gathered(rows: list[list[list[float]]]) -> tuple[list[list[float]], int]:
         pickled.append(len(pickle.dumps(part)))
         original_gather(parts, part, group=group)
 
-    setattr(torch.distributed, "all_gather_object", all_gather_object)  # noqa: B010
+    replace(torch.distributed, "all_gather_object", all_gather_object)
     together = host.gather_rows(mine)
     assert together.dtype == torch.float64
     return together.tolist(), sum(size > 100 for size in pickled)
@@ -335,6 +337,33 @@ def leaves_contact() -> float:
     seconds = time.monotonic() - began
     group.leave_group(accelerator)
     return seconds
+
+
+def benchmark_training(data: Path) -> None:
+    """`launch/benchmark.py --only training`, with little to do."""
+    spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[2] / "launch/benchmark.py")
+    assert spec
+    assert spec.loader
+    module: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.SIZE, module.BATCH = 32, 4
+    module.side_by_side.__defaults__ = (1,)
+    module.training_loader.__defaults__ = (None, 32, 0, 1)
+    sys.argv = ["launch/benchmark.py", f"--data={data}", "--only=training"]
+    module.main()
+
+
+def warm_up_without_memory(data: Path, run: Path, *flags: str) -> int:
+    """The exit status of a run in which rank 1 has no room for the passes before training."""
+    original = Learner.to_device
+
+    def to_device(self: Any, batch: Batch) -> Any:
+        if len(batch.ids_B) == 2 and os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, batch)
+
+    replace(Learner, "to_device", to_device)
+    return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
 
 
 def one_decision(values: list[float]) -> list[Any]:

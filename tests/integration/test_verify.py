@@ -128,6 +128,21 @@ def test_the_first_step_that_differs_tells_the_cause(tmp_path: Path, changed: in
     assert verify.judge(tmp_path, [1], changed - 1).exact
 
 
+@pytest.mark.parametrize("shift", [0.0, 0.125])
+def test_what_a_gpu_does_not_promise_is_not_expected(tmp_path: Path, shift: float) -> None:
+    """A run with --train.deterministic false, on CUDA."""
+    for name, bias in (("whole", BIAS), ("cut", BIAS + shift)):
+        for step in (1, 2):
+            saved = checkpoint(bias)
+            saved.state["environment"] |= {"device": "cuda", "deterministic": False}
+            save_checkpoint(step_folder(tmp_path / name / "checkpoints", step), saved)
+    verdict = verify.judge(tmp_path, [1], 2)
+    assert verdict.exact == (shift == 0)
+    last = "a training repeats itself on a CPU, and on a CUDA GPU with --train.deterministic true"
+    wording = "that is to be expected here: " if shift else "but nothing promises that here: "
+    assert verdict.message.splitlines()[-1] == wording + last
+
+
 def test_our_flags_win_over_the_users(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("run: {dir: mine, resume: must}\ncheckpoint: {every_steps: 50, keep: 2}\n")
     flags = ["--run.resume=never", "--tracking.wandb", "online", "--config", str(tmp_path / "mine.yaml")]

@@ -12,6 +12,7 @@ ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
     {
         "errors",
+        "determinism",
         "files",
         "machine",
         "randomness",

@@ -1,6 +1,8 @@
 """The loop's parts on one process: accumulation, frozen BatchNorm, logging, and no waiting for the device."""
 
+import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,16 +13,18 @@ from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, EvalLoader
 from skindist.data.transforms import IDENTITY
 from skindist.distributed import group
-from skindist.errors import TrainingError
+from skindist.errors import OutOfMemory, TrainingError
 from skindist.training import trainer
 from skindist.training.engine import Learner, collect_window, evaluate, set_train_mode, train_step
 from skindist.training.state import TrainState
+from tests.gpu.jobs import NoAnswer
 from tests.helpers.jobs import head_weight, tiny_config
 
 
-def learner_and_batch(*flags: str) -> tuple[Learner, Batch, Config]:
-    config = tiny_config(Path("unused"), Path("unused"), *flags)
-    learner = trainer.build_learner(group.join_group(), config)
+def learner_and_batch(*flags: str, scaler: torch.amp.GradScaler | None = None) -> tuple[Learner, Batch, Config]:
+    config, accelerator = tiny_config(Path("unused"), Path("unused"), *flags), group.join_group()
+    accelerator.scaler = scaler  # as Accelerate sets one for fp16, on a GPU only
+    learner = trainer.build_learner(accelerator, config)
     pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return learner, Batch(torch.arange(12), pixels, torch.arange(12) % 2, IDENTITY.repeat(12, 1, 1)), config
 
@@ -140,15 +144,119 @@ def test_an_image_that_is_missing_or_comes_twice_is_an_error() -> None:
         evaluate(learner, EvalLoader("val", list(range(12)), twice))
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_step_does_not_wait_for_the_device() -> None:
-    learner, batch, config = learner_and_batch()
+def take_steps_in_fp16(
+    steps: int, spoilt: set[int], state: TrainState, *flags: str
+) -> tuple[Learner, Exception | None]:
+    """Take steps as fp16 does, each a window; in those of `spoilt`, from 1, a gradient is NaN but not the loss."""
+    learner, batch, config = learner_and_batch(*flags, scaler=torch.amp.GradScaler("cpu"))
+    weight = next(learner.module.parameters())
+    spoil = lambda gradient: gradient * (math.nan if state.global_step + 1 in spoilt else 1.0)  # noqa: E731
+    weight.register_hook(spoil)  # type: ignore[no-untyped-call]
     set_train_mode(learner.model, False)
-    pinned = Batch(*(tensor.pin_memory() for tensor in batch))
-    train_step(learner, [pinned], 12, 0, config)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        train_step(learner, [pinned], 12, 1, config)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    for _ in range(steps):
+        learner.pending.append(train_step(learner, [batch], 12, state.global_step, config))
+        state.global_step += 1
+        try:
+            collect_window(learner, state, config.train)
+        except TrainingError as error:
+            return learner, error
+    return learner, None
+
+
+def test_fp16_that_overflows_at_every_scale_ends_the_run() -> None:
+    state = TrainState()
+    learner, error = take_steps_in_fp16(40, set(range(2, 41)), state)
+    assert "overflows in fp16 at step 18, after 16 skipped steps: lower --optim.lr, train without fp16" in str(error)
+    assert "bf16" in str(error)
+    assert learner.accelerator.scaler.get_scale() == 0.5, "halved 17 times from 2**16"
+    assert (state.overflowed, state.skipped) == (list(range(2, 18)), [18])
+
+
+def test_fp16_may_search_for_its_scale(caplog: pytest.LogCaptureFixture) -> None:
+    state = TrainState()
+    learner, error = take_steps_in_fp16(9, {1, 2, 3, 6}, state)
+    assert error is None
+    assert (state.overflowed, state.skipped, len(state.window), caplog.text) == ([1, 2, 3, 6], [], 9, "")
+    assert learner.accelerator.scaler.get_scale() == 2.0**12
+    state = TrainState(global_step=1999, overflowed=list(range(100, 116)))  # in 2,000 steps it tries twice the scale
+    assert take_steps_in_fp16(1, {2000}, state)[1] is None
+    assert "at step 2001, after 17 skipped steps" in str(take_steps_in_fp16(1, {2001}, state)[1])
+
+
+def test_overflows_beyond_that_obey_the_flags_for_bad_steps(caplog: pytest.LogCaptureFixture) -> None:
+    state = TrainState(global_step=90, overflowed=list(range(1, 17)))  # as restored from a checkpoint
+    flags = ("--train.non_finite=skip", "--train.max_skipped=2")
+    _, error = take_steps_in_fp16(9, {91, 93, 96}, state, *flags)
+    assert "step 93 is skipped: the gradient overflows in fp16 (2 of at most 2)" in caplog.text
+    assert "overflows in fp16 at step 96, after 18 skipped steps" in str(error)
+
+
+class Copied:
+    """A tensor that notes whether it was copied to the device without waiting."""
+
+    def __init__(self, pinned: bool) -> None:
+        self.pinned = pinned
+        self.waits: bool | None = None
+
+    def is_pinned(self) -> bool:
+        return self.pinned
+
+    def to(self, device: torch.device, non_blocking: bool) -> "Copied":
+        self.waits = not non_blocking
+        return self
+
+    def contiguous(self, memory_format: torch.memory_format) -> "Copied":
+        return self
+
+
+@pytest.mark.parametrize(
+    ("device", "pinned", "waits"), [("cuda", True, False), ("cuda", False, True), ("mps", True, True)]
+)
+def test_only_a_copy_from_pinned_memory_to_cuda_does_not_wait(device: str, pinned: bool, waits: bool) -> None:
+    """On MPS, one that does not wait may copy what is not there any more (pytorch#189690)."""
+    tensors = [Copied(pinned) for _ in range(4)]
+    accelerator: Any = SimpleNamespace(device=torch.device(device))
+    learner = Learner(accelerator, nn.Identity(), nn.Identity(), Any, lambda images, colours: images)  # type: ignore[arg-type]
+    learner.to_device(Batch(*tensors))  # type: ignore[arg-type]
+    assert [tensor.waits for tensor in tensors[1:]] == [waits] * 3
+
+
+@pytest.mark.parametrize("flags", [(), ("--model.drop_rate=0.5", "--model.drop_path_rate=0.5")])
+def test_a_step_reads_nothing_from_the_device(flags: tuple[str, ...]) -> None:
+    """tests/gpu shows the same on a GPU."""
+    learner, batch, config = learner_and_batch(*flags)
+    set_train_mode(learner.model, False)
+    train_step(learner, [batch], 12, 0, config)
+    with NoAnswer():  # type: ignore[no-untyped-call]
+        learner.pending.append(train_step(learner, parts(batch, 2), 12, 1, config))
+    with pytest.raises(AssertionError, match="waits for aten"), NoAnswer():  # type: ignore[no-untyped-call]
+        learner.pending[0][0].item()
+
+
+def test_an_evaluation_without_memory_says_what_to_lower() -> None:
+    learner, batch, _ = learner_and_batch()
+
+    def refuse(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    learner.module.register_forward_pre_hook(refuse)
+    one: Any = [batch]
+    with pytest.raises(OutOfMemory, match=r"with 12 images at a time: choose a smaller --train\.eval_batch_size"):
+        evaluate(learner, EvalLoader("val", list(range(12)), one))
+
+
+def test_the_rehearsal_tries_what_training_and_evaluation_will_hold() -> None:
+    """40 images fit in a forward pass alone and 5 with a backward pass: 12 a step become 3 at a time, 64 become 32."""
+    learner, _, config = learner_and_batch("--train.micro_batch_size=auto")
+    tried: dict[bool, list[int]] = {True: [], False: []}
+
+    def room(module: nn.Module, args: tuple[torch.Tensor]) -> None:
+        training = torch.is_grad_enabled()
+        tried[training].append(len(args[0]))
+        if len(args[0]) > (5 if training else 40):
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
+
+    learner.module.register_forward_pre_hook(room)
+    found = trainer.find_memory(learner, config).train
+    assert tried == {True: [12, 6, 3], False: [64, 32]}
+    assert (found.micro_batch_size, found.eval_batch_size) == (3, 32)

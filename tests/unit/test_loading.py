@@ -12,12 +12,24 @@ import torch
 from PIL import Image
 
 from skindist.config import DataConfig, TrainConfig
-from skindist.data.loading import LesionImages, TrainBatches, eval_batches, global_batches, loader_workers, make_loader
+from skindist.data.loading import (
+    LesionImages,
+    TrainBatches,
+    eval_batches,
+    global_batches,
+    loader_workers,
+    make_loader,
+    workers_that_fit,
+)
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.split import Row
 from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.data.transforms import IDENTITY
+from skindist.distributed.group import join_group
 from skindist.errors import UserError
+from skindist.training import trainer
+from skindist.training.trainer import build_learner, build_loaders
+from tests.helpers.jobs import tiny_config
 from tests.helpers.ranks import end_ranks, start_ranks
 
 CPU = torch.device("cpu")
@@ -150,6 +162,30 @@ def test_workers_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader_workers(DataConfig(), CPU, 1) == 0
     assert [loader_workers(DataConfig(), cuda, n) for n in (1, 4, 8, 48)] == [8, 6, 3, 1]
     assert loader_workers(DataConfig(num_workers=5), CPU, 1) == 5
+
+
+def test_only_as_many_workers_as_shared_memory_has_room_for(caplog: pytest.LogCaptureFixture) -> None:
+    """8 workers with 4 batches of 64 images of 224 pixels: 294 MiB, of which docker's 64 MiB hold one worker's."""
+    assert [workers_that_fit(8, 64, 224, 1, free) for free in (None, 400 << 20)] == [8, 8]
+    assert workers_that_fit(0, 64, 224, 1, 0) == 0
+    assert caplog.text == ""
+    assert workers_that_fit(8, 64, 224, 1, 64 << 20) == 1
+    assert "64 MiB are free in /dev/shm, enough for 1 loader worker of 8 for each process" in caplog.text
+    assert "docker run --shm-size 1g" in caplog.text
+    assert [workers_that_fit(8, 64, 224, local, 400 << 20) for local in (2, 8, 9)] == [4, 1, 0]
+
+
+def test_a_run_asks_how_much_shared_memory_is_free(
+    demo: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--data.num_workers=2", "--train.batch_size=12", "--train.eval_batch_size=4", "--data.image_size=32"]
+    config = tiny_config(demo, Path("unused"), *flags)
+    learner = build_learner(join_group(), config)
+    for free, workers in ((2**30, 2), (4 * 12 * 3 * 32**2 * 2, 1), (4 * 12 * 3 * 32**2, 0)):
+        monkeypatch.setattr(trainer, "free_shared_memory", lambda free=free: free)
+        loaders = build_loaders(learner, config, prepared)
+        assert [loader.num_workers for loader in (loaders.train.loader, loaders.val.loader)] == [workers] * 2
+    assert caplog.text.count("--shm-size 1g") == 2
 
 
 def test_a_launchers_signals_do_not_take_the_loader_workers(images: LesionImages) -> None:

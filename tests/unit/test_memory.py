@@ -41,6 +41,46 @@ def test_the_advice_names_the_setting() -> None:
         raise ValueError("something else")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory",
+        "HIP out of memory. Tried to allocate 2.00 GiB",
+        "HIP error: hipErrorOutOfMemory",
+        "MPS backend out of memory (MPS allocated: 17.9 GB, other allocations: 1.2 GB, max allowed: 18.1 GB)",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "GET was unable to find an engine to execute this computation",
+        "NCCL error ... Cuda failure 2 'out of memory'",
+        "[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory",
+    ],
+)
+def test_out_of_memory_in_other_words(words: str) -> None:
+    with pytest.raises(OutOfMemory, match=r"^out of memory with 8 images at a time: choose a smaller"), advised(8):
+        raise RuntimeError(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: device-side assert triggered",
+        "cuDNN error: CUDNN_STATUS_BAD_PARAM",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are out of "
+        "shared memory.",
+    ],
+)
+def test_other_faults_are_not_taken_for_it(words: str) -> None:
+    assert not is_out_of_memory(RuntimeError(words))
+
+
+def test_the_advice_for_an_evaluation_is_another_setting() -> None:
+    with pytest.raises(OutOfMemory, match=r"with 64 images .* smaller --train\.eval_batch_size"), advised(64, True):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_a_real_refusal_of_the_machine_is_recognised() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60, dtype=torch.uint8)

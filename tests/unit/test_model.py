@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from skindist.config import ModelConfig
+from skindist.config import ModelConfig, TrainConfig
 from skindist.errors import UserError
-from skindist.model import Preprocessing, build_model, preprocessing
+from skindist.model import Preprocessing, build_model, noisy_batchnorm, preprocessing, synchronise_batchnorm
 
 # The head
 
@@ -115,3 +115,35 @@ def test_random_weights_follow_the_callers_seed() -> None:
     key = "layer1.0.conv1.weight"
     assert torch.equal(models[0][key], models[1][key])
     assert not torch.equal(models[0][key], models[2][key])
+
+
+def test_few_images_for_batchnorm_are_mentioned() -> None:
+    model = timm.create_model("test_resnet", num_classes=2)
+    said = noisy_batchnorm(model, TrainConfig(), 4, 8)
+    assert said is not None
+    assert said.startswith("BatchNorm sees 4 images at a time, and below 16")
+    assert "--train.sync_batchnorm true" in said
+    assert noisy_batchnorm(model, TrainConfig(), 16, 1) is None
+    assert noisy_batchnorm(model, TrainConfig(sync_batchnorm=True), 4, 8) is None
+    assert noisy_batchnorm(model, TrainConfig(freeze_batchnorm=True), 4, 8) is None
+    assert noisy_batchnorm(torch.nn.Linear(2, 2), TrainConfig(), 4, 8) is None
+
+
+@pytest.mark.parametrize("name", ["efficientnet_b0", "test_resnet"])
+def test_synchronised_batchnorm_keeps_weights_and_predictions(name: str) -> None:
+    """What it computes on GPUs is tested in tests/gpu: torch has it on a CPU in no other mode."""
+    model = timm.create_model(name, num_classes=2).eval()
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    keys, before = list(model.state_dict()), model(images)
+    again = synchronise_batchnorm(model, torch.device("cuda"))
+    assert any(isinstance(layer, torch.nn.SyncBatchNorm) for layer in again.modules())
+    assert list(again.state_dict()) == keys
+    assert torch.equal(again(images), before)
+
+
+def test_synchronised_batchnorm_is_refused_without_a_gpu() -> None:
+    for kind in ("cpu", "mps"):
+        with pytest.raises(
+            UserError, match=rf"--train.sync_batchnorm true needs a GPU .* this is {kind}: leave it out"
+        ):
+            synchronise_batchnorm(torch.nn.BatchNorm2d(3), torch.device(kind))

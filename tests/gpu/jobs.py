@@ -1,0 +1,120 @@
+"""What the ranks of these tests do, on a CPU or a GPU."""
+
+import gc
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from skindist.config import Config, ModelConfig, TrainConfig
+from skindist.data.loading import Batch
+from skindist.data.transforms import IDENTITY
+from skindist.distributed import group
+from skindist.launcher import this_launch
+from skindist.run.folder import Run
+from skindist.training import engine, trainer
+from skindist.training.tracking import Tracker
+from tests.helpers import jobs
+from tests.helpers.faults import replace
+
+
+def on(device: str, precision: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Run a function on a process that sees no GPU, or all, in a precision."""
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = precision
+    this_launch.cache_clear()
+    return function(*args)
+
+
+class NoAnswer(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what makes a host wait for its device: to read a value from it, or a size that depends on values."""
+
+    READS = ("aten._local_scalar_dense", "aten.is_nonzero", "aten.equal", "aten.nonzero", "aten.masked_select")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not str(func).startswith(self.READS), f"the step waits for {func}"
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """An error, if the host waits for the device."""
+    if not torch.cuda.is_available():
+        with NoAnswer():  # type: ignore[no-untyped-call]
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def steps_without_waiting(data: Path, run: Path, *flags: str) -> int:
+    """A whole run in which no optimizer step may wait for the device, but for the first; how many these were."""
+    original, steps = engine.train_step, itertools.count()
+
+    def train_step(*args: Any) -> Any:
+        if next(steps) == 0:  # kernels are loaded, moments made
+            return original(*args)
+        with no_waiting():
+            return original(*args)
+
+    replace(engine, "train_step", train_step)
+    jobs.fit(data, run, *flags)
+    return next(steps) - 1
+
+
+def held_after_epochs(data: Path, run: Path, *flags: str) -> list[int]:
+    """What a run holds after each epoch: bytes on a GPU, on a CPU the number of tensors."""
+    held: list[int] = []
+    original = Tracker.log_epoch
+
+    def log_epoch(self: Any, *args: Any) -> None:
+        original(self, *args)
+        gc.collect()
+        tensors = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+        held.append(torch.cuda.memory_allocated() if torch.cuda.is_available() else tensors)
+
+    replace(Tracker, "log_epoch", log_epoch)
+    jobs.fit(data, run, *flags)
+    return held
+
+
+def fit_in_memory(gib: float, data: Path, run: Path, *flags: str) -> dict[str, Any]:
+    """A run on a GPU that gives out no more than so much memory; what its config says of batches in the end."""
+    if torch.cuda.is_available():
+        index = int(os.environ.get("LOCAL_RANK", 0))
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total, index)
+    jobs.fit(data, run, *flags)
+    return Run(run).saved_config()["train"]
+
+
+def images_per_second(deterministic: bool, count: int, size: int, steps: int) -> float:
+    """The speed of EfficientNet-B0's optimizer steps on one batch of `count` images on each process, all together."""
+    config = Config(model=ModelConfig(pretrained=False), train=TrainConfig(deterministic=deterministic))
+    accelerator = group.join_group(deterministic=deterministic)
+    learner = trainer.build_learner(accelerator, config)
+    images_BCHW = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+    batch = Batch(torch.arange(count), images_BCHW, torch.arange(count) % 2, IDENTITY.repeat(count, 1, 1))
+    if accelerator.device.type == "cuda":
+        batch = Batch(*(tensor.pin_memory() for tensor in batch))
+    engine.set_train_mode(learner.model, False)
+    begun = 0.0
+    for step in range(2 * steps):
+        if step == steps:
+            accelerator.wait_for_everyone()
+            begun = time.perf_counter()
+        totals = engine.train_step(learner, [batch], count * accelerator.num_processes, step, config)
+    assert totals.isfinite().all(), "and waits for the device"
+    seconds: float = time.perf_counter() - begun
+    group.leave_group(accelerator)
+    return steps * count * int(accelerator.num_processes) / seconds

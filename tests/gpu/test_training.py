@@ -1,0 +1,141 @@
+"""A run on GPUs is the run that it is on CPUs; each case is tried on both, so that it is ready when a GPU comes."""
+
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skindist.run.folder import Run
+from tests.distributed.test_same_on_any_number import EXACT, global_batches
+from tests.faults.test_killed import die_before_step
+from tests.gpu import jobs
+from tests.gpu.conftest import CPU, GPU, GPUS, Note, Place, need_gpus
+from tests.gpu.table import Row, render
+from tests.helpers import jobs as any_jobs
+from tests.helpers.same_bytes import FLAGS, STEPS, assert_same_bytes
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_training_lowers_the_loss(demo: Path, tmp_path: Path, place: Place, note: Note, precision: str) -> None:
+    if place.device == "cpu" and precision == "fp16":
+        pytest.skip("needs a GPU: fp16 does nothing on a CPU")
+    flags = ("--train.epochs=8", "--optim.lr=1.0", "--train.log_every=3", "--early_stopping.patience=9")
+    results = place.run(tmp_path / "ranks", precision, any_jobs.fit, demo, tmp_path / "run", *flags)[0]
+    assert (results["mixed_precision"], results["world_size"]) == (precision, place.processes)
+    assert results["deterministic"]
+    assert (results["hardware"]["device"] == "cpu") == (place.device == "cpu")
+    losses = [event["train/loss"] for event in Run(tmp_path / "run").metrics() if "train/loss" in event]
+    assert losses[-1] < 0.9 * losses[0]
+    note(f"training in {precision}", place, "the loss falls", f"from {losses[0]:.3f} to {losses[-1]:.3f}")
+
+
+def test_batches_are_those_of_one_cpu_process(demo: Path, tmp_path: Path, place: Place, note: Note) -> None:
+    (alone,) = CPU.run(tmp_path / "alone", "no", any_jobs.observe, demo, tmp_path / "run", *EXACT)
+    ranks = place.run(tmp_path / "there", "no", any_jobs.observe, demo, tmp_path / "run", *EXACT)
+    for epoch in range(2):
+        assert global_batches(ranks, epoch) == global_batches([alone], epoch)
+    tolerance = 2e-2 if place.device == "cuda" else 1e-5  # a GPU convolves in TF32
+    largest = max(abs(mine - its) for mine, its in zip(ranks[0]["losses"], alone["losses"], strict=True))
+    assert largest < tolerance
+    images = sum(map(len, chain(*ranks[0]["loaded"]))) * place.processes
+    observed = f"the same pixels of {images} images; losses of 5 steps differ by {largest:.1g} at most"
+    note("batches and losses", place, f"those of one CPU process, losses to {tolerance:g}", observed)
+
+
+def test_killed_and_resumed_it_ends_with_the_same_bytes(demo: Path, tmp_path: Path, place: Place, note: Note) -> None:
+    place.run(tmp_path / "a", "no", any_jobs.fit, demo, tmp_path / "whole", *FLAGS)
+    with pytest.raises(AssertionError):  # rank 0 dies by SIGKILL, the others with it or of it
+        place.run(tmp_path / "b", "no", die_before_step, 0, STEPS + 1, demo, tmp_path / "cut")
+    place.run(tmp_path / "c", "no", any_jobs.fit, demo, tmp_path / "cut", *FLAGS, "--run.resume=must")
+    same = assert_same_bytes(tmp_path / "cut", tmp_path / "whole")
+    note("kill -9 and resume", place, "the same bytes", f"the same bytes in {same} files")
+
+
+@pytest.mark.parametrize("deterministic", ["true", "false"])
+def test_a_run_repeats_itself_if_told_to(
+    demo: Path, tmp_path: Path, place: Place, note: Note, deterministic: str
+) -> None:
+    flags = (*FLAGS, f"--train.deterministic={deterministic}")
+    for name in ("one", "other"):
+        results = place.run(tmp_path / f"ranks of {name}", "no", any_jobs.fit, demo, tmp_path / name, *flags)[0]
+    promised = deterministic == "true" or place.device == "cpu"
+    assert results["deterministic"] == promised
+    try:
+        observed = f"the same bytes in {assert_same_bytes(tmp_path / 'one', tmp_path / 'other')} files"
+    except AssertionError as error:
+        assert not promised, error
+        observed = f"other bytes in {str(error).splitlines()[0]}"
+    expected = "the same bytes twice" if promised else "nothing is promised"
+    note(f"--train.deterministic {deterministic}", place, expected, observed)
+
+
+def test_what_deterministic_kernels_cost(tmp_path: Path, place: Place, note: Note) -> None:
+    """The default of --train.deterministic is to follow from this figure, on real GPUs."""
+    count, size, steps = (64, 224, 50) if place.device == "cuda" else (2, 32, 1)
+    precision = "bf16" if place.device == "cuda" else "no"
+    on, off = (
+        place.run(tmp_path / str(choice), precision, jobs.images_per_second, choice, count, size, steps)[0]
+        for choice in (True, False)
+    )
+    assert on > 0
+    assert off > 0
+    observed = f"{on:.0f} images/s with, {off:.0f} without: {on / off:.2f}x"
+    note(f"speed with deterministic kernels, {precision}", place, "it is measured", observed)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_step_does_not_wait_for_the_device(
+    demo: Path, tmp_path: Path, place: Place, note: Note, precision: str
+) -> None:
+    """Not so in fp16: torch's gradient scaler itself asks at each step whether it overflowed."""
+    flags = ("--model.drop_rate=0.3", "--model.drop_path_rate=0.3", "--data.num_workers=1")
+    steps = place.run(tmp_path, precision, jobs.steps_without_waiting, demo, tmp_path / "run", *flags)[0]
+    assert steps == 2 * STEPS - 1
+    note(f"steps in {precision}", place, "no wait for the device", f"none in {steps} steps")
+
+
+def test_memory_does_not_grow(demo: Path, tmp_path: Path, place: Place, note: Note) -> None:
+    flags = ("--train.epochs=5", "--early_stopping.patience=9")
+    held = place.run(tmp_path, "no", jobs.held_after_epochs, demo, tmp_path / "run", *flags)[0]
+    assert len(held) == 5
+    assert held[4] <= held[2]
+    unit = "bytes" if place.device == "cuda" else "tensors"
+    note("memory", place, "after epoch 5 as after epoch 3", f"{held[4]:,} and {held[2]:,} {unit}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", [GPU, GPUS], ids=str)
+def test_a_batch_that_does_not_fit_is_cut(demo: Path, tmp_path: Path, place: Place, note: Note) -> None:
+    """tests/distributed has the same for CPU processes, with an error in place of a full memory."""
+    need_gpus(place.processes)
+    flags = (
+        "--model.name=efficientnet_b0", "--data.image_size=224", "--train.batch_size=36", "--train.epochs=1",
+        "--train.micro_batch_size=auto", "--train.eval_batch_size=512",
+    )  # fmt: skip
+    found = place.run(tmp_path, "no", jobs.fit_in_memory, 1.0, demo, tmp_path / "run", *flags)[0]
+    assert 1 <= found["micro_batch_size"] < -(-36 // place.processes)
+    assert found["eval_batch_size"] < 512
+    observed = f"{found['micro_batch_size']} at a time, {found['eval_batch_size']} in evaluation"
+    note("EfficientNet-B0 in 1 GiB, a batch of 36 and 512", place, "it is cut until it fits, and trains", observed)
+
+
+@pytest.mark.gpu
+def test_synchronised_batchnorm_is_that_of_one_process(demo: Path, tmp_path: Path, note: Note) -> None:
+    need_gpus(2)
+    flags = ("--train.sync_batchnorm=true",)
+    (alone,) = GPU.run(tmp_path / "1", "no", any_jobs.observe, demo, tmp_path / "run", *flags)
+    ranks = GPUS.run(tmp_path / "2", "no", any_jobs.observe, demo, tmp_path / "run", *flags)
+    statistics = [name for name in alone["weights"] if "running" in name]
+    assert statistics
+    largest = max(np.abs(ranks[0]["weights"][name] - alone["weights"][name]).max() for name in statistics)
+    assert largest < 1e-2
+    observed = f"{len(statistics)} statistics after 5 steps differ by {largest:.1g} at most"
+    note("--train.sync_batchnorm true", GPUS, "the statistics of one process, to rounding", observed)
+
+
+def test_the_table() -> None:
+    rows = [Row("training in bf16", "2 GPUs", "the loss falls", "from 0.7 to 0.1")]
+    assert render(rows, "2 x H100", "torch 2.15").splitlines()[2:] == [
+        "| training in bf16, 2 GPUs | the loss falls | from 0.7 to 0.1 | 2 x H100 | torch 2.15 |"
+    ]

@@ -1,0 +1,41 @@
+"""Systems other than the one that the tests run on, played by a process that lacks what they lack."""
+
+import subprocess
+import sys
+
+WINDOWS = """
+import sys, lazy_loader
+sys.platform = "win32"
+sys.modules["fcntl"] = None
+import skindist
+"""
+
+MAC = """
+import mmap, os, pkgutil, sys, importlib, pathlib
+import torch, accelerate, datasets, timm, wandb, psutil, multiprocessing.util
+sys.platform = "darwin"
+for name in ("sched_getaffinity", "sched_setaffinity", "posix_fadvise", "posix_fallocate", "sendfile"):
+    os.__dict__.pop(name, None)
+import skindist
+from skindist import machine
+machine.SHARED_MEMORY = pathlib.Path("/no such folder")
+for module in pkgutil.walk_packages(skindist.__path__, "skindist."):
+    importlib.import_module(module.name)
+assert machine.free_shared_memory() is None
+print(machine.available_cores() > 0)
+"""
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_windows_gets_one_line() -> None:
+    done = python(WINDOWS)
+    assert done.stderr.startswith("error: skindist needs Linux or macOS. On Windows, run it in WSL2: https://")
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (1, 1, "")
+
+
+def test_every_module_imports_where_linux_own_calls_are_missing() -> None:
+    done = python(MAC)
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr
