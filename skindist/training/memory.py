@@ -60,6 +60,24 @@ def advised(images: int, evaluating: bool = False) -> Iterator[None]:
         raise OutOfMemory(f"out of memory with {plural(images, 'image')} at a time: {remedy}") from error
 
 
+@contextmanager
+def dead_workers_explained() -> Iterator[None]:
+    """Say why a loader worker may have been killed: it cannot say so itself.
+
+    Raises:
+        OutOfMemory: on the process whose worker it was.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise OutOfMemory(
+            "a loader worker was killed: its machine or container has too little memory, or shared memory (docker run "
+            "--shm-size 2g); give more, or choose fewer --data.num_workers"
+        ) from error
+
+
 def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[int], None]) -> int:
     """The largest of `most`, its half, its quarter, ... with which `attempt` fits into the memory of every process.
 

@@ -43,6 +43,7 @@ from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
 from skindist.training.engine import Learner, evaluate, train_one_epoch
 from skindist.training.interruption import Interruptions
+from skindist.training.memory import dead_workers_explained
 from skindist.training.rehearsal import find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.results import write_results
@@ -66,7 +67,7 @@ def fit(config: Config) -> dict[str, Any]:
         OutOfMemory: raised on the process that it happened to.
         Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
-    with RunLock() as lock:
+    with RunLock() as lock, dead_workers_explained():
         return _fit(config.with_absolute_paths(), lock)
 
 

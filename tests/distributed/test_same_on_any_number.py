@@ -1,5 +1,6 @@
 """One config on 1, 2, 3 and 4 processes: same images, same pixels, same figures, same weights."""
 
+import signal
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,18 @@ def test_memory_that_runs_out_before_training_ends_all_ranks(demo: Path, tmp_pat
     words = said(tmp_path / "ranks", 2)
     assert "error: rank 1 of 2: out of memory with 2 images at a time: choose a smaller" in words
     assert words.count("error: ") == 1
+    assert "Traceback" not in words
+
+
+@pytest.mark.parametrize("killer", [signal.SIGBUS, signal.SIGKILL], ids=str)
+def test_a_killed_loader_worker_is_explained(demo: Path, tmp_path: Path, killer: signal.Signals) -> None:
+    """SIGBUS comes when shared memory is full, SIGKILL when the machine's memory is."""
+    folder = tmp_path / "ranks"
+    job = jobs.status_when_a_loader_worker_dies
+    assert run_ranks(1, folder, job, int(killer), demo, tmp_path / "run") == [1]
+    words = said(folder, 1)
+    assert "error: a loader worker was killed: " in words
+    assert "--shm-size 2g" in words
     assert "Traceback" not in words
 
 

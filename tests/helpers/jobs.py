@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import importlib.util
+import itertools
 import os
 import pickle
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import torch
 import yaml
 from torch import nn
@@ -364,6 +366,22 @@ def warm_up_without_memory(data: Path, run: Path, *flags: str) -> int:
 
     replace(Learner, "to_device", to_device)
     return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
+
+
+def status_when_a_loader_worker_dies(killer: int, data: Path, run: Path, *flags: str) -> int:
+    """The exit status of a run whose loader worker is killed before the second step."""
+    original, steps = engine.train_step, itertools.count()
+
+    def train_step(*args: Any) -> Any:
+        if next(steps) == 1:
+            for worker in psutil.Process().children():
+                worker.send_signal(killer)
+                worker.wait()
+        return original(*args)
+
+    setattr(engine, "train_step", train_step)  # noqa: B010
+    more = ["--data.num_workers=1", "--train.batch_size=2", "--tracking.wandb=disabled"]  # more steps than are ready
+    return train([*TINY, f"--data.path={data}", f"--run.dir={run}", *more, *flags])
 
 
 def one_decision(values: list[float]) -> list[Any]:
