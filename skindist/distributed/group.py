@@ -83,11 +83,8 @@ def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any, may
     Args:
         may_take_hours: the others wait for longer than they do in training.
     """
-    outcome: list[Any] = _attempt(function, *args) if accelerator.is_main_process else [None, None]
-    result, error = host.share(outcome, may_take_hours)
-    if error is not None:
-        raise error
-    decided: T = result
+    mine = _attempt(function, *args) if accelerator.is_main_process else (None, None)
+    decided: T = _result(*host.share(mine, may_take_hours))
     return decided
 
 
@@ -96,9 +93,9 @@ def on_main(accelerator: Accelerator, function: Callable[..., T], *args: Any, ma
 
     Errors are raised on every process as by `decide`.
     """
-    kept: list[T] = []
-    decide(accelerator, lambda: kept.append(function(*args)), may_take_hours=may_take_hours)
-    return kept[0] if kept else None
+    result, error = _attempt(function, *args) if accelerator.is_main_process else (None, None)
+    kept: T | None = _result(result, host.share(error, may_take_hours))
+    return kept
 
 
 def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *args: Any) -> None:
@@ -108,18 +105,24 @@ def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *
     """
     mine = _attempt(function, *args)[1] if accelerator.is_local_main_process else None
     for error in host.gather(mine, may_take_hours=True):
-        if error is not None:
-            raise error
+        _result(None, error)
 
 
-def _attempt(function: Callable[..., Any], *args: Any) -> list[Any]:
+def _attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, Exception | None]:
     """The function's result, and the error that every process is to hear of."""
     try:
-        return [function(*args), None]
+        return function(*args), None
     except (UserError, TrainingError) as error:
-        return [None, error]
+        return None, error
     except OSError as error:
-        return [None, TrainingError(f"{error.filename or 'a file'}: {error.strerror or error}")]
+        return None, TrainingError(f"{error.filename or 'a file'}: {error.strerror or error}")
+
+
+def _result(result: Any, error: Exception | None) -> Any:
+    """What was attempted, if it has not failed."""
+    if error is not None:
+        raise error
+    return result
 
 
 def describe(accelerator: Accelerator) -> str:
