@@ -336,6 +336,16 @@ def leaves_contact() -> float:
     return seconds
 
 
+def joins_twice() -> list[int]:
+    """What the main process decides in two runs, of which the first one fails and does not leave its group."""
+    decided = []
+    for _ in range(2):
+        accelerator = group.join_group()
+        decided.append(group.decide(accelerator, int, accelerator.process_index))
+    group.leave_group(accelerator)
+    return decided
+
+
 def one_decision(values: list[float]) -> list[Any]:
     """Each rank has an opinion; the main process's counts, an error of its is everyone's.
 
