@@ -39,8 +39,10 @@ def join(device: str, timeout: timedelta) -> None:
     global _groups
     ours = torch.distributed.get_default_backend_for_device(device)
     backend, limit = ("gloo", timeout) if device == "cpu" else (f"cpu:gloo,{device}:{ours}", timeout + LATER)
-    torch.distributed.init_process_group(backend, init_method=ATTEMPT, timeout=limit)
-    _groups = Groups(*(torch.distributed.new_group(backend="gloo", timeout=limit) for limit in (timeout, HOURS)))
+    if not torch.distributed.is_initialized():  # as after a run that failed, in a notebook
+        torch.distributed.init_process_group(backend, init_method=ATTEMPT, timeout=limit)
+    if not _groups.prompt:
+        _groups = Groups(*(torch.distributed.new_group(backend="gloo", timeout=limit) for limit in (timeout, HOURS)))
 
 
 def leave() -> None:

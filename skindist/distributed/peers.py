@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -37,12 +37,19 @@ def this_peer(device: str, precision: str, local_rank: int) -> Peer:
     with suppress(OSError):  # machines may share a name
         machine = boot.read_text().strip()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    packages = tuple(f"{name} {version(name)}" for name in PACKAGES)
+    packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
     gpu = gpu_id = ""
     if device == "cuda":
         properties = torch.cuda.get_device_properties(local_rank % torch.cuda.device_count())  # as Accelerate chooses
         gpu, gpu_id = properties.name, str(properties.uuid)
     return Peer(machine, frozenset(cores), device, precision, packages, gpu, gpu_id)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a stand-in of another name
+        return "unknown"
 
 
 def check_peers(peers: Sequence[Peer]) -> list[str]:

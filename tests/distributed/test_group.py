@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from skindist.cli import train
 from tests.helpers import jobs
+from tests.helpers.commands import TINY
 from tests.helpers.ranks import end_ranks, result_of, run_ranks, said, start_ranks
 
 
@@ -58,3 +60,16 @@ def test_all_end_with_one_line_while_their_main_threads_wait_for_a_device(
 def test_contact_ends_quietly_with_the_run(tmp_path: Path) -> None:
     assert max(run_ranks(3, tmp_path, jobs.leaves_contact)) < 10
     assert said(tmp_path, 3).strip() == ""
+
+
+def test_a_batch_smaller_than_the_group_is_refused_at_once(tmp_path: Path) -> None:
+    """Before anything is read or written."""
+    flags = [*TINY, "--data.path=nowhere", f"--run.dir={tmp_path / 'run'}", "--train.batch_size=2"]
+    assert run_ranks(3, tmp_path / "ranks", train, flags) == [2, 2, 2]
+    words = said(tmp_path / "ranks", 3)
+    assert words.count("error: ") == 1
+    assert "--train.batch_size 2: the global batch is split over all processes, and 3 are started" in words
+
+
+def test_a_run_after_one_that_failed_takes_its_groups(tmp_path: Path) -> None:
+    assert run_ranks(2, tmp_path, jobs.joins_twice) == [[0, 0]] * 2

@@ -379,9 +379,19 @@ def status_when_a_loader_worker_dies(killer: int, data: Path, run: Path, *flags:
                 worker.wait()
         return original(*args)
 
-    setattr(engine, "train_step", train_step)  # noqa: B010
+    replace(engine, "train_step", train_step)
     more = ["--data.num_workers=1", "--train.batch_size=2", "--tracking.wandb=disabled"]  # more steps than are ready
     return train([*TINY, f"--data.path={data}", f"--run.dir={run}", *more, *flags])
+
+
+def joins_twice() -> list[int]:
+    """What the main process decides in two runs, of which the first one fails and does not leave its group."""
+    decided = []
+    for _ in range(2):
+        accelerator = group.join_group()
+        decided.append(group.decide(accelerator, int, accelerator.process_index))
+    group.leave_group(accelerator)
+    return decided
 
 
 def one_decision(values: list[float]) -> list[Any]:
