@@ -16,9 +16,10 @@ from threadpoolctl import threadpool_limits
 
 from skindist.data.inspection import FORMATS, Facts
 from skindist.data.scan import CLASSES, ImageFile
+from skindist.evaluation.counts import Labels, Probabilities
 from skindist.evaluation.intervals import Estimate, estimates
 from skindist.evaluation.known import Known
-from skindist.evaluation.metrics import METRICS, Labels, Probabilities
+from skindist.evaluation.metrics import METRICS
 
 Traits = NDArray[np.float64]
 FOLDS = 5
@@ -127,7 +128,12 @@ def _trained(traits: Traits, labels: Labels, judged: Traits, seed: int) -> Proba
     # Small trees, and leaves that 10 images a class can fill. Balanced classes keep a model that has learnt nothing at
     # 0.5 in every fold: the share of malignant images, which differs by fold, would rank the folds.
     model = HistGradientBoostingClassifier(
-        max_iter=50, max_depth=3, min_samples_leaf=5, class_weight="balanced", early_stopping=False, random_state=seed
+        max_iter=50,
+        max_depth=3,
+        min_samples_leaf=5,
+        class_weight="balanced",
+        early_stopping=False,
+        random_state=seed % 2**32,
     )
     probabilities: Probabilities = model.fit(traits, labels).predict_proba(judged)[:, 1]
     return probabilities.round(4)  # what differs by rounding errors is a tie
