@@ -25,7 +25,13 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     },
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
-    {f"evaluation.{name}" for name in ("predictions", "metrics", "modules", "intervals", "figures", "shortcut")},
+    {f"evaluation.{name}" for name in ("predictions", "counts", "metrics", "modules", "resampling")},
+    {
+        f"evaluation.{name}"
+        for name in ("intervals", "figures", "known", "calibration", "operating_point", "subgroups", "shortcut")
+    },
+    {"evaluation.beside_shortcut"},
+    {"evaluation.judgement"},
     {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
     {"run.opening"},
