@@ -65,14 +65,16 @@ def write_results(
 
 
 def prediction_rows(found: Predictions, data: Prepared) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The columns and one row an image: path, label, probability of malignant, and what the metadata say of it."""
+    """The columns and one row an image: path, label, probability of malignant, logit (malignant minus benign), and what
+    the metadata say of it."""
     columns = list(dict.fromkeys(column for values in data.metadata.values() for column in values))
     lines = []
-    for sample_id, label, probability in zip(found.ids, found.labels, found.probabilities, strict=True):
+    for sample_id, label, *values in zip(found.ids, found.labels, found.probabilities, found.logits, strict=True):
         path = data.rows[sample_id].path
         known = data.metadata.get(path, {})
-        lines.append((path, CLASSES[label], repr(float(probability)), *(known.get(column, "") for column in columns)))
-    return ("path", "label", "probability", *columns), lines
+        numbers = (repr(float(value)) for value in values)
+        lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
+    return ("path", "label", "probability", "logit", *columns), lines
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
