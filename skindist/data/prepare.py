@@ -4,7 +4,7 @@ found. `skindist audit` looks at the same things without a run."""
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from skindist.config import DataConfig
@@ -45,13 +45,18 @@ class Survey:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run uses: its rows (sample ids are their positions), the size in pixels of each row's image, the images
-    left out and why, and the metadata by path."""
+    """What a run uses: its rows (sample ids are their positions), what the file of each row told (less its hashes), the
+    images left out and why, and the metadata by path."""
 
     rows: list[Row]
-    sizes: list[tuple[int, int]]
+    images: list[ImageFile]
     quarantine: list[tuple[str, str]] = field(default_factory=list)
     metadata: Metadata = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height in pixels of each row's image."""
+        return [(image.facts.width, image.facts.height) for image in self.images]
 
 
 def survey(config: DataConfig) -> Survey:
@@ -84,8 +89,7 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
     if {image.split for image in images} == {"train", "test"}:
         validation = sum(row.split == "val" for row in rows)
         log.info(f"data: no val/ folder: {validation} images of train/ serve as validation")
-    size = {image.path: (image.facts.width, image.facts.height) for image in images}
-    return Prepared(rows, [size[row.path] for row in rows], sorted(left_out.items()), found.metadata)
+    return Prepared(rows, in_order(rows, images), sorted(left_out.items()), found.metadata)
 
 
 def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
@@ -96,10 +100,15 @@ def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
     """
     scan = scan_folder(data_folder(config), config.cache_dir)
     refuse_changed_images(rows, scan.images)
-    size = {image.path: (image.facts.width, image.facts.height) for image in scan.images}
     paths = [row.path for row in rows]
     metadata = read_metadata(Path(config.metadata), paths) if config.metadata else {}
-    return Prepared(rows, [size[path] for path in paths], metadata=metadata)
+    return Prepared(rows, in_order(rows, scan.images), metadata=metadata)
+
+
+def in_order(rows: Sequence[Row], images: Sequence[ImageFile]) -> list[ImageFile]:
+    """The image of each row, without the hashes: these are most of its size, and every process gets all of it."""
+    of = {image.path: image for image in images}
+    return [replace(of[row.path], facts=of[row.path].facts._replace(hashes=b"", layout=b"")) for row in rows]
 
 
 def data_folder(config: DataConfig) -> Path:

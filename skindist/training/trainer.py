@@ -6,33 +6,19 @@ results = fit(Config(data=DataConfig(path="lesions")))
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from skindist.config import Config
-from skindist.data.loading import (
-    EvalLoader,
-    LesionImages,
-    Loaders,
-    TrainBatches,
-    TrainLoader,
-    eval_batches,
-    loader_workers,
-    make_loader,
-    sample_ids,
-)
+from skindist.data.loading import LesionImages, Loaders, TrainBatches, TrainLoader, make_loader, sample_ids
 from skindist.data.prepare import Prepared
 from skindist.data.split import describe
-from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.modules import compute
-from skindist.launcher import this_launch
-from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
@@ -40,6 +26,7 @@ from skindist.report.words import describe_results
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
 from skindist.training.engine import Learner, evaluate, train_one_epoch
+from skindist.training.images import eval_loader, open_store, workers
 from skindist.training.interruption import Interruptions
 from skindist.training.rehearsal import find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
@@ -130,7 +117,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     buffers.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
-    return Learner(accelerator, model, module, optimizer, normalize, config.train.channels_last)
+    return Learner(accelerator, module, normalize, config.train.channels_last, model=model, optimizer=optimizer)
 
 
 def find_memory(learner: Learner, config: Config) -> Config:
@@ -145,29 +132,17 @@ def find_memory(learner: Learner, config: Config) -> Config:
 
 def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
     """The loaders of this process, and the pixels that they read, which each machine makes once."""
-    accelerator, device = learner.accelerator, learner.accelerator.device
+    accelerator = learner.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes
     batches = TrainBatches(sample_ids(data.rows, "train"), config.train, config.run.seed, rank, world_size)
-    store = open_store(learner, config, data)
-    workers = loader_workers(config.data, device, this_launch().local_world_size)
+    store = open_store(accelerator, config.data, data, preprocessing(learner.module).interpolation)
     plain, augmented = (
         LesionImages(store, data.rows, config.data.image_size, config.run.seed, augmented=augmented)
         for augmented in (False, config.data.augment)
     )
-
-    def evaluation(name: str) -> EvalLoader:
-        ids = sample_ids(data.rows, name)
-        mine = eval_batches(ids, config.train.eval_batch_size, rank, world_size)
-        return EvalLoader(name, ids, make_loader(plain, mine, device, workers))
-
-    train = TrainLoader(batches, make_loader(augmented, batches, device, workers))
-    return Loaders(train, evaluation("val"), evaluation("test"))
-
-
-def open_store(learner: Learner, config: Config, data: Prepared) -> PixelStore:
-    """The pixels of all images."""
-    root, cache, size = Path(config.data.path or ""), cache_folder(config.data.cache_dir), config.data.image_size
-    sources = [Source(root / row.path, row.sha256, *shape) for row, shape in zip(data.rows, data.sizes, strict=True)]
-    interpolation = preprocessing(learner.module).interpolation
-    group.on_each_machine(learner.accelerator, ensure_store, cache, sources, size, interpolation)
-    return PixelStore(store_folder(cache, sources, size, interpolation))
+    train = TrainLoader(batches, make_loader(augmented, batches, accelerator.device, workers(accelerator, config.data)))
+    val, test = (
+        eval_loader(accelerator, config.data, data, plain, split, config.train.eval_batch_size)
+        for split in ("val", "test")
+    )
+    return Loaders(train, val, test)

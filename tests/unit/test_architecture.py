@@ -31,7 +31,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"distributed.rendezvous", "distributed.group", "distributed.buffers", "distributed.last_words"},
     {"distributed.ending"},
     {"training.memory", "training.wandb_service", "training.interruption", "report.model_card"},
-    {"training.engine", "training.rehearsal", "training.saved_model"},
+    {"training.engine", "training.images", "training.rehearsal", "training.saved_model"},
     {"training.wandb_sink", "training.results", "training.saving"},
     {"training.tracking", "training.restoring"},
     {"training.trainer", "report.curves", "report.page"},

@@ -1,0 +1,36 @@
+"""The pixels of a set on every machine, and the loaders that read them."""
+
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch.utils.data import Dataset
+
+from skindist.config import DataConfig
+from skindist.data.loading import Batch, EvalLoader, eval_batches, loader_workers, make_loader, sample_ids
+from skindist.data.prepare import Prepared
+from skindist.data.store import PixelStore, Source, ensure_store, store_folder
+from skindist.distributed import group
+from skindist.launcher import this_launch
+from skindist.machine import cache_folder
+
+
+def open_store(accelerator: Accelerator, config: DataConfig, data: Prepared, interpolation: str) -> PixelStore:
+    """The pixels of all images, which each machine makes once."""
+    root, cache, size = Path(config.path or ""), cache_folder(config.cache_dir), config.image_size
+    sources = [Source(root / row.path, row.sha256, *shape) for row, shape in zip(data.rows, data.sizes, strict=True)]
+    group.on_each_machine(accelerator, ensure_store, cache, sources, size, interpolation)
+    return PixelStore(store_folder(cache, sources, size, interpolation))
+
+
+def eval_loader(
+    accelerator: Accelerator, config: DataConfig, data: Prepared, images: Dataset[Batch], split: str, batch_size: int
+) -> EvalLoader:
+    """A split to evaluate: this process's part of it, as `images` give it."""
+    ids = sample_ids(data.rows, split)
+    mine = eval_batches(ids, batch_size, accelerator.process_index, accelerator.num_processes)
+    return EvalLoader(split, ids, make_loader(images, mine, accelerator.device, workers(accelerator, config)))
+
+
+def workers(accelerator: Accelerator, config: DataConfig) -> int:
+    """Loader processes of this process."""
+    return loader_workers(config, accelerator.device, this_launch().local_world_size)
