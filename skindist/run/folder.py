@@ -124,10 +124,14 @@ class Run:
     def write_beginning(self, config: Config, rows: list[Row], quarantine: list[tuple[str, str]]) -> None:
         """Write what is fixed from the beginning; the config comes last and names no run folder, so that it repeats the
         run in a new one."""
-        write_csv(self._quarantine, ("path", "reason"), quarantine)
-        write_split(self._split, rows)
+        self.write_images(rows, quarantine)
         values = config.to_dict()
         write_atomic(self._config, yaml.safe_dump(values | {"run": values["run"] | {"dir": None}}, sort_keys=False))
+
+    def write_images(self, rows: list[Row], quarantine: list[tuple[str, str]]) -> None:
+        """Write which images are used, and which were left out."""
+        write_csv(self._quarantine, ("path", "reason"), quarantine)
+        write_split(self._split, rows)
 
     def write_predictions(self, split: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         """Write the predictions of a split."""

@@ -13,13 +13,14 @@ from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
 from skindist.data.split import count_rows
 from skindist.early_stopping import EarlyStopping
+from skindist.evaluation.differences import summarize
 from skindist.evaluation.figures import figures
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD
 from skindist.evaluation.predictions import Predictions
+from skindist.inference.saved_model import save_model
 from skindist.randomness import Stream, derived_seed
 from skindist.run.folder import Run
 from skindist.training.engine import Learner
-from skindist.training.saved_model import save_model
 from skindist.training.state import TrainState
 
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
@@ -56,10 +57,10 @@ def write_results(
         "images_per_second": state.images_per_second,
         "world_size": learner.accelerator.num_processes,
         "mixed_precision": learner.accelerator.mixed_precision,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "hardware": hardware(learner.accelerator.device),
     }
-    save_model(run.model, learner.module, config, results)
+    save_model(run.model, learner.module, config, results, summarize(data.rows, data.facts, "train"))
     run.write_results(results)
     return results
 
@@ -75,6 +76,11 @@ def prediction_rows(found: Predictions, data: Prepared) -> tuple[tuple[str, ...]
         numbers = (repr(float(value)) for value in values)
         lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
     return ("path", "label", "probability", "logit", *columns), lines
+
+
+def versions() -> dict[str, str]:
+    """What the figures were computed with."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -26,8 +26,8 @@ from skindist.report.words import describe_results
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
 from skindist.training.engine import Learner, evaluate, train_one_epoch
-from skindist.training.images import eval_loader, open_store, workers
 from skindist.training.interruption import Interruptions
+from skindist.training.predicting import eval_loader, open_store, workers
 from skindist.training.rehearsal import find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.results import write_results

@@ -1,17 +1,34 @@
-"""The pixels of a set on every machine, and the loaders that read them."""
+"""What it takes to predict, trained here or not: a model on all processes, pixels, and the loaders that read them."""
 
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import Dataset
 
 from skindist.config import DataConfig
 from skindist.data.loading import Batch, EvalLoader, eval_batches, loader_workers, make_loader, sample_ids
 from skindist.data.prepare import Prepared
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
-from skindist.distributed import group
+from skindist.data.transforms import normalizer
+from skindist.distributed import buffers, group
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder
+from skindist.model import Preprocessing
+from skindist.training.engine import Predictor
+
+
+def build_predictor(
+    accelerator: Accelerator, module: nn.Module, load: Callable[[nn.Module], None], pixels: Preprocessing
+) -> Predictor:
+    """The model on this process's device. Only the main process loads weights, and hands them to the others."""
+    group.on_main(accelerator, load, module, may_take_hours=True)
+    module.to(memory_format=torch.channels_last)
+    module.to(accelerator.device)
+    buffers.broadcast_weights(accelerator, module)
+    return Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, accelerator.device))
 
 
 def open_store(accelerator: Accelerator, config: DataConfig, data: Prepared, interpolation: str) -> PixelStore:

@@ -1,0 +1,150 @@
+"""`skindist evaluate`: what a saved model is worth on other images, with its threshold and calibration frozen."""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from skindist.config import DataConfig
+from skindist.data.loading import LesionImages
+from skindist.data.prepare import Prepared, prepare_test
+from skindist.data.split import Row, count_rows
+from skindist.distributed import group
+from skindist.distributed.group import decide
+from skindist.errors import UserError
+from skindist.evaluation.differences import differences
+from skindist.evaluation.figures import figures
+from skindist.evaluation.predictions import Predictions
+from skindist.files import whole_folder
+from skindist.inference.saved_model import Description, build_module, load_weights, read_description
+from skindist.inference.sources import Source, find_model
+from skindist.run.folder import Run
+from skindist.training.engine import Predictor, evaluate
+from skindist.training.predicting import build_predictor, eval_loader, open_store
+from skindist.training.results import hardware, prediction_rows, versions
+from skindist.wording import plural
+
+log = logging.getLogger("skindist")
+
+
+def evaluate_model(
+    model: str,
+    data: DataConfig,
+    out: Path,
+    recalibrate: bool = False,
+    stress: bool = False,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> dict[str, Any]:
+    """Predict every image once, on all processes, and leave the figures, the predictions and a report in a new folder.
+
+    Args:
+        model: a run folder, its `model/` folder, or the id of a repository on the Hugging Face Hub.
+        data: the images: class folders, or a split folder, of which the test part is used. The size is the model's.
+        out: new or empty folder.
+        recalibrate: fit threshold and calibration on half of the images, too, and show them on the other half.
+        stress: predict disturbed images, too.
+        seed: of the intervals, the halves and the disturbances.
+        batch_size: images that a process predicts at a time.
+
+    Returns:
+        What results.json holds, on every process.
+
+    Raises:
+        UserError: a mistake in the model, the images or the folder; raised on every process, and nothing is written.
+    """
+    accelerator = group.join_group()
+    source, description = decide(accelerator, look_up, model, out, may_take_hours=True)
+    config = replace(data, path=data.path and str(Path(data.path).expanduser().resolve()))
+    config = replace(config, image_size=description.image_size)
+    prepared = decide(accelerator, prepare_test, config, may_take_hours=True)
+    log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}")
+    load, pixels = partial(load_weights, source.folder), description.preprocessing
+    predictor = build_predictor(accelerator, build_module(description), load, pixels)
+    store = open_store(accelerator, config, prepared, pixels.interpolation)
+    images = LesionImages(store, prepared.rows, config.image_size, seed, augmented=False)
+    found = evaluate(predictor, eval_loader(accelerator, config, prepared, images, "test", batch_size))
+    results = decide(
+        accelerator, write_evaluation, out, source, description, prepared, predictor, found, seed, recalibrate
+    )
+    group.leave_group(accelerator)
+    return results
+
+
+def look_up(model: str, out: Path) -> tuple[Source, Description]:
+    """The model's place and description, once it is clear that there is a place for what is found.
+
+    Raises:
+        UserError: there is no such model, or something is in the folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "not writable" if there.is_dir() else "a file"
+        raise UserError(f"--out {out}: {there} is {what}; give another folder")
+    source = find_model(model)
+    return source, read_description(source.folder)
+
+
+def write_evaluation(
+    out: Path,
+    source: Source,
+    description: Description,
+    data: Prepared,
+    predictor: Predictor,
+    found: Predictions,
+    seed: int,
+    recalibrate: bool,
+) -> dict[str, Any]:
+    """Compute the figures, then write all files at once; return what results.json holds."""
+    judgement = description.judgement
+    results = {
+        "test": figures(found, judgement.threshold, seed),
+        "differences": differences(description.trained_on, data.rows, data.facts),
+        "seen_in_training": seen_in_training(source.run, data.rows),
+        "model": {
+            "architecture": description.architecture,
+            "image_size": description.image_size,
+            "skindist": description.version,
+        },
+        "images": {"test": count_rows(data.rows)["test"]},
+        "left_out": len(data.quarantine),
+        "world_size": predictor.accelerator.num_processes,
+        "mixed_precision": predictor.accelerator.mixed_precision,
+        "versions": versions(),
+        "hardware": hardware(predictor.accelerator.device),
+    }
+    with whole_folder(out) as folder:
+        run = Run(folder)
+        run.write_images(data.rows, data.quarantine)
+        run.write_predictions("test", *prediction_rows(found, data))
+        run.write_results(results)
+    return results
+
+
+def seen_in_training(run: Run | None, rows: Sequence[Row]) -> dict[str, Any]:
+    """How many of the images the run was trained on, or chosen by, as far as that is known: by the bytes of the files.
+
+    Returns:
+        "train" and "val", numbers of images or null; "note": one sentence.
+    """
+    if run is None:
+        note = "not known whether the model was trained on these images: only its run folder could tell"
+        return {"train": None, "val": None, "note": note}
+    known = {row.sha256: row.split for row in run.split()}
+    seen = {split: sum(known.get(row.sha256) == split for row in rows) for split in ("train", "val")}
+    count = sum(seen.values())
+    note = "no image is among those of training and validation"
+    if count:
+        note = f"{count:,} of {plural(len(rows), 'image')} were used to train or choose the model: the figures flatter"
+    return seen | {"note": note}
+
+
+def describe_images(rows: Sequence[Row]) -> str:
+    """How many images of each class there are, for the console."""
+    counts = count_rows(rows)["test"]
+    return f"data: {plural(len(rows), 'image')}: " + " + ".join(f"{count:,} {name}" for name, count in counts.items())
