@@ -1,13 +1,14 @@
 """The two command lines: `launch/train.py` (one run) and `skindist COMMAND` (everything around it). Thin on purpose."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skindist.config import DataConfig
+from skindist.config import DataConfig, EvaluationConfig
 from skindist.distributed.ending import fail, fail_alone, fail_together
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.launcher import this_launch
@@ -149,6 +150,7 @@ def evaluate(
     metadata: Path | None = None,
     recalibrate: bool = False,
     stress: bool = False,
+    prevalence: float | None = None,
     max_bad: float = 0.05,
     cache_dir: Path | None = None,
 ) -> int:
@@ -164,6 +166,7 @@ def evaluate(
         metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
         recalibrate: Fit threshold and calibration on half of the images, too, and show them on the other half.
         stress: Disturb the images, too (ink, hair, blur, ...), and say what that changes.
+        prevalence: Share of malignant images at which PPV, NPV and biopsies are stated; null: that of these images.
         max_bad: Share of images that cannot be used above which nothing is evaluated.
         cache_dir: As for --data.cache_dir.
     """
@@ -171,13 +174,16 @@ def evaluate(
         raise UserError("--out is missing: give a new folder for what is found")
     table, cache = (str(path) if path else None for path in (metadata, cache_dir))
     config = DataConfig(path=str(data), metadata=table, max_bad=max_bad, cache_dir=cache)
-    from skindist.inference.evaluation import evaluate_model
+    from skindist.inference.evaluation import Asked, evaluate_model
+
+    asked = Asked(recalibrate, stress, prevalence)
 
     def run() -> None:
         try:
-            evaluate_model(model, config, out, recalibrate, stress)
+            EvaluationConfig(prevalence=prevalence)  # out of range, it is refused now
+            evaluate_model(model, config, out, asked)
         except UserError as error:  # it speaks of the flags of a run
-            raise UserError(str(error).replace("--data.path ", "").replace("--data.", "--")) from None
+            raise UserError(re.sub(r"--data\.path |(?<=--)(data|evaluation)\.", "", str(error))) from None
 
     return together(run)
 

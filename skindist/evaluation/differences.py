@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from skindist.data.inspection import Facts
-from skindist.data.split import Row
 from skindist.evaluation.intervals import wilson
+from skindist.evaluation.known import Known
 
 QUANTILES = (0.05, 0.5, 0.95)
 UNITS = {"width": "pixels", "height": "pixels", "red": "grey levels", "green": "grey levels", "blue": "grey levels"}
@@ -33,19 +33,15 @@ def traits(facts: Facts) -> dict[str, float]:
     return dict(zip(UNITS, (facts.width, facts.height, *facts.colours[:3]), strict=True))
 
 
-def summarize(rows: Sequence[Row], facts: Sequence[Facts], split: str) -> TrainingSet:
-    """The summary of one part of the images, of which there is at least one.
-
-    Args:
-        facts: what the file of each row told.
-    """
-    known = [(row.label, traits(fact)) for row, fact in zip(rows, facts, strict=True) if row.split == split]
-    found = {name: np.quantile([row[name] for _, row in known], QUANTILES).round(2).tolist() for name in UNITS}
-    malignant = sum(label for label, _ in known)
-    return TrainingSet(len(known) - malignant, malignant, found)
+def summarize(known: Known) -> TrainingSet:
+    """The summary of images, of which there is at least one."""
+    rows = [traits(facts) for facts in known.facts]
+    found = {name: np.quantile([row[name] for row in rows], QUANTILES).round(2).tolist() for name in UNITS}
+    malignant = int(known.labels.sum())
+    return TrainingSet(len(rows) - malignant, malignant, found)
 
 
-def differences(trained_on: TrainingSet, rows: Sequence[Row], facts: Sequence[Facts]) -> dict[str, Any]:
+def differences(trained_on: TrainingSet, test: Known) -> dict[str, Any]:
     """What results.json says of a test set beside a training set.
 
     A trait differs if more than 30 % of the images lie outside the range of the middle 90 % of the training images. The
@@ -56,7 +52,7 @@ def differences(trained_on: TrainingSet, rows: Sequence[Row], facts: Sequence[Fa
         "malignant_share" and "traits", each with the values of "training" and "here" and whether it "differs"; "note":
         one sentence.
     """
-    here, seen = summarize(rows, facts, "test"), [traits(fact) for fact in facts]
+    here, seen = summarize(test), [traits(facts) for facts in test.facts]
     compared = []
     for name, unit in UNITS.items():
         low, _, high = trained_on.traits[name]
@@ -72,7 +68,7 @@ def differences(trained_on: TrainingSet, rows: Sequence[Row], facts: Sequence[Fa
             }
         )
     before, now = (found.malignant / (found.benign + found.malignant) for found in (trained_on, here))
-    low, high = wilson(here.malignant, len(rows))
+    low, high = wilson(here.malignant, len(seen))
     share = {"training": before, "here": now, "low": low, "high": high}
     share["differs"] = not low <= before <= high and abs(before - now) >= SHARES_APART
     found = {"malignant_share": share, "traits": compared}

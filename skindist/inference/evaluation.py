@@ -2,53 +2,61 @@
 
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skindist.config import DataConfig
-from skindist.data.loading import LesionImages
-from skindist.data.prepare import Prepared, prepare_test
+from skindist.config import DataConfig, EvaluationConfig
+from skindist.data.loading import LesionImages, sample_ids
+from skindist.data.prepare import Prepared, prepare_again, prepare_test
 from skindist.data.split import Row, count_rows
 from skindist.distributed import group
 from skindist.distributed.group import decide
 from skindist.errors import UserError
 from skindist.evaluation.differences import differences
-from skindist.evaluation.figures import figures
+from skindist.evaluation.judgement import judge
+from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
-from skindist.files import whole_folder
+from skindist.evaluation.recalibration import recalibrate
+from skindist.files import finite, whole_folder
 from skindist.inference.saved_model import Description, build_module, load_weights, read_description
 from skindist.inference.sources import Source, find_model
+from skindist.randomness import Stream, derived_seed
+from skindist.report.words import describe_evaluation
 from skindist.run.folder import Run
 from skindist.training.engine import Predictor, evaluate
 from skindist.training.predicting import build_predictor, eval_loader, open_store
-from skindist.training.results import hardware, prediction_rows, versions
+from skindist.training.results import hardware, known_of, prediction_rows, versions
 from skindist.wording import plural
 
+BATCH = 64  # images that a process predicts at a time
 log = logging.getLogger("skindist")
 
 
-def evaluate_model(
-    model: str,
-    data: DataConfig,
-    out: Path,
-    recalibrate: bool = False,
-    stress: bool = False,
-    seed: int = 0,
-    batch_size: int = 64,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of an evaluation beside its figures.
+
+    `recalibrate`: fit threshold and calibration on half of the images, too, and show them on the other half. `stress`:
+    disturb the images, too. `prevalence`: the share of malignant images at which PPV and NPV are stated; None: that of
+    the images. `seed`: of the intervals, the halves and the disturbances.
+    """
+
+    recalibrate: bool = False
+    stress: bool = False
+    prevalence: float | None = None
+    seed: int = 0
+
+
+def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked()) -> dict[str, Any]:
     """Predict every image once, on all processes, and leave the figures, the predictions and a report in a new folder.
 
     Args:
         model: a run folder, its `model/` folder, or the id of a repository on the Hugging Face Hub.
         data: the images: class folders, or a split folder, of which the test part is used. The size is the model's.
         out: new or empty folder.
-        recalibrate: fit threshold and calibration on half of the images, too, and show them on the other half.
-        stress: predict disturbed images, too.
-        seed: of the intervals, the halves and the disturbances.
-        batch_size: images that a process predicts at a time.
 
     Returns:
         What results.json holds, on every process.
@@ -58,18 +66,19 @@ def evaluate_model(
     """
     accelerator = group.join_group()
     source, description = decide(accelerator, look_up, model, out, may_take_hours=True)
-    config = replace(data, path=data.path and str(Path(data.path).expanduser().resolve()))
-    config = replace(config, image_size=description.image_size)
+    path = data.path and str(Path(data.path).expanduser().resolve())
+    config, pixels = replace(data, path=path, image_size=description.image_size), description.preprocessing
     prepared = decide(accelerator, prepare_test, config, may_take_hours=True)
     log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}")
-    load, pixels = partial(load_weights, source.folder), description.preprocessing
+    load = partial(load_weights, source.folder)
     predictor = build_predictor(accelerator, build_module(description), load, pixels)
     store = open_store(accelerator, config, prepared, pixels.interpolation)
-    images = LesionImages(store, prepared.rows, config.image_size, seed, augmented=False)
-    found = evaluate(predictor, eval_loader(accelerator, config, prepared, images, "test", batch_size))
+    images = LesionImages(store, prepared.rows, config.image_size, asked.seed, augmented=False)
+    found = evaluate(predictor, eval_loader(accelerator, config, prepared, images, "test", BATCH))
     results = decide(
-        accelerator, write_evaluation, out, source, description, prepared, predictor, found, seed, recalibrate
+        accelerator, write_evaluation, out, source, description, prepared, predictor, found, asked, may_take_hours=True
     )
+    log.info(f"{describe_evaluation(results)}\nall figures: {Run(out).results_file}")
     group.leave_group(accelerator)
     return results
 
@@ -97,15 +106,17 @@ def write_evaluation(
     data: Prepared,
     predictor: Predictor,
     found: Predictions,
-    seed: int,
-    recalibrate: bool,
+    asked: Asked,
 ) -> dict[str, Any]:
     """Compute the figures, then write all files at once; return what results.json holds."""
-    judgement = description.judgement
-    results = {
-        "test": figures(found, judgement.threshold, seed),
-        "differences": differences(description.trained_on, data.rows, data.facts),
+    frozen, seed = description.frozen, derived_seed(asked.seed, Stream.BOOTSTRAP)
+    known = known_of(data, sample_ids(data.rows, "test"))
+    config = EvaluationConfig(frozen.threshold.target_sensitivity, asked.prevalence)
+    results = judge(frozen, None, (found, known), training_images(source.run), config, seed)
+    results |= {
+        "differences": differences(description.trained_on, known),
         "seen_in_training": seen_in_training(source.run, data.rows),
+        "recalibrated": recalibrate(frozen, found, known, config, asked.seed) if asked.recalibrate else None,
         "model": {
             "architecture": description.architecture,
             "image_size": description.image_size,
@@ -118,12 +129,33 @@ def write_evaluation(
         "versions": versions(),
         "hardware": hardware(predictor.accelerator.device),
     }
+    results["verdict"] = " ".join([results["verdict"], *warnings(results)])
+    told: dict[str, Any] = finite(results)
     with whole_folder(out) as folder:
         run = Run(folder)
         run.write_images(data.rows, data.quarantine)
-        run.write_predictions("test", *prediction_rows(found, data))
-        run.write_results(results)
-    return results
+        run.write_predictions("test", *prediction_rows(found, frozen.calibration, data))
+        run.write_results(told)
+    return told
+
+
+def training_images(run: Run | None) -> Known | None:
+    """What is known of the images that a run was trained on; None if they are not at hand as they were."""
+    try:
+        if run is None:
+            return None
+        rows = run.split()
+        return known_of(prepare_again(run.config().data, rows), sample_ids(rows, "train"))
+    except UserError:
+        return None
+
+
+def warnings(results: Mapping[str, Any]) -> list[str]:
+    """Why the figures may say less than they seem to, a sentence each."""
+    seen, unlike = results["seen_in_training"], results["differences"]
+    differs = unlike["malignant_share"]["differs"] or any(trait["differs"] for trait in unlike["traits"])
+    said = [seen["note"]] if seen["train"] or seen["val"] else []
+    return [f"{note[0].upper()}{note[1:]}." for note in said + ([unlike["note"]] if differs else [])]
 
 
 def seen_in_training(run: Run | None, rows: Sequence[Row]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ known of the training images. Only tensors and JSON are read: nothing in a model
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +20,7 @@ from skindist.config import Config
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 from skindist.evaluation.differences import UNITS, TrainingSet
+from skindist.evaluation.judgement import Frozen
 from skindist.files import write_atomic, write_json
 from skindist.model import Preprocessing, preprocessing
 from skindist.report.model_card import model_card
@@ -32,30 +32,13 @@ FORMAT = 1  # of what stands there: raise it when an older skindist would misrea
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """How logits become decisions, fixed on validation images: the calibrated probability is
-    1 / (1 + exp(-(logit / temperature + bias))), and from `threshold` on an image is called malignant.
-
-    `chosen` says how the threshold came about ("validation" or "fixed"); `prevalence` is the share of malignant images
-    at which PPV and NPV are stated (None: each set's own).
-    """
-
-    threshold: float
-    chosen: str
-    target_sensitivity: float | None = None
-    prevalence: float | None = None
-    temperature: float = 1.0
-    bias: float = 0.0
-
-
-@dataclass(frozen=True)
 class Description:
     """All that is known of a saved model beside its weights."""
 
     architecture: str
     image_size: int
     preprocessing: Preprocessing
-    judgement: Judgement
+    frozen: Frozen
     trained_on: TrainingSet
     version: str
     classes: tuple[str, ...] = CLASSES
@@ -70,7 +53,12 @@ class SavedModel:
 
 
 def save_model(
-    folder: Path, module: nn.Module, config: Config, results: dict[str, Any], trained_on: TrainingSet
+    folder: Path,
+    module: nn.Module,
+    config: Config,
+    results: dict[str, Any],
+    frozen: Frozen,
+    trained_on: TrainingSet,
 ) -> None:
     """Save weights, config and model card: `timm.create_model("local-dir:RUN/model", pretrained=True)` loads them, and
     so does `transformers.AutoModelForImageClassification.from_pretrained("RUN/model")`."""
@@ -85,22 +73,9 @@ def save_model(
     (folder / WEIGHTS).chmod(0o644)  # safetensors leaves its files unreadable to others
     description = json.loads((folder / DESCRIPTION).read_text())
     description.get("model_args", {}).pop("num_classes", None)  # transformers gives it too, and fails on two
-    own = {"format": FORMAT, "version": version("skindist"), "judgement": asdict(judgement_of(results))}
-    write_json(folder / DESCRIPTION, description | {OWN: own | {"trained_on": asdict(trained_on)}})
+    own = {"format": FORMAT, "version": version("skindist"), **frozen.to_dict(), "trained_on": asdict(trained_on)}
+    write_json(folder / DESCRIPTION, description | {OWN: own})
     write_atomic(folder / CARD, model_card(config, results))
-
-
-def judgement_of(results: Mapping[str, Any]) -> Judgement:
-    """What a run's results say of how its logits become decisions."""
-    point, calibration = results["operating_point"], results.get("calibration", {})
-    return Judgement(
-        threshold=point["threshold"],
-        chosen=point["chosen"],
-        target_sensitivity=point.get("target_sensitivity"),
-        prevalence=point.get("prevalence"),
-        temperature=calibration.get("temperature", 1.0),
-        bias=calibration.get("bias", 0.0),
-    )
 
 
 def read_description(folder: Path) -> Description:
@@ -122,10 +97,10 @@ def read_description(folder: Path) -> Description:
             architecture=str(values["architecture"]),
             image_size=int(pixels["input_size"][-1]),
             preprocessing=Preprocessing(tuple(pixels["mean"]), tuple(pixels["std"]), str(pixels["interpolation"])),
-            judgement=Judgement(**own["judgement"]),
+            frozen=Frozen.from_dict(own),
             trained_on=TrainingSet(**own["trained_on"]),
             version=str(own["version"]),
-            classes=tuple(values["label_names"]),
+            classes=tuple(own["class_names"]),
         )
         check(description)
     except OSError as error:
@@ -140,11 +115,12 @@ def check(description: Description) -> None:
     if description.classes != CLASSES:
         told = ", ".join(description.classes)
         raise UserError(f"this model tells {told}, not {' and '.join(CLASSES)}; give another one")
-    judgement, pixels = description.judgement, description.preprocessing
-    numbers = (judgement.threshold, judgement.temperature, judgement.bias, *pixels.mean, *pixels.std)
+    threshold, calibration = description.frozen.threshold.value, description.frozen.calibration
+    pixels = description.preprocessing
+    numbers = (threshold, calibration.temperature, calibration.bias, *pixels.mean, *pixels.std)
     if not all(math.isfinite(number) for number in numbers):
         raise ValueError("a number is not finite")
-    if not (0 <= judgement.threshold <= 1 and judgement.temperature > 0 and min(pixels.std) > 0):
+    if not (0 <= threshold <= 1 and calibration.temperature > 0 and min(pixels.std) > 0):
         raise ValueError("a number is out of range")
     if not 32 <= description.image_size <= 4096:
         raise ValueError(f"input_size {description.image_size}")

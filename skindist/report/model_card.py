@@ -10,8 +10,8 @@ def model_card(config: Config, results: dict[str, Any]) -> str:
     """A short model card: what it is, what it was measured to be worth, what it is not for."""
     test, threshold = results["test"], results["operating_point"]["threshold"]
     lines = "\n".join(
-        f"| {metric.title} | {test[name]['value']:.3f} | {test[name]['low']:.3f} to {test[name]['high']:.3f} "
-        f"| {test[name]['n']} |"
+        f"| {metric.title} | {number(test[name]['value'])} "
+        f"| {number(test[name]['low'])} to {number(test[name]['high'])} | {test[name]['n']} |"
         for name, metric in METRICS.items()
         if name != "loss"
     )
@@ -36,3 +36,8 @@ camera, clinic or population may give others.
 model = timm.create_model("local-dir:model", pretrained=True)
 ```
 """
+
+
+def number(value: float | None) -> str:
+    """A figure as the card shows it."""
+    return "undefined" if value is None else f"{value:.3f}"

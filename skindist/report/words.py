@@ -21,11 +21,39 @@ def describe_results(results: Mapping[str, Any]) -> str:
     said = [describe_figure(name, test[name]) for name in ("accuracy", "auroc", "sensitivity", "specificity")]
     return (
         f"{reason}; best {stop['monitor']} {stop['best']:.4f} in epoch {stop['best_epoch']}\n"
-        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}"
+        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}\n"
+        f"{describe_operating_point(results['operating_point'])}\n{results['verdict']}"
     )
 
 
-def describe_figure(name: str, figure: Mapping[str, float]) -> str:
+def describe_evaluation(results: Mapping[str, Any]) -> str:
+    """What a saved model is worth on other images."""
+    test = results["test"]
+    said = [describe_figure(name, test[name]) for name in ("accuracy", "auroc")]
+    lines = [
+        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}",
+        describe_operating_point(results["operating_point"]),
+        f"training images: {results['seen_in_training']['note']}; {results['differences']['note']}",
+        results["verdict"],
+    ]
+    return "\n".join(lines)
+
+
+def describe_operating_point(point: Mapping[str, Any]) -> str:
+    """The threshold, where it comes from, and what it gives on the test images."""
+    target = f"chosen on validation for a sensitivity of {point['target_sensitivity']:.0%}"
+    origin = target if point["chosen"] == "validation" else f"fixed: {point['note']}"
+    said = [describe_figure(name, point["test"][name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
+    biopsies = point["test"]["number_needed_to_biopsy"]["value"]
+    many = f"{biopsies:.1f}" if biopsies else "an unknown number of"
+    prevalence = "that of the test set" if point["prevalence"] is None else f"{point['prevalence']:.1%}"
+    return (
+        f"operating point: threshold {point['threshold']:.3f}, {origin}\n"
+        f"  on test: {', '.join(said)}; {many} images called malignant for each one that is; prevalence: {prevalence}"
+    )
+
+
+def describe_figure(name: str, figure: Mapping[str, float | None]) -> str:
     """A metric with its interval: "AUROC 0.811 (0.766 to 0.853)"."""
     value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
     return f"{METRICS[name].title} {value} ({low} to {high})"

@@ -126,7 +126,7 @@ class WandbSink:
 
         labels: Any = test.labels.tolist()
         probabilities: Any = np.stack([1 - test.probabilities, test.probabilities], axis=1)
-        threshold = results["operating_point"]["threshold"]
+        threshold = results["test"]["threshold"]
         names, guesses = list(CLASSES), called_malignant(test.probabilities, threshold).astype(int).tolist()
         malignant: dict[str, Any] = {"labels": names, "classes_to_plot": [1]}
         sent: dict[str, Any] = {

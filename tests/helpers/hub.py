@@ -55,7 +55,7 @@ def look(model: str) -> str:
     from skindist.inference.sources import load_model
 
     try:
-        return str(load_model(model).description.judgement.threshold)
+        return str(load_model(model).description.frozen.threshold.value)
     except UserError as error:
         return str(error)
 
@@ -69,7 +69,7 @@ def visit(folder: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {"first": look("someone/model")}
     started = time.monotonic()
     description = json.loads((folder / "config.json").read_text())
-    description["skindist"]["judgement"]["threshold"] = 0.4
+    description["skindist"]["threshold"] = 0.4
     (folder / "config.json").write_text(json.dumps(description))
     Hub.revision = "1" * 40
     seen |= {"changed there": look("someone/model"), "another": look("someone/else")}

@@ -3,26 +3,31 @@
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 
 from skindist.data.inspection import Facts
-from skindist.data.split import Row
 from skindist.evaluation.differences import TrainingSet, differences, summarize
+from skindist.evaluation.known import Known
 
-Image = tuple[Row, Facts]
+Image = tuple[int, Facts]
 
 
 def image(label: int, side: int = 100, red: float = 150.0) -> Image:
-    colours = (red, 100.0, 90.0, *[10.0] * 6)
-    return Row("x.png", label, "test", "x", "x"), Facts("", width=side, height=side, colours=colours)
+    return label, Facts("", width=side, height=side, colours=(red, 100.0, 90.0, *[10.0] * 6))
+
+
+def known(images: list[Image]) -> Known:
+    labels, facts = zip(*images, strict=True)
+    return Known(np.array(labels), np.arange(len(labels)).astype(np.str_), facts, [{}] * len(labels))
 
 
 def summary(images: list[Image]) -> TrainingSet:
-    return summarize([row for row, _ in images], [facts for _, facts in images], "test")
+    return summarize(known(images))
 
 
 def compare(trained_on: TrainingSet, images: list[Image]) -> dict[str, Any]:
-    return differences(trained_on, [row for row, _ in images], [facts for _, facts in images])
+    return differences(trained_on, known(images))
 
 
 def test_a_summary_is_counts_and_quantiles() -> None:
@@ -63,12 +68,6 @@ def test_a_small_or_uncertain_change_of_the_malignant_share_is_none() -> None:
     assert not near["malignant_share"]["differs"]  # 4 points, however sure
     few = compare(TrainingSet(70, 30, traits), [image(number % 2) for number in range(10)])
     assert not few["malignant_share"]["differs"]  # 24 to 76 %
-
-
-def test_a_summary_is_of_one_part() -> None:
-    rows = [Row("a", 1, "train", "a", "a"), Row("b", 1, "test", "b", "b")]
-    found = summarize(rows, [image(1, red=1)[1], image(1, red=2)[1]], "train")
-    assert (found.malignant, found.traits["red"]) == (1, [1, 1, 1])
 
 
 def test_a_summary_is_plain_data() -> None:

@@ -15,18 +15,21 @@ from torch import nn
 
 from skindist.config import Config, DataConfig, ModelConfig
 from skindist.errors import UserError
+from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
+from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.metrics import METRICS
-from skindist.inference.saved_model import Judgement, save_model
+from skindist.evaluation.operating_point import Threshold
+from skindist.inference.saved_model import save_model
 from skindist.inference.sources import find_model, load_model
 from skindist.model import Preprocessing
 from tests.helpers import commands
 
 TRAINED_ON = TrainingSet(30, 10, dict.fromkeys(UNITS, (1.0, 2.0, 3.0)))
+FROZEN = Frozen(Calibration(1.5, -0.25), Threshold(0.3, "validation", 0.95))
 RESULTS: dict[str, Any] = {
     "test": {name: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10} for name in METRICS},
-    "operating_point": {"threshold": 0.3, "chosen": "validation", "target_sensitivity": 0.95, "prevalence": None},
-    "calibration": {"temperature": 1.5, "bias": -0.25},
+    "operating_point": {"threshold": 0.3},
     "images": {"train": {"benign": 30, "malignant": 10}},
     "versions": {"skindist": "0.1.0"},
 }
@@ -40,7 +43,7 @@ def module() -> nn.Module:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     config = Config(data=DataConfig(image_size=64), model=ModelConfig(name="test_resnet"))
-    save_model(tmp_path / "model", module(), config, RESULTS, TRAINED_ON)
+    save_model(tmp_path / "model", module(), config, RESULTS, FROZEN, TRAINED_ON)
     return tmp_path / "model"
 
 
@@ -49,7 +52,7 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
     described = found.description
     assert (described.architecture, described.image_size) == ("test_resnet", 64)
     assert described.preprocessing == Preprocessing((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bilinear")
-    assert described.judgement == Judgement(0.3, "validation", 0.95, None, 1.5, -0.25)
+    assert described.frozen == FROZEN
     assert described.trained_on == TrainingSet(30, 10, {name: [1.0, 2.0, 3.0] for name in UNITS})
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
@@ -90,9 +93,9 @@ def other_weights(folder: Path) -> None:
         (edited(lambda values: values.pop("skindist")), "not of a model that skindist saved"),
         (edited(lambda values: values["skindist"].update(format=99, version="7.0")), "saved by skindist 7.0, newer"),
         (edited(lambda values: values.update(architecture="no_such_net")), "cannot build this model"),
-        (edited(lambda values: values.update(label_names=["cat", "dog"])), "tells cat, dog, not benign and malignant"),
-        (edited(lambda values: values["skindist"]["judgement"].update(threshold=1.5)), "out of range"),
-        (edited(lambda values: values["skindist"]["judgement"].update(temperature=float("nan"))), "not finite"),
+        (edited(lambda values: values["skindist"].update(class_names=["cat", "dog"])), "tells cat, dog, not benign"),
+        (edited(lambda values: values["skindist"].update(threshold=1.5)), "out of range"),
+        (edited(lambda values: values["skindist"].update(temperature=float("nan"))), "not finite"),
         (edited(lambda values: values["skindist"]["trained_on"]["traits"].pop("red")), "nothing is said of red"),
     ],
 )
