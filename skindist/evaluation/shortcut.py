@@ -127,7 +127,12 @@ def _trained(traits: Traits, labels: Labels, judged: Traits, seed: int) -> Proba
     # Small trees, and leaves that 10 images a class can fill. Balanced classes keep a model that has learnt nothing at
     # 0.5 in every fold: the share of malignant images, which differs by fold, would rank the folds.
     model = HistGradientBoostingClassifier(
-        max_iter=50, max_depth=3, min_samples_leaf=5, class_weight="balanced", early_stopping=False, random_state=seed % 2**32
+        max_iter=50,
+        max_depth=3,
+        min_samples_leaf=5,
+        class_weight="balanced",
+        early_stopping=False,
+        random_state=seed % 2**32,
     )
     probabilities: Probabilities = model.fit(traits, labels).predict_proba(judged)[:, 1]
     return probabilities.round(4)  # what differs by rounding errors is a tie
