@@ -16,6 +16,8 @@ from skindist.evaluation.shortcut import FEWEST, groups_of, shortcut_of_test
 BETTER, NOT_BETTER, UNTOLD = (
     "clearly better than the shortcut", "not clearly better than the shortcut", "cannot be told",
 )  # fmt: skip
+STRONG = 0.7  # AUROC: a baseline that surely scores more explains much of any model's
+PART = "but the shortcut is strong here, and part of the model's AUROC may come from it"
 
 
 def compare_with_shortcut(test: Predictions, known: Known, train: Known | None, seed: int) -> dict[str, Any]:
@@ -38,14 +40,14 @@ def compare_with_shortcut(test: Predictions, known: Known, train: Known | None, 
         for p in (test.probabilities, everything)
     )
     gain = difference(test.probabilities, everything, test.labels, seed, known.groups)
-    note = why_not_better(own, its, gain, within)
+    why = why_not_better(own, its, gain, within)
     return {
         "auroc": asdict(its),
         "difference": asdict(gain),
         "families": {name: auroc(p, test.labels) for name, p in baseline.items()},
         "within_source": within,
-        "verdict": NOT_BETTER if note else BETTER,
-        "note": note,
+        "verdict": NOT_BETTER if why else BETTER,
+        "note": why or (PART if its.low > STRONG else None),
     }
 
 
@@ -70,9 +72,9 @@ def why_not_better(own: Estimate, its: Estimate, gain: Estimate, within: list[di
     and, among images of one source, at least half of what it is above chance in all.
     """
     if own.low <= 0.5:
-        return "the model is not surely above chance"
+        return "the model itself is not surely above chance"
     if gain.low <= 0:
-        return "a model that never looks at the lesion may do as well on these images"
+        return f"the difference of {gain.value:.3f} ({gain.low:.3f} to {gain.high:.3f}) may be chance"
     told = [row for row in within if row["auroc"]]
     if told:
         pairs = np.array([row["malignant"] * (row["n"] - row["malignant"]) for row in told], np.float64)

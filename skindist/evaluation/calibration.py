@@ -47,7 +47,7 @@ def fit_calibration(validation: Predictions) -> Calibration:
         """Of the loss, over the reciprocal of the temperature: it only rises."""
         return float(((sigmoid(scale * logits) - labels) * logits).sum())
 
-    if slope(1 / LARGEST) > 0:
+    if slope(1 / LARGEST) >= 0:
         return Calibration(note="not calibrated: on validation the logits say next to nothing of the labels")
     if slope(LARGEST) < 0:
         return Calibration(note="not calibrated: on validation the logits separate the classes, whatever their size")

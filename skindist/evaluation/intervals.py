@@ -98,7 +98,7 @@ def estimates(
     """
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
-    p, y = check(probabilities, labels)
+    given = p, y = check(probabilities, labels)
     if groups is not None and len(groups) != y.size:
         raise ValueError(f"there must be one group for each image, not {len(groups)} for {y.size}")
     order = np.lexsort((y, p))  # what order the images come in does not matter
@@ -110,7 +110,7 @@ def estimates(
     drawn = _bootstrap(resampled, p, sample, threshold, seed, resamples) if resampled else {}
     found: dict[str, Estimate] = {}
     for metric in metrics:
-        value = metric(p, y, threshold, prevalence)
+        value = metric(*given, threshold, prevalence)
         n = metric.per_image(p, y, **metric.at(threshold)).size if metric.is_share and metric.per_image else y.size
         if metric.at_prevalence and prevalence is not None:
             low, high, interval = *_by_bayes(metric, found, prevalence, value), "mover"
@@ -165,7 +165,7 @@ def _bootstrap(
 def _ends(metric: Metric, value: float, drawn: Values, sample: Sample) -> tuple[float, float, str]:
     """The interval of a metric from its values in resamples, and what it is called."""
     low, high = (math.nan, math.nan) if math.isnan(value) else _quantiles(drawn)
-    if not metric.resampling_raises:
+    if not metric.resampling_raises or math.isnan(value):
         return low, high, sample.kind
     return max(0.0, 2 * value - high), max(value, 2 * value - low), f"basic {sample.kind}"
 

@@ -123,9 +123,9 @@ def verdict(found: Mapping[str, Any]) -> str:
     )
     if shortcut["verdict"] == UNTOLD:
         return f"{first} Whether it is better than a shortcut cannot be told: {shortcut['note']}."
-    beside = f"which never looks at the lesion and has an AUROC of {_said('auroc', shortcut['auroc'])}"
-    why = f": {shortcut['note']}" if shortcut["note"] else ""
-    return f"{first} It is {shortcut['verdict']}, {beside}{why}."
+    its = _said("auroc", shortcut["auroc"])
+    second = f"It is {shortcut['verdict']}: a model that never looks at the lesion has an AUROC of {its} there"
+    return f"{first} {second}{', ' + shortcut['note'] if shortcut['note'] else ''}."
 
 
 def _said(name: str, figure: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ BINS = 10
 """Bins of equal width, from 0 to 1, in which calibration is judged."""
 MIN_SENSITIVITY = 0.8
 """Where the partial AUROC begins."""
+UNDEFINED = "undefined"
 FORMATS = {"share": ".1%", "nats": ".4f", "area": ".3f"}  # of a value, by its unit
 
 
@@ -72,7 +73,7 @@ class Metric:
 
     def text(self, value: float | None) -> str:
         """A value as it is printed; null is what JSON has for NaN."""
-        return "undefined" if value is None or np.isnan(value) else f"{value:{FORMATS[self.unit]}}"
+        return UNDEFINED if value is None or np.isnan(value) else f"{value:{FORMATS[self.unit]}}"
 
 
 def check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Probabilities, Labels]:

@@ -8,7 +8,6 @@ import math
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import timm
 import timm.models
@@ -16,14 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from skindist.config import Config
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.files import write_atomic, write_json
 from skindist.model import Preprocessing, preprocessing
-from skindist.report.model_card import model_card
 from skindist.weights import first_line
 
 DESCRIPTION, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -53,16 +50,11 @@ class SavedModel:
 
 
 def save_model(
-    folder: Path,
-    module: nn.Module,
-    config: Config,
-    results: dict[str, Any],
-    frozen: Frozen,
-    trained_on: TrainingSet,
+    folder: Path, module: nn.Module, image_size: int, frozen: Frozen, trained_on: TrainingSet, card: str
 ) -> None:
     """Save weights, config and model card: `timm.create_model("local-dir:RUN/model", pretrained=True)` loads them, and
     so does `transformers.AutoModelForImageClassification.from_pretrained("RUN/model")`."""
-    pixels, size = preprocessing(module), config.data.image_size
+    pixels, size = preprocessing(module), image_size
     data_config = {
         "input_size": (3, size, size), "interpolation": pixels.interpolation, "crop_pct": 1.0, "crop_mode": "center",
         "mean": pixels.mean, "std": pixels.std,
@@ -75,7 +67,7 @@ def save_model(
     description.get("model_args", {}).pop("num_classes", None)  # transformers gives it too, and fails on two
     own = {"format": FORMAT, "version": version("skindist"), **frozen.to_dict(), "trained_on": asdict(trained_on)}
     write_json(folder / DESCRIPTION, description | {OWN: own})
-    write_atomic(folder / CARD, model_card(config, results))
+    write_atomic(folder / CARD, card)
 
 
 def read_description(folder: Path) -> Description:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from skindist.evaluation.metrics import HEADLINES, METRICS
+from skindist.evaluation.metrics import HEADLINES, METRICS, UNDEFINED
 from skindist.wording import plural
 
 
@@ -53,7 +53,15 @@ def describe_operating_point(point: Mapping[str, Any]) -> str:
     )
 
 
-def describe_figure(name: str, figure: Mapping[str, float | None]) -> str:
+def describe_figure(name: str, figure: Mapping[str, Any]) -> str:
     """A metric with its interval: "AUROC 0.811 (0.766 to 0.853)"."""
+    value, low, high = figure_in_words(name, figure)
+    return (
+        f"{METRICS[name].title} {value} ({low} to {high})" if value != UNDEFINED else f"{METRICS[name].title} {value}"
+    )
+
+
+def figure_in_words(name: str, figure: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Value, low and high of an estimate as they are printed."""
     value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
-    return f"{METRICS[name].title} {value} ({low} to {high})"
+    return value, low, high

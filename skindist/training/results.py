@@ -24,6 +24,7 @@ from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
 from skindist.inference.saved_model import save_model
 from skindist.randomness import Stream, derived_seed
+from skindist.report.model_card import model_card
 from skindist.run.folder import Run
 from skindist.training.engine import Learner
 from skindist.training.state import TrainState
@@ -70,7 +71,8 @@ def write_results(
         "hardware": hardware(learner.accelerator.device),
     }
     told: dict[str, Any] = finite(results)  # every process is told what the file holds
-    save_model(run.model, learner.module, config, told, frozen, summarize(known["train"]))
+    card, trained_on = model_card(config, told), summarize(known["train"])
+    save_model(run.model, learner.module, config.data.image_size, frozen, trained_on, card)
     run.write_results(told)
     return told
 

@@ -21,8 +21,8 @@ def test_confusion_matrix_counts_at_the_threshold() -> None:
 def test_figures_are_plain_values_of_every_metric_and_the_confusion_matrix() -> None:
     found = figures(FOUND, 0.3, seed=2)
     expected = estimates(FOUND.probabilities, FOUND.labels, seed=2, threshold=0.3)
-    assert list(found) == [*METRICS, "confusion_matrix"]
+    assert list(found) == [*METRICS, "confusion_matrix", "threshold"]
     assert found["confusion_matrix"] == confusion_matrix(FOUND, 0.3)
-    assert found["sensitivity"]["value"] == 1
+    assert found["threshold"] == 0.3
     for name, estimate in expected.items():
         assert found[name] == vars(estimate)

@@ -13,12 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from skindist.config import Config, DataConfig, ModelConfig
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
-from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.saved_model import save_model
 from skindist.inference.sources import find_model, load_model
@@ -27,12 +25,6 @@ from tests.helpers import commands
 
 TRAINED_ON = TrainingSet(30, 10, dict.fromkeys(UNITS, (1.0, 2.0, 3.0)))
 FROZEN = Frozen(Calibration(1.5, -0.25), Threshold(0.3, "validation", 0.95))
-RESULTS: dict[str, Any] = {
-    "test": {name: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10} for name in METRICS},
-    "operating_point": {"threshold": 0.3},
-    "images": {"train": {"benign": 30, "malignant": 10}},
-    "versions": {"skindist": "0.1.0"},
-}
 
 
 def module() -> nn.Module:
@@ -42,8 +34,7 @@ def module() -> nn.Module:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    config = Config(data=DataConfig(image_size=64), model=ModelConfig(name="test_resnet"))
-    save_model(tmp_path / "model", module(), config, RESULTS, FROZEN, TRAINED_ON)
+    save_model(tmp_path / "model", module(), 64, FROZEN, TRAINED_ON, "# A card")
     return tmp_path / "model"
 
 
