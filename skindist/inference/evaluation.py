@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skindist.config import DataConfig, EvaluationConfig
+from skindist.config import Config, DataConfig, EvaluationConfig, ModelConfig
 from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared, prepare_again, prepare_test
 from skindist.data.split import Row, count_rows
@@ -28,7 +28,8 @@ from skindist.report.words import describe_evaluation
 from skindist.run.folder import Run
 from skindist.training.engine import Predictor, evaluate
 from skindist.training.predicting import build_predictor, eval_loader, open_store
-from skindist.training.results import hardware, known_of, prediction_rows, versions
+from skindist.training.results import hardware, known_of, prediction_rows, show_test, stress_of, versions
+from skindist.training.stressing import stress_test
 from skindist.wording import plural
 
 BATCH = 64  # images that a process predicts at a time
@@ -41,12 +42,13 @@ class Asked:
 
     `recalibrate`: fit threshold and calibration on half of the images, too, and show them on the other half. `stress`:
     disturb the images, too. `prevalence`: the share of malignant images at which PPV and NPV are stated; None: that of
-    the images. `seed`: of the intervals, the halves and the disturbances.
+    the images. `explain`: pictures of each kind of error. `seed`: of the intervals, the halves and the disturbances.
     """
 
     recalibrate: bool = False
     stress: bool = False
     prevalence: float | None = None
+    explain: int = EvaluationConfig.explain
     seed: int = 0
 
 
@@ -75,9 +77,9 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     store = open_store(accelerator, config, prepared, pixels.interpolation)
     images = LesionImages(store, prepared.rows, config.image_size, asked.seed, augmented=False)
     found = evaluate(predictor, eval_loader(accelerator, config, prepared, images, "test", BATCH))
-    results = decide(
-        accelerator, write_evaluation, out, source, description, prepared, predictor, found, asked, may_take_hours=True
-    )
+    disturbed = stress_test(predictor, config, prepared, images, BATCH) if asked.stress else {}
+    write = partial(write_evaluation, out, source, description, config, prepared, predictor, images, found, disturbed)
+    results = decide(accelerator, write, asked, may_take_hours=True)
     log.info(f"{describe_evaluation(results)}\nall figures: {Run(out).results_file}")
     group.leave_group(accelerator)
     return results
@@ -103,17 +105,23 @@ def write_evaluation(
     out: Path,
     source: Source,
     description: Description,
+    images_of: DataConfig,
     data: Prepared,
     predictor: Predictor,
+    images: LesionImages,
     found: Predictions,
+    disturbed: dict[str, Predictions],
     asked: Asked,
 ) -> dict[str, Any]:
     """Compute the figures, then write all files at once; return what results.json holds."""
     frozen, seed = description.frozen, derived_seed(asked.seed, Stream.BOOTSTRAP)
     known = known_of(data, sample_ids(data.rows, "test"))
-    config = EvaluationConfig(frozen.threshold.target_sensitivity, asked.prevalence)
+    config = EvaluationConfig(
+        frozen.threshold.target_sensitivity, asked.prevalence, stress=bool(disturbed), explain=asked.explain
+    )
     results = judge(frozen, None, (found, known), training_images(source.run), config, seed)
     results |= {
+        "stress": stress_of(frozen, found, disturbed, known, seed),
         "differences": differences(description.trained_on, known),
         "seen_in_training": seen_in_training(source.run, data.rows),
         "recalibrated": recalibrate(frozen, found, known, config, asked.seed) if asked.recalibrate else None,
@@ -133,9 +141,13 @@ def write_evaluation(
     told: dict[str, Any] = finite(results)
     with whole_folder(out) as folder:
         run = Run(folder)
+        sections = Config(data=images_of, model=ModelConfig(description.architecture), evaluation=config).to_dict()
+        run.write_settings({name: sections[name] for name in ("data", "model", "evaluation")})
         run.write_images(data.rows, data.quarantine)
         run.write_predictions("test", *prediction_rows(found, frozen.calibration, data))
+        show_test(run, predictor, images, data, frozen, found, bool(disturbed), asked.explain)
         run.write_results(told)
+        # The page for people goes here, as at the end of a run: it reads the run folder, and nothing else.
     return told
 
 

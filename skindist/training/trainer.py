@@ -32,6 +32,7 @@ from skindist.training.rehearsal import find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.results import write_results
 from skindist.training.saving import Saver
+from skindist.training.stressing import stress_test
 from skindist.training.tracking import Tracker
 from skindist.training.wandb_sink import WandbSink
 from skindist.wording import plural
@@ -99,7 +100,12 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
 
         load_best(saver, learner, state.best_step)
         final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}
-        results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
+        plain: Any = loaders.test.loader.dataset
+        stress = (learner, config.data, data, plain, config.train.eval_batch_size, between_batches)
+        disturbed = stress_test(*stress) if config.evaluation.stress else {}
+        results = decide(
+            accelerator, write_results, run, config, data, learner, state, stopping, final, disturbed, plain
+        )
         wandb.finish(results, final["test"], loaders.test.loader.dataset if config.tracking.images else None)
     log.info(f"{describe_results(results)}\nall figures: {run.results_file}; curves: skindist curves {run.path}")
     group.leave_group(accelerator)
