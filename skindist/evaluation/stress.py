@@ -86,10 +86,14 @@ def blur(pixels: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def jpeg(pixels: Pixels, rng: np.random.Generator) -> Pixels:
-    """Saved as JPEG of quality 20, as messengers do."""
+    """Saved as JPEG of quality 20, as messengers do, at 224 pixels or more: its blocks have a fixed size."""
+    height, width, _ = pixels.shape
+    scale = max(1.0, 224 / min(height, width))
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG", quality=20)
-    return np.asarray(Image.open(content).convert("RGB"))
+    large = Image.fromarray(pixels).resize((round(scale * width), round(scale * height)), Image.Resampling.BICUBIC)
+    large.save(content, "JPEG", quality=20)
+    with Image.open(content) as saved:
+        return np.asarray(saved.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def colour_cast(pixels: Pixels, rng: np.random.Generator) -> Pixels:
@@ -146,7 +150,7 @@ def painted(
 
 
 def _rounded(values: NDArray[np.floating[Any]]) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(values), 0, 255), np.uint8)
 
 
 def describe_stress(

@@ -38,7 +38,7 @@ def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
         pool = pooling(module, images_BCHW[:1])
 
         def evidence(images: Tensor) -> Tensor:
-            logits_BK = module(images)
+            logits_BK: Tensor = module(images)
             return logits_BK[:, 1] - logits_BK[:, 0]
 
         gradcam = LayerGradCam(evidence, pool)

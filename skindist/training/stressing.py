@@ -2,8 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from skindist.config import DataConfig
@@ -23,10 +21,10 @@ class DisturbedImages(Dataset[Batch]):
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         batch = self.images.__getitems__(keys)
-        pixels = zip(batch.images_BCHW.permute(0, 2, 3, 1).numpy(), keys, strict=True)
-        name, seed = self.disturbance, self.images.seed
-        changed = [disturb(image_HWC, name, seed, sample_id) for image_HWC, (_, sample_id) in pixels]
-        return batch._replace(images_BCHW=torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2))
+        images_BHWC = batch.images_BCHW.permute(0, 2, 3, 1).numpy()  # its memory: what is changed is the batch
+        for image_HWC, (_, sample_id) in zip(images_BHWC, keys, strict=True):
+            image_HWC[:] = disturb(image_HWC, self.disturbance, self.images.seed, sample_id)
+        return batch
 
 
 def stress_test(

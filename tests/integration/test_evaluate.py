@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 
 from skindist.cli import main, train
 from skindist.data.demo import write_demo_data
+from skindist.evaluation.stress import DISTURBANCES
 from tests.helpers import commands, jobs
 from tests.helpers.ranks import run_ranks, said
 
@@ -28,7 +31,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, whose threshold and temperature are set by hand to values that change decisions."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    assert train(commands.flags(demo, folder)) == 0
+    assert train(commands.flags(demo, folder, "--evaluation.stress=true", "--evaluation.explain=2")) == 0
     description = json.loads((folder / "model/config.json").read_text())
     description["skindist"] |= {"temperature": 0.5, "bias": 0.001, "threshold": 0.5}
     (folder / "model/config.json").write_text(json.dumps(description))
@@ -49,8 +52,13 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(run: Path, elsewhere: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process finds, with all there is to find."""
     out = tmp_path_factory.mktemp("found") / "out"
-    run_ranks(1, out.parent / "ranks", jobs.evaluate_elsewhere, run, elsewhere, out, "--recalibrate")
+    run_ranks(1, out.parent / "ranks", jobs.evaluate_elsewhere, run, elsewhere, out, "--recalibrate", "--stress")
     return out
+
+
+def size_of(file: Path) -> tuple[int, int]:
+    with Image.open(file) as picture:
+        return picture.size
 
 
 def logits(folder: Path) -> dict[str, float]:
@@ -99,16 +107,60 @@ def test_what_is_refitted_stands_apart(found: Path) -> None:
     assert again["refitted"]["sensitivity"]["n"] == again["frozen"]["sensitivity"]["n"] == 9
 
 
+@pytest.mark.parametrize("folder", ["run", "found"])
+def test_a_stress_test_has_figures_and_a_picture(folder: str, request: pytest.FixtureRequest) -> None:
+    place: Path = request.getfixturevalue(folder)
+    rows = results(place)["stress"]
+    assert [row["name"] for row in rows] == list(DISTURBANCES)
+    assert {row["n"] for row in rows} == {12 if folder == "run" else 54}
+    area = results(place)["test"]["auroc"]["value"]
+    for row in rows:
+        assert row["change"]["value"] == pytest.approx(row["auroc"]["value"] - area)
+        assert row["change"]["low"] <= row["change"]["value"] <= row["change"]["high"]
+        assert 0 <= row["flipped"] <= 1
+    assert size_of(place / "stress.jpg") == (32 * 10, 20 + 4 * 32)
+
+
+@pytest.mark.parametrize(("folder", "most"), [("run", 2), ("found", 4)])
+def test_errors_are_listed_and_drawn(folder: str, most: int, request: pytest.FixtureRequest) -> None:
+    pytest.importorskip("captum", reason="needs captum (pip install 'skindist[explain]')")
+    place: Path = request.getfixturevalue(folder)
+    listed, threshold = rows(place / "errors/errors.csv"), results(place)["operating_point"]["threshold"]
+    kinds = Counter(row["kind"] for row in listed)
+    assert max(kinds.values()) == most
+    known = {row["path"]: row for row in rows(place / "predictions-test.csv")}
+    for row in listed:
+        assert (row["label"], row["probability"]) == tuple(known[row["path"]][key] for key in ("label", "probability"))
+        called = float(row["probability"]) >= threshold
+        assert row["kind"] == "least certain" or (row["label"], called) in {
+            "missed": [("malignant", False)], "false alarm": [("benign", True)]
+        }[row["kind"]]  # fmt: skip
+        assert size_of(place / "errors" / row["picture"]) == (64, 32)
+    assert {path.name for path in (place / "errors").iterdir()} == {row["picture"] for row in listed} | {"errors.csv"}
+
+
+def test_without_captum_a_run_is_whole_and_one_line_says_what_is_missing(
+    run: Path, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    assert main(["evaluate", str(run), str(elsewhere), f"--out={tmp_path / 'out'}"]) == 0
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == ["errors: no pictures of them are drawn: heat maps need captum: pip install 'skindist[explain]'"]
+    assert results(tmp_path / "out")["stress"] == []
+    assert not (tmp_path / "out/errors").exists()
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_finds_the_same_bits(
     processes: int, run: Path, elsewhere: Path, found: Path, tmp_path: Path
 ) -> None:
-    statuses = run_ranks(
-        processes, tmp_path / "ranks", jobs.evaluate_elsewhere, run, elsewhere, tmp_path / "out", "--recalibrate"
+    words = (run, elsewhere, tmp_path / "out", "--recalibrate", "--stress")
+    assert run_ranks(processes, tmp_path / "ranks", jobs.evaluate_elsewhere, *words) == [0] * processes
+    before, now = (
+        {path.relative_to(out): path.read_bytes() for path in out.rglob("*.[cjy]*") if path.suffix != ".json"}
+        for out in (found, tmp_path / "out")
     )
-    assert statuses == [0] * processes
-    for name in ("predictions-test.csv", "split.csv", "quarantine.csv"):
-        assert (tmp_path / "out" / name).read_bytes() == (found / name).read_bytes()
+    assert now == before
     alone, together = results(found), results(tmp_path / "out")
     assert together.pop("world_size") == processes
     alone.pop("world_size")
