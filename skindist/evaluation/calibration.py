@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from skindist.data.scan import CLASSES
-from skindist.evaluation.metrics import BINS, METRICS, Labels, Probabilities, bin_of
+from skindist.evaluation.counts import BINS, Labels, Probabilities, bin_of
+from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions, sigmoid
 
 FEWEST = 10  # images of a class; with fewer, the temperature would be noise

@@ -76,13 +76,15 @@ def differences(trained_on: TrainingSet, test: Known) -> dict[str, Any]:
 
 
 def _sentence(found: Mapping[str, Any]) -> str:
-    share, said = found["malignant_share"], []
-    for trait in found["traits"]:
-        if trait["differs"]:
-            low, _, high = trait["training"]
-            said.append(f"{trait['outside']:.0%} have a {trait['name']} outside {low:g} to {high:g} {trait['unit']}")
+    share, apart = found["malignant_share"], [trait for trait in found["traits"] if trait["differs"]]
+    if not apart and not share["differs"]:
+        return "size, mean colour and malignant share are like those of the training images"
+    said = []
+    for trait in apart:
+        low, _, high = (f"{value:.0f}" for value in trait["training"])
+        nine_in_ten = "nine in ten training images: " if trait is apart[0] else ""
+        span = low if low == high else f"{low} to {high}"
+        said.append(f"{trait['outside']:.0%} in {trait['name']} ({nine_in_ten}{span} {trait['unit']})")
     if share["differs"]:
         said.append(f"{share['here']:.0%} are malignant, in training {share['training']:.0%}")
-    if not said:
-        return "size, mean colour and malignant share are like those of the training images"
-    return f"these images differ from those of training (the middle 90 % of which are meant): {'; '.join(said)}"
+    return f"these images differ from those of training: {', '.join(said)}"

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from typing import Any
 
 from skindist.data.scan import CLASSES
+from skindist.evaluation.counts import called_malignant
 from skindist.evaluation.intervals import estimates
-from skindist.evaluation.metrics import called_malignant
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.resampling import Groups
 

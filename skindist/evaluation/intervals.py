@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, Labels, Metric, Probabilities, Values, check
+from skindist.evaluation.counts import Labels, Probabilities, Values
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, Metric, check
 from skindist.evaluation.resampling import RESAMPLES, Groups, Ranking, Sample, sample_of
 
 CONFIDENCE = 0.95

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from skindist.evaluation.metrics import Labels, Outcomes, Probabilities, called_malignant
+from skindist.evaluation.counts import Labels, Outcomes, Probabilities, called_malignant
 
 MISSED, FALSE_ALARM, UNCERTAIN = "missed", "false alarm", "least certain"
 

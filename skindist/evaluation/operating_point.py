@@ -10,8 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from skindist.evaluation.counts import Labels, Probabilities, Values
 from skindist.evaluation.intervals import TAIL, Estimate, estimates
-from skindist.evaluation.metrics import DEFAULT_THRESHOLD, Labels, Probabilities, Values
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD
 from skindist.evaluation.resampling import Groups, sample_of
 
 SHARES = ("sensitivity", "specificity", "ppv", "npv")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skindist.evaluation.metrics import Counts, Labels, Probabilities, Values
+from skindist.evaluation.counts import Counts, Labels, Probabilities, Values
 
 Groups = Sequence[Any] | NDArray[Any]
 RESAMPLES = 2000

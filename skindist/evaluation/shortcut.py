@@ -16,9 +16,10 @@ from threadpoolctl import threadpool_limits
 
 from skindist.data.inspection import FORMATS, Facts
 from skindist.data.scan import CLASSES, ImageFile
+from skindist.evaluation.counts import Labels, Probabilities
 from skindist.evaluation.intervals import Estimate, estimates
 from skindist.evaluation.known import Known
-from skindist.evaluation.metrics import METRICS, Labels, Probabilities
+from skindist.evaluation.metrics import METRICS
 
 Traits = NDArray[np.float64]
 FOLDS = 5

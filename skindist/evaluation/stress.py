@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from skindist.evaluation.counts import called_malignant
 from skindist.evaluation.intervals import difference, estimates
-from skindist.evaluation.metrics import METRICS, called_malignant
+from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.resampling import Groups
 from skindist.randomness import Stream, generator

@@ -33,9 +33,11 @@ def describe_evaluation(results: Mapping[str, Any]) -> str:
     lines = [
         f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}",
         describe_operating_point(results["operating_point"]),
-        f"training images: {results['seen_in_training']['note']}; {results['differences']['note']}",
         results["verdict"],
     ]
+    notes = [results[key]["note"] for key in ("seen_in_training", "differences")]
+    if unsaid := [note for note in notes if note[1:] not in results["verdict"]]:
+        lines.insert(2, f"training images: {'; '.join(unsaid)}")
     return "\n".join(lines)
 
 

@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from skindist.config import Config
 from skindist.data.scan import CLASSES
 from skindist.errors import Stopped
-from skindist.evaluation.metrics import METRICS, called_malignant
+from skindist.evaluation.counts import called_malignant
+from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
 from skindist.run.folder import Run
 from skindist.training.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode

@@ -24,8 +24,11 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     },
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
-    {f"evaluation.{name}" for name in ("predictions", "metrics", "modules", "resampling", "intervals", "figures")},
-    {f"evaluation.{name}" for name in ("known", "calibration", "operating_point", "subgroups", "shortcut")},
+    {f"evaluation.{name}" for name in ("predictions", "counts", "metrics", "modules", "resampling")},
+    {
+        f"evaluation.{name}"
+        for name in ("intervals", "figures", "known", "calibration", "operating_point", "subgroups", "shortcut")
+    },
     {"evaluation.beside_shortcut", "evaluation.differences"},
     {"evaluation.judgement"},
     {"evaluation.recalibration", "evaluation.stress", "evaluation.mistakes"},

@@ -57,8 +57,8 @@ def test_other_sizes_colours_and_shares_are_said() -> None:
     assert not traits["red"]["differs"]
     assert found["malignant_share"]["differs"]
     assert found["note"] == (
-        "these images differ from those of training (the middle 90 % of which are meant): 31% have a width outside 100 "
-        "to 100 pixels; 31% have a height outside 100 to 100 pixels; 50% are malignant, in training 20%"
+        "these images differ from those of training: 31% in width (nine in ten training images: 100 pixels), 31% in "
+        "height (100 pixels), 50% are malignant, in training 20%"
     )
 
 
