@@ -177,7 +177,7 @@ class EvaluationConfig(Section):
     testing takes."""
     explain: int = setting(4, lambda n: 0 <= n <= 100, "from 0 to 100")
     """Pictures of each kind of error, with a heat map of what the model goes by, in RUN/errors; 0: none. They need
-    `pip install 'skindist[explain]'`."""
+    captum: pip install captum."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from torch.nn.functional import interpolate
 
 from skindist.errors import UserError
 
-INSTALL = "pip install 'skindist[explain]'"
-
 
 def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
     """Where in each image something speaks for malignant, and where for benign.
@@ -33,7 +31,7 @@ def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
     try:
         from captum.attr import LayerGradCam
     except ImportError:
-        raise UserError(f"heat maps need captum: {INSTALL}") from None
+        raise UserError("heat maps need captum: pip install captum") from None
     with as_it_was(module), torch.enable_grad():
         pool = pooling(module, images_BCHW[:1])
 

@@ -123,7 +123,7 @@ def test_a_stress_test_has_figures_and_a_picture(folder: str, request: pytest.Fi
 
 @pytest.mark.parametrize(("folder", "most"), [("run", 2), ("found", 4)])
 def test_errors_are_listed_and_drawn(folder: str, most: int, request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("captum", reason="needs captum (pip install 'skindist[explain]')")
+    pytest.importorskip("captum", reason="needs captum (pip install captum)")
     place: Path = request.getfixturevalue(folder)
     listed, threshold = rows(place / "errors/errors.csv"), results(place)["operating_point"]["threshold"]
     kinds = Counter(row["kind"] for row in listed)
@@ -145,7 +145,7 @@ def test_without_captum_a_run_is_whole_and_one_line_says_what_is_missing(
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     assert main(["evaluate", str(run), str(elsewhere), f"--out={tmp_path / 'out'}"]) == 0
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warned == ["errors: no pictures of them are drawn: heat maps need captum: pip install 'skindist[explain]'"]
+    assert warned == ["errors: no pictures of them are drawn: heat maps need captum: pip install captum"]
     assert results(tmp_path / "out")["stress"] == []
     assert not (tmp_path / "out/errors").exists()
 
