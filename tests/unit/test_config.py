@@ -197,7 +197,7 @@ def test_a_run_may_go_on_with_other_values_of_these_alone() -> None:
         "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
         "train.log_every", "train.non_finite", "train.max_skipped",
         "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep",
-        "evaluation.sensitivity", "evaluation.prevalence",
+        "evaluation.sensitivity", "evaluation.prevalence", "evaluation.stress", "evaluation.explain",
         "tracking.wandb", "tracking.project", "tracking.name", "tracking.images",
     }  # fmt: skip
 
