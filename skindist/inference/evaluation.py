@@ -147,7 +147,7 @@ def write_evaluation(
         run.write_predictions("test", *prediction_rows(found, frozen.calibration, data))
         show_test(run, predictor, images, data, frozen, found, bool(disturbed), asked.explain)
         run.write_results(told)
-        # The page for people goes here, as at the end of a run: it reads the run folder, and nothing else.
+    # report.html belongs here, of Run(out), as at the end of a run: it reads the folder, and nothing else.
     return told
 
 

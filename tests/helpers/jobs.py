@@ -17,6 +17,7 @@ from skindist.config import CheckpointConfig, Config
 from skindist.data.loading import Batch
 from skindist.distributed import buffers, group
 from skindist.errors import Stopped, TrainingError, UserError
+from skindist.inference import evaluation
 from skindist.parsing import parse_config
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
@@ -109,8 +110,10 @@ def fit(data: Path, run: Path, *flags: str) -> dict[str, Any]:
 
 
 def evaluate_elsewhere(model: Path, data: Path, out: Path, *flags: str) -> int:
-    """The exit status of `skindist evaluate`, with the number of threads that decides the last bits."""
+    """The exit status of `skindist evaluate`, in small batches, so that each rank has some, and with the number of
+    threads that decides the last bits."""
     torch.set_num_threads(1)
+    replace(evaluation, "BATCH", 8)
     return main(["evaluate", str(model), str(data), f"--out={out}", *flags])
 
 

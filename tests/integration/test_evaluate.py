@@ -169,7 +169,7 @@ def test_any_number_of_processes_finds_the_same_bits(
 
 def test_its_own_test_images_give_what_the_run_found(run: Path, demo: Path, tmp_path: Path) -> None:
     """Of class folders all images are used, and those that the run has seen are counted."""
-    assert jobs.evaluate_elsewhere(run / "model", demo, tmp_path / "out") == 0
+    assert main(["evaluate", str(run / "model"), str(demo), f"--out={tmp_path / 'out'}"]) == 0
     before, now = logits(run), logits(tmp_path / "out")
     assert {path: now[path] for path in before} == pytest.approx(before, abs=1e-6)
     told = results(tmp_path / "out")
