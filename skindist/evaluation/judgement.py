@@ -126,7 +126,7 @@ def verdict(found: Mapping[str, Any]) -> str:
         return f"{first} Whether it is better than a shortcut cannot be told: {shortcut['note']}."
     its = _said("auroc", shortcut["auroc"])
     second = f"It is {shortcut['verdict']}: a model that never looks at the lesion has an AUROC of {its} there"
-    return f"{first} {second}{', ' + shortcut['note'] if shortcut['note'] else ''}."
+    return f"{first} {second}{'; ' + shortcut['note'] if shortcut['note'] else ''}."
 
 
 def _said(name: str, figure: Mapping[str, Any]) -> str:
