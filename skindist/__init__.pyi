@@ -28,6 +28,8 @@ from .errors import TrainingError as TrainingError
 from .errors import UserError as UserError
 from .evaluation.modules import compute as compute
 from .evaluation.predictions import Predictions as Predictions
+from .inference.saved_model import SavedModel as SavedModel
+from .inference.sources import load_model as load_model
 from .model import build_model as build_model
 from .run.folder import Run as Run
 from .training.engine import Learner as Learner

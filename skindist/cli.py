@@ -1,18 +1,21 @@
 """The two command lines: `launch/train.py` (one run) and `skindist COMMAND` (everything around it). Thin on purpose."""
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skindist.config import DataConfig
+from skindist.config import DataConfig, EvaluationConfig
 from skindist.distributed.ending import fail, fail_alone, fail_together
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder
 from skindist.parsing import parse_config
+
+SWITCHES = ("--recalibrate", "--stress")  # flags that need no value
 
 
 def train(args: Sequence[str] | None = None) -> int:
@@ -23,18 +26,33 @@ def train(args: Sequence[str] | None = None) -> int:
         its state saved, 1 anything else.
     """
     show_log()
-    try:
+
+    def run() -> None:
         config = parse_config(args, prog="launch/train.py")
         from skindist.training.trainer import fit  # after parsing: --help must not wait for torch
 
         fit(config)
+
+    return together(run, "the same command with the same --run.dir goes on from")
+
+
+def together(job: Callable[[], object], again: str = "") -> int:
+    """Do a job that all processes of a launch share; of its errors one process speaks, and every process ends.
+
+    Args:
+        again: how a job that was stopped goes on from what it has saved.
+
+    Returns:
+        The exit status, as of `train`.
+    """
+    try:
+        job()
     except (UserError, TrainingError) as error:
         return fail_together(str(error), 2 if isinstance(error, UserError) else 1)
     except Stopped as stop:
-        again = "the same command with the same --run.dir goes on from here"
-        return fail_together(f"stopped by {stop.name}; {again}", stop.status)
+        return fail_together(f"stopped by {stop.name}; {again} here", stop.status)
     except KeyboardInterrupt:
-        return fail("interrupted; the same command with the same --run.dir goes on from its last checkpoint", 130)
+        return fail(f"interrupted; {again} its last checkpoint" if again else "interrupted", 130)
     except Exception as error:
         return fail_alone(error)
     return 0
@@ -49,8 +67,8 @@ def show_log() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
     commands: dict[str, Callable[..., int | None]] = {
-        "audit": audit, "curves": curves, "demo-data": demo_data, "verify-resume": verify_resume,
-        "clear-cache": clear_cache,
+        "audit": audit, "curves": curves, "evaluate": evaluate, "demo-data": demo_data,
+        "verify-resume": verify_resume, "clear-cache": clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
     subcommands = parser.add_subcommands()
@@ -64,13 +82,23 @@ def main(args: Sequence[str] | None = None) -> int:
     show_log()
     try:
         words, training = split_command(sys.argv[1:] if args is None else list(args))
+        words = with_values(words)
         chosen = parser.parse_args(words)
         options = chosen[chosen.subcommand].as_dict() | ({"command": training} if training else {})
         return commands[chosen.subcommand](**options) or 0
     except (UserError, ArgumentError) as error:
-        return fail(str(error), 2)
+        return fail_together(str(error), 2)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
+
+
+def with_values(words: list[str]) -> list[str]:
+    """`--stress` alone means `--stress=true`; the parser wants a value, and would take the next word for it."""
+    following = [*words[1:], ""]
+    return [
+        f"{word}=true" if word in SWITCHES and after not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def split_command(words: list[str]) -> tuple[list[str], list[str]]:
@@ -113,6 +141,51 @@ def audit(directory: Path, metadata: Path | None = None, page: Path = Path("audi
     from skindist.report.audit import audit
 
     print(audit(DataConfig(path=str(directory), metadata=str(metadata) if metadata else None), page))
+
+
+def evaluate(
+    model: str,
+    data: Path,
+    out: Path | None = None,
+    metadata: Path | None = None,
+    recalibrate: bool = False,
+    stress: bool = False,
+    prevalence: float | None = None,
+    max_bad: float = 0.05,
+    cache_dir: Path | None = None,
+) -> int:
+    """Say what a saved model is worth on other images, its threshold and calibration frozen.
+
+    On several processes: accelerate launch --config_file accelerate_config.yaml --num_processes 4 -m skindist evaluate
+    MODEL DATA --out DIR
+
+    Args:
+        model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
+        data: Folder with the class folders; of a folder split into train/, val/ and test/, test/ alone is used.
+        out: New folder for figures, predictions and report.
+        metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
+        recalibrate: Fit threshold and calibration on half of the images, too, and show them on the other half.
+        stress: Disturb the images, too (ink, hair, blur, ...), and say what that changes.
+        prevalence: Share of malignant images at which PPV, NPV and biopsies are stated; null: that of these images.
+        max_bad: Share of images that cannot be used above which nothing is evaluated.
+        cache_dir: As for --data.cache_dir.
+    """
+    if out is None:
+        raise UserError("--out is missing: give a new folder for what is found")
+    table, cache = (str(path) if path else None for path in (metadata, cache_dir))
+    config = DataConfig(path=str(data), metadata=table, max_bad=max_bad, cache_dir=cache)
+    from skindist.inference.evaluation import Asked, evaluate_model
+
+    asked = Asked(recalibrate, stress, prevalence)
+
+    def run() -> None:
+        try:
+            EvaluationConfig(prevalence=prevalence)  # out of range, it is refused now
+            evaluate_model(model, config, out, asked)
+        except UserError as error:  # it speaks of the flags of a run
+            raise UserError(re.sub(r"--data\.path |(?<=--)(data|evaluation)\.", "", str(error))) from None
+
+    return together(run)
 
 
 def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder: Path | None = None) -> int:

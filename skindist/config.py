@@ -177,6 +177,12 @@ class EvaluationConfig(Section):
     """Share of the malignant validation images that the operating threshold must find."""
     prevalence: float | None = setting(None, lambda share: 0 < share < 1, "above 0 and below 1, or null")
     """Share of malignant images at which PPV, NPV and biopsies are stated; null: that of each set."""
+    stress: bool = False
+    """Predict disturbed test images, too (ink, hair, blur, ...), and say what that changes: nine times the time that
+    testing takes."""
+    explain: int = setting(4, lambda n: 0 <= n <= 100, "from 0 to 100")
+    """Pictures of each kind of error, with a heat map of what the model goes by, in RUN/errors; 0: none. They need
+    captum: pip install captum."""
 
 
 @dataclass(frozen=True)

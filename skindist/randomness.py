@@ -18,6 +18,8 @@ class Stream(IntEnum):
     DROPOUT = 4  # (global step, accumulation step, rank)
     INITIAL_WEIGHTS = 5
     BOOTSTRAP = 6
+    HALVES = 7  # (label)
+    STRESS = 8  # (disturbance, image's bytes)
 
 
 def derived_seed(seed: int, stream: Stream, *key: int) -> int:

@@ -118,7 +118,7 @@ def _from_hub(repo: str) -> str:
             return cached
     for file in HUB_FILES:
         try:
-            _within(NETWORK_SECONDS, partial(get_hf_file_metadata, hf_hub_url(repo, file), timeout=NETWORK_SECONDS))
+            within(NETWORK_SECONDS, partial(get_hf_file_metadata, hf_hub_url(repo, file), timeout=NETWORK_SECONDS))
         except RemoteEntryNotFoundError:
             continue
         return hf_hub_download(repo, file)
@@ -129,11 +129,11 @@ def _from_url(url: str) -> str:
     """A plain web address, as a few old models have."""
     if not check_cached_file(url, check_hash=False):
         ask = partial(get_session().head, url, timeout=NETWORK_SECONDS, follow_redirects=True)
-        _within(NETWORK_SECONDS, lambda: ask().raise_for_status())
+        within(NETWORK_SECONDS, lambda: ask().raise_for_status())
     return str(download_cached_file(url))
 
 
-def _within(seconds: float, probe: Callable[[], object]) -> None:
+def within(seconds: float, probe: Callable[[], object]) -> None:
     """Run `probe` and raise what it raises, or TimeoutError: the look-up of a host name knows no timeout of its own."""
     answer: Future[object] = Future()
 

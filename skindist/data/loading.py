@@ -172,7 +172,7 @@ def eval_batches(ids: Sequence[int], batch_size: int, rank: int, world_size: int
     return [[(0, int(sample_id)) for sample_id in ids[start : start + batch_size]] for start in starts]
 
 
-def make_loader(images: LesionImages, batches: Any, device: torch.device, num_workers: int) -> DataLoader[Any]:
+def make_loader(images: Dataset[Batch], batches: Any, device: torch.device, num_workers: int) -> DataLoader[Any]:
     """A loader that yields `Batch`: workers live on from epoch to epoch and work ahead; memory is pinned where the
     device copies from it."""
     if num_workers:  # at its end, Python sends SIGTERM to those that are left, and would wait for them for ever

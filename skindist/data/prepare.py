@@ -11,11 +11,13 @@ from skindist.config import DataConfig
 from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
 from skindist.data.inspection import Facts
 from skindist.data.metadata import Metadata, read_metadata
-from skindist.data.scan import ImageFile, Scan, scan_folder
-from skindist.data.split import Row, make_split, refuse_changed_images
+from skindist.data.scan import SPLIT_FOLDERS, ImageFile, Scan, scan_folder
+from skindist.data.split import Row, count_rows, make_split, refuse_changed_images
 from skindist.errors import UserError
+from skindist.wording import plural
 
 LISTED = 5  # files named in one message
+FEWEST = 5  # images of a class in a test set: with fewer, no interval says anything
 log = logging.getLogger("skindist")
 
 
@@ -60,13 +62,17 @@ class Prepared:
         return [(facts.width, facts.height) for facts in self.facts]
 
 
-def survey(config: DataConfig) -> Survey:
+def survey(config: DataConfig, part: str | None = None) -> Survey:
     """Scan the folder and find what belongs together.
+
+    Args:
+        part: of a folder that is split, the only part to look at.
 
     Raises:
         UserError: an ambiguous folder, or metadata that cannot be joined.
     """
     scan = scan_folder(data_folder(config), config.cache_dir)
+    scan = part_of(scan, part) if part else scan
     paths = [image.path for image in scan.images]
     metadata = read_metadata(Path(config.metadata), paths) if config.metadata else {}
     links = find_links(scan.images, metadata)
@@ -91,6 +97,41 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
         validation = sum(row.split == "val" for row in rows)
         log.info(f"data: no val/ folder: {validation} images of train/ serve as validation")
     return Prepared(rows, _facts(rows, images), sorted(left_out.items()), found.metadata)
+
+
+def prepare_test(config: DataConfig) -> Prepared:
+    """One test set for a model that is there already: all images, or of a split folder those of its test part alone.
+
+    Raises:
+        UserError: as `survey`; too many bad images; too few images of a class to say anything.
+    """
+    found = survey(config, "test")
+    bad = dict([*found.scan.bad, *conflicting_copies(found)])
+    refuse_bad(config, bad, len(found.images) + len(found.scan.bad))
+    say_what_was_found(found, bad)
+    kept = [(image, group) for image, group in zip(found.images, found.groups, strict=True) if image.path not in bad]
+    rows = sorted((Row(i.path, i.label, "test", group, i.sha256) for i, group in kept), key=lambda row: row.path)
+    for name, count in count_rows(rows)["test"].items():
+        if count < FEWEST:
+            raise UserError(
+                f"--data.path {config.path}: {plural(count, f'{name} image')} to test on; with fewer than {FEWEST} of "
+                f"a class nothing can be said: add images to {name}/"
+            )
+    return Prepared(rows, _facts(rows, found.images), sorted(bad.items()), found.metadata)
+
+
+def part_of(scan: Scan, part: str) -> Scan:
+    """What a scan of a split folder found in one part; all of it where the folder is not split."""
+    if not any(image.split for image in scan.images):
+        return scan
+    log.info(f"data: the folder is split: its {part}/ alone is used")
+
+    def inside(path: str) -> bool:
+        return SPLIT_FOLDERS.get(path.partition("/")[0].lower()) == part
+
+    images = [image for image in scan.images if image.split == part]
+    bad = [(path, reason) for path, reason in scan.bad if inside(path)]
+    return Scan(images, bad, [path for path in scan.others if inside(path)])
 
 
 def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:

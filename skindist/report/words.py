@@ -26,6 +26,21 @@ def describe_results(results: Mapping[str, Any]) -> str:
     )
 
 
+def describe_evaluation(results: Mapping[str, Any]) -> str:
+    """What a saved model is worth on other images."""
+    test = results["test"]
+    said = [describe_figure(name, test[name]) for name in ("accuracy", "auroc")]
+    lines = [
+        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}",
+        describe_operating_point(results["operating_point"]),
+        results["verdict"],
+    ]
+    notes = [results[key]["note"] for key in ("seen_in_training", "differences")]
+    if unsaid := [note for note in notes if note[1:] not in results["verdict"]]:
+        lines.insert(2, f"training images: {'; '.join(unsaid)}")
+    return "\n".join(lines)
+
+
 def describe_operating_point(point: Mapping[str, Any]) -> str:
     """The threshold, where it comes from, and what it gives on the test images."""
     target = f"chosen on validation for a sensitivity of {point['target_sensitivity']:.0%}"

@@ -68,6 +68,25 @@ class Run:
         return self.path / "results.json"
 
     @property
+    def stress_picture(self) -> Path:
+        """The picture of test images under each disturbance of the stress test."""
+        return self.path / "stress.jpg"
+
+    @property
+    def errors(self) -> Path:
+        """The folder of pictures of where the model errs, with a list of them."""
+        return self.path / "errors"
+
+    @property
+    def error_list(self) -> Path:
+        """The file that says what the pictures of errors show."""
+        return self.errors / "errors.csv"
+
+    def error_picture(self, sha256: str) -> Path:
+        """The picture of one image, named by what the image's file holds."""
+        return self.errors / f"{sha256[:16]}.jpg"
+
+    @property
     def _config(self) -> Path:
         return self.path / "config.yaml"
 
@@ -124,10 +143,18 @@ class Run:
     def write_beginning(self, config: Config, rows: list[Row], quarantine: list[tuple[str, str]]) -> None:
         """Write what is fixed from the beginning; the config comes last and names no run folder, so that it repeats the
         run in a new one."""
+        self.write_images(rows, quarantine)
+        values = config.to_dict()
+        self.write_settings(values | {"run": values["run"] | {"dir": None}})
+
+    def write_settings(self, values: dict[str, dict[str, Any]]) -> None:
+        """Write a config, or some sections of it."""
+        write_atomic(self._config, yaml.safe_dump(values, sort_keys=False))
+
+    def write_images(self, rows: list[Row], quarantine: list[tuple[str, str]]) -> None:
+        """Write which images are used, and which were left out."""
         write_csv(self._quarantine, ("path", "reason"), quarantine)
         write_split(self._split, rows)
-        values = config.to_dict()
-        write_atomic(self._config, yaml.safe_dump(values | {"run": values["run"] | {"dir": None}}, sort_keys=False))
 
     def write_predictions(self, split: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         """Write the predictions of a split."""

@@ -36,23 +36,13 @@ log = logging.getLogger("skindist")
 
 
 @dataclass
-class Learner:
-    """What is trained and with what: the prepared (wrapped) model, its bare module, the prepared optimizer, and the
-    function from uint8 to normalised images; then what it has done in this process.
-
-    `pending` holds the loss and accuracy of steps, still on the device; `unaveraged` each rank's BatchNorm statistics
-    from the end of an epoch to the next step, (ranks, values); `steps` counts those that this process has taken.
-    """
+class Predictor:
+    """What predicts: the bare module, and the function from uint8 to normalised images."""
 
     accelerator: Accelerator
-    model: nn.Module
     module: nn.Module
-    optimizer: torch.optim.Optimizer
     normalize: Callable[[Tensor, Tensor], Tensor]
     channels_last: bool = True
-    pending: list[Tensor] = field(default_factory=list)
-    unaveraged: Tensor | None = None
-    steps: int = 0
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) as uint8 to the device, coloured and normalised there; labels (B,)."""
@@ -62,6 +52,22 @@ class Learner:
         images_BCHW = batch.images_BCHW.to(device, non_blocking=aside).contiguous(memory_format=memory_format)
         colours_B2C = batch.colours_B2C.to(device, non_blocking=aside)
         return self.normalize(images_BCHW, colours_B2C), batch.labels_B.to(device, non_blocking=aside)
+
+
+@dataclass(kw_only=True)
+class Learner(Predictor):
+    """What is trained and with what: the prepared (wrapped) model beside its bare module, and the prepared optimizer;
+    then what it has done in this process.
+
+    `pending` holds the loss and accuracy of steps, still on the device; `unaveraged` each rank's BatchNorm statistics
+    from the end of an epoch to the next step, (ranks, values); `steps` counts those that this process has taken.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    pending: list[Tensor] = field(default_factory=list)
+    unaveraged: Tensor | None = None
+    steps: int = 0
 
 
 def train_one_epoch(
@@ -194,7 +200,7 @@ def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> N
 
 
 @torch.inference_mode()
-def evaluate(learner: Learner, split: EvalLoader, after_batch: Callable[[], None] = lambda: None) -> Predictions:
+def evaluate(learner: Predictor, split: EvalLoader, after_batch: Callable[[], None] = lambda: None) -> Predictions:
     """Predict every image of a split exactly once, whatever the number of processes; every rank gets all of them.
 
     Args:

@@ -11,21 +11,25 @@ import psutil
 import torch
 
 from skindist.config import Config
-from skindist.data.loading import sample_ids
+from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
 from skindist.data.split import SPLITS, count_rows
 from skindist.determinism import repeats, tf32
 from skindist.early_stopping import EarlyStopping
 from skindist.evaluation.calibration import Calibration
-from skindist.evaluation.judgement import freeze, judge
+from skindist.evaluation.differences import summarize
+from skindist.evaluation.judgement import Frozen, freeze, judge
 from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.stress import describe_stress
 from skindist.files import finite
+from skindist.inference.saved_model import save_model
 from skindist.randomness import Stream, derived_seed
+from skindist.report.model_card import model_card
 from skindist.run.folder import Run
-from skindist.training.engine import Learner
-from skindist.training.saved_model import save_model
+from skindist.training.engine import Learner, Predictor
+from skindist.training.pictures import draw_errors, draw_stress
 from skindist.training.state import TrainState
 
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
@@ -39,8 +43,10 @@ def write_results(
     state: TrainState,
     stopping: EarlyStopping,
     predictions: dict[str, Predictions],
+    disturbed: dict[str, Predictions],
+    images: LesionImages,
 ) -> dict[str, Any]:
-    """Write predictions-*.csv, model/ and, last, results.json; return what the latter holds.
+    """Write predictions-*.csv, model/, pictures and, last, results.json; return what the latter holds.
 
     Threshold and calibration are fixed from the validation images before a test image is looked at.
     """
@@ -49,6 +55,7 @@ def write_results(
     frozen = freeze(predictions["val"], known["val"], asked, seed)
     val, test = ((predictions[split], known[split]) for split in ("val", "test"))
     results = judge(frozen, val, test, known["train"], asked, seed)
+    results["stress"] = stress_of(frozen, predictions["test"], disturbed, known["test"], seed)
     for split, found in predictions.items():
         run.write_predictions(split, *prediction_rows(found, frozen.calibration, data))
     results |= {
@@ -69,13 +76,42 @@ def write_results(
         "mixed_precision": learner.accelerator.mixed_precision,
         "deterministic": repeats(learner.accelerator.device),
         "tf32": tf32(learner.accelerator.device),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "hardware": hardware(learner.accelerator.device),
     }
     told: dict[str, Any] = finite(results)  # every process is told what the file holds
-    save_model(run.model, learner.module, config, told, frozen)
+    card, trained_on = model_card(config, told), summarize(known["train"])
+    show_test(run, learner, images, data, frozen, predictions["test"], bool(disturbed), asked.explain)
+    save_model(run.model, learner.module, config.data.image_size, frozen, trained_on, card)
     run.write_results(told)
     return told
+
+
+def stress_of(
+    frozen: Frozen, test: Predictions, disturbed: dict[str, Predictions], known: Known, seed: int
+) -> list[dict[str, Any]]:
+    """What results.json says of the stress test; nothing where there was none."""
+    plain, *changed = (frozen.calibration.apply(found) for found in (test, *disturbed.values()))
+    return describe_stress(
+        plain, dict(zip(disturbed, changed, strict=True)), frozen.threshold.value, known.groups, seed
+    )
+
+
+def show_test(
+    run: Run,
+    predictor: Predictor,
+    images: LesionImages,
+    data: Prepared,
+    frozen: Frozen,
+    test: Predictions,
+    stress: bool,
+    explain: int,
+) -> None:
+    """Draw what there is to look at of the test images."""
+    calibrated, threshold = frozen.calibration.apply(test), frozen.threshold.value
+    if stress:
+        draw_stress(run, images, calibrated)
+    draw_errors(run, predictor, images, data.rows, calibrated, threshold, explain)
 
 
 def known_of(data: Prepared, ids: Sequence[int]) -> Known:
@@ -103,6 +139,11 @@ def prediction_rows(
         numbers = (repr(float(value)) for value in values)
         lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
     return ("path", "label", "probability", "logit", *columns), lines
+
+
+def versions() -> dict[str, str]:
+    """What the figures were computed with."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

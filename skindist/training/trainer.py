@@ -6,35 +6,21 @@ results = fit(Config(data=DataConfig(path="lesions")))
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from skindist.config import Config
-from skindist.data.loading import (
-    EvalLoader,
-    LesionImages,
-    Loaders,
-    TrainBatches,
-    TrainLoader,
-    eval_batches,
-    loader_workers,
-    make_loader,
-    sample_ids,
-    workers_that_fit,
-)
+from skindist.data.loading import LesionImages, Loaders, TrainBatches, TrainLoader, make_loader, sample_ids
 from skindist.data.prepare import Prepared
 from skindist.data.split import describe
-from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
 from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.modules import compute
 from skindist.launcher import check_batch, this_launch
-from skindist.machine import cache_folder, free_shared_memory
 from skindist.model import build_model, noisy_batchnorm, preprocessing, synchronise_batchnorm
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
@@ -44,10 +30,12 @@ from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, pr
 from skindist.training.engine import Learner, evaluate, train_one_epoch
 from skindist.training.interruption import Interruptions
 from skindist.training.memory import dead_workers_explained
+from skindist.training.predicting import choose_workers, eval_loader, open_store
 from skindist.training.rehearsal import find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.results import write_results
 from skindist.training.saving import Saver
+from skindist.training.stressing import stress_test
 from skindist.training.tracking import Tracker
 from skindist.training.wandb_sink import WandbSink
 from skindist.wording import plural
@@ -119,8 +107,13 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
 
         load_best(saver, learner, state.best_step)
         final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}
-        results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
-        wandb.finish(results, final["test"], loaders.test.loader.dataset if config.tracking.images else None)
+        images: Any = loaders.test.loader.dataset
+        disturbed = {}
+        if config.evaluation.stress:
+            disturbed = stress_test(learner, config.data, data, images, config.train.eval_batch_size, between_batches)
+        outcome = (run, config, data, learner, state, stopping, final, disturbed, images)
+        results = decide(accelerator, write_results, *outcome)
+        wandb.finish(results, final["test"], images if config.tracking.images else None)
     log.info(f"{describe_results(results)}\nall figures: {run.results_file}; curves: skindist curves {run.path}")
     group.leave_group(accelerator)
     return results
@@ -139,7 +132,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     buffers.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
-    return Learner(accelerator, model, module, optimizer, normalize, config.train.channels_last)
+    return Learner(accelerator, module, normalize, config.train.channels_last, model=model, optimizer=optimizer)
 
 
 def find_memory(learner: Learner, config: Config) -> Config:
@@ -160,33 +153,19 @@ def find_memory(learner: Learner, config: Config) -> Config:
 
 def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
     """The loaders of this process, and the pixels that they read, which each machine makes once."""
-    accelerator, device = learner.accelerator, learner.accelerator.device
+    accelerator = learner.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes
     batches = TrainBatches(sample_ids(data.rows, "train"), config.train, config.run.seed, rank, world_size)
     if noisy := noisy_batchnorm(learner.module, config.train, batches.most, world_size):
         log.info(noisy)
-    store = open_store(learner, config, data)
-    workers = loader_workers(config.data, device, group.processes_on_my_cores(accelerator))
-    local, images = this_launch().local_world_size, max(batches.most, config.train.eval_batch_size)
-    workers = workers_that_fit(workers, images, config.data.image_size, local, free_shared_memory())
+    store = open_store(accelerator, config.data, data, preprocessing(learner.module).interpolation)
+    workers = choose_workers(accelerator, config.data, max(batches.most, config.train.eval_batch_size))
     plain, augmented = (
         LesionImages(store, data.rows, config.data.image_size, config.run.seed, augmented=augmented)
         for augmented in (False, config.data.augment)
     )
-
-    def evaluation(name: str) -> EvalLoader:
-        ids = sample_ids(data.rows, name)
-        mine = eval_batches(ids, config.train.eval_batch_size, rank, world_size)
-        return EvalLoader(name, ids, make_loader(plain, mine, device, workers))
-
-    train = TrainLoader(batches, make_loader(augmented, batches, device, workers))
-    return Loaders(train, evaluation("val"), evaluation("test"))
-
-
-def open_store(learner: Learner, config: Config, data: Prepared) -> PixelStore:
-    """The pixels of all images."""
-    root, cache, size = Path(config.data.path or ""), cache_folder(config.data.cache_dir), config.data.image_size
-    sources = [Source(root / row.path, row.sha256, *shape) for row, shape in zip(data.rows, data.sizes, strict=True)]
-    interpolation = preprocessing(learner.module).interpolation
-    group.on_each_machine(learner.accelerator, ensure_store, cache, sources, size, interpolation)
-    return PixelStore(store_folder(cache, sources, size, interpolation))
+    train = TrainLoader(batches, make_loader(augmented, batches, accelerator.device, workers))
+    val, test = (
+        eval_loader(accelerator, data, plain, split, config.train.eval_batch_size, workers) for split in ("val", "test")
+    )
+    return Loaders(train, val, test)

@@ -20,12 +20,13 @@ import torch
 import yaml
 from torch import nn
 
-from skindist.cli import show_log, train
+from skindist.cli import main, show_log, train
 from skindist.config import CheckpointConfig, Config
 from skindist.data.loading import Batch
 from skindist.distributed import buffers, ending, group, host
 from skindist.distributed.contact import Contact
 from skindist.errors import Stopped, TrainingError, UserError
+from skindist.inference import evaluation
 from skindist.parsing import parse_config
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
@@ -115,6 +116,14 @@ def _fingerprints(batch: Batch) -> list[tuple[int, str]]:
 def fit(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """A whole run."""
     return trainer.fit(tiny_config(data, run, *flags))
+
+
+def evaluate_elsewhere(model: Path, data: Path, out: Path, *flags: str) -> int:
+    """The exit status of `skindist evaluate`, in small batches, so that each rank has some, and with the number of
+    threads that decides the last bits."""
+    torch.set_num_threads(1)
+    replace(evaluation, "BATCH", 8)
+    return main(["evaluate", str(model), str(data), f"--out={out}", *flags])
 
 
 def fit_aloud(data: Path, run: Path, *flags: str) -> dict[str, Any]:

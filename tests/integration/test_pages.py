@@ -21,7 +21,8 @@ from torch.distributed.run import get_args_parser
 
 import skindist
 from skindist import cli, verify
-from skindist.config import Config
+from skindist.config import Config, DataConfig
+from skindist.inference import evaluation
 from skindist.launcher import read_launch
 from skindist.run.folder import Run
 from skindist.training import trainer
@@ -32,6 +33,7 @@ README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("skindist/*/README.md")), ROOT / "launch/README.md", ROOT / "tests/README.md"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WORDS = 30  # in one sentence
+WHOLE = ["--tracking.wandb=disabled", "--evaluation.stress=true"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -66,7 +68,7 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"{path.relative_to(demo)},{path.stem}" for path in demo.glob("*/*")]
     (here / "ham.csv").write_text("\n".join(["path,lesion_id", *rows]))
     run = here / "RUN"
-    assert cli.train([*TINY, f"--data.path={demo}", f"--run.dir={run}", "--tracking.wandb=disabled"]) == 0
+    assert cli.train([*TINY, f"--data.path={demo}", f"--run.dir={run}", *WHOLE]) == 0
     (here / "runs").mkdir()
     (here / "runs/...").symlink_to(run)
     return here
@@ -100,14 +102,20 @@ class Check:
         rules[words[0]](words[1:])
 
     def skindist(self, words: Sequence[str]) -> None:
-        """Run; but `demo-data` draws few, `verify-resume` runs nothing, and a name alone is asked for help."""
+        """Run; but `demo-data` draws few, `verify-resume` runs nothing, `evaluate` looks whether its words lead
+        somewhere, and a name alone is asked for help."""
         commands: list[Sequence[str]] = []
 
         def verify_resume(command: Sequence[str], *_: object) -> verify.Verdict:
             commands.append(command)
             return verify.Verdict(True, "exact")
 
+        def evaluate_model(model: str, data: DataConfig, out: Path, asked: evaluation.Asked) -> None:
+            assert evaluation.look_up(model, out)
+            assert all(Path(path).exists() for path in (data.path, data.metadata) if path)
+
         self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
+        self.monkeypatch.setattr(evaluation, "evaluate_model", evaluate_model)
         if len(words) == 1 and words[0] != "clear-cache":
             assert f" {words[0]} " in help_of(lambda: cli.main([*words, "--help"]))
             return
@@ -123,6 +131,9 @@ class Check:
             asked = launch_command_parser().parse_args(words[1:])
             assert Path(asked.config_file).is_file()
             self.on_8_gpus(asked)
+            if asked.module:
+                assert asked.training_script == "skindist"
+                return self.skindist(asked.training_script_args)
             self.script(asked.training_script, asked.training_script_args)
 
     def on_8_gpus(self, asked: Any) -> None:
@@ -216,7 +227,7 @@ def help_of(command: Callable[[], object]) -> str:
 @functools.cache
 def known_flags() -> set[str]:
     """All flags of the launchers and of the project's own commands."""
-    own = ("audit", "curves", "demo-data", "verify-resume", "clear-cache")
+    own = ("audit", "curves", "evaluate", "demo-data", "verify-resume", "clear-cache")
     launchers = (parser._option_string_actions for parser in (launch_command_parser(), get_args_parser()))
     texts = [help_of(functools.partial(cli.main, [name, "--help"])) for name in own]
     texts += [help_of(lambda: cli.train(["--help"]))]

@@ -30,20 +30,24 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
         f"evaluation.{name}"
         for name in ("intervals", "figures", "known", "calibration", "operating_point", "subgroups", "shortcut")
     },
-    {"evaluation.beside_shortcut"},
+    {"evaluation.beside_shortcut", "evaluation.differences"},
     {"evaluation.judgement"},
+    {"evaluation.recalibration", "evaluation.stress", "evaluation.mistakes"},
     {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
     {"run.opening"},
     {f"distributed.{name}" for name in ("network", "rendezvous", "host", "peers", "group", "buffers", "last_words")},
     {"distributed.ending", "distributed.contact"},
     {"training.memory", "training.wandb_service", "training.interruption", "report.model_card"},
-    {"training.engine", "training.rehearsal", "training.saved_model"},
-    {"training.wandb_sink", "training.results", "training.saving"},
+    {"training.engine", "training.rehearsal", "inference.saved_model"},
+    {"training.predicting", "inference.explain", "report.pictures"},
+    {"training.stressing", "training.pictures"},
+    {"training.wandb_sink", "training.results", "training.saving", "inference.sources"},
     {"training.tracking", "training.restoring"},
-    {"training.trainer", "report.curves", "report.page"},
+    {"training.trainer", "report.curves", "report.page", "inference.evaluation"},
     {"report.audit", "verify"},
     {"cli"},
+    {"__main__"},
 ]
 
 

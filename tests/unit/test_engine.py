@@ -15,7 +15,7 @@ from skindist.data.transforms import IDENTITY
 from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
 from skindist.training import trainer
-from skindist.training.engine import Learner, collect_window, evaluate, set_train_mode, train_step
+from skindist.training.engine import Learner, Predictor, collect_window, evaluate, set_train_mode, train_step
 from skindist.training.state import TrainState
 from tests.gpu.jobs import NoAnswer
 from tests.helpers.jobs import head_weight, tiny_config
@@ -228,8 +228,8 @@ def test_only_a_copy_from_pinned_memory_to_cuda_does_not_wait(device: str, pinne
     """On MPS, one that does not wait may copy what is not there any more (pytorch#189690)."""
     tensors = [Copied(pinned) for _ in range(4)]
     accelerator: Any = SimpleNamespace(device=torch.device(device))
-    learner = Learner(accelerator, nn.Identity(), nn.Identity(), Any, lambda images, colours: images)  # type: ignore[arg-type]
-    learner.to_device(Batch(*tensors))  # type: ignore[arg-type]
+    predictor = Predictor(accelerator, nn.Identity(), lambda images, colours: images)
+    predictor.to_device(Batch(*tensors))  # type: ignore[arg-type]
     assert [tensor.waits for tensor in tensors[1:]] == [waits] * 3
 
 

@@ -1,0 +1,195 @@
+"""`skindist evaluate`: what a saved model is worth on other images, with its threshold and calibration frozen."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from skindist.config import Config, DataConfig, EvaluationConfig, ModelConfig
+from skindist.data.loading import LesionImages, sample_ids
+from skindist.data.prepare import Prepared, prepare_again, prepare_test
+from skindist.data.split import Row, count_rows
+from skindist.distributed import group
+from skindist.distributed.group import decide
+from skindist.errors import UserError
+from skindist.evaluation.differences import differences
+from skindist.evaluation.judgement import judge
+from skindist.evaluation.known import Known
+from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.recalibration import recalibrate
+from skindist.files import finite, whole_folder
+from skindist.inference.saved_model import Description, build_module, load_weights, read_description
+from skindist.inference.sources import Source, find_model
+from skindist.randomness import Stream, derived_seed
+from skindist.report.words import describe_evaluation
+from skindist.run.folder import Run
+from skindist.training.engine import Predictor, evaluate
+from skindist.training.predicting import build_predictor, choose_workers, eval_loader, open_store
+from skindist.training.results import hardware, known_of, prediction_rows, show_test, stress_of, versions
+from skindist.training.stressing import stress_test
+from skindist.wording import plural
+
+BATCH = 64  # images that a process predicts at a time
+log = logging.getLogger("skindist")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of an evaluation beside its figures.
+
+    `recalibrate`: fit threshold and calibration on half of the images, too, and show them on the other half. `stress`:
+    disturb the images, too. `prevalence`: the share of malignant images at which PPV and NPV are stated; None: that of
+    the images. `explain`: pictures of each kind of error. `seed`: of the intervals, the halves and the disturbances.
+    """
+
+    recalibrate: bool = False
+    stress: bool = False
+    prevalence: float | None = None
+    explain: int = EvaluationConfig.explain
+    seed: int = 0
+
+
+def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked()) -> dict[str, Any]:
+    """Predict every image once, on all processes, and leave the figures, the predictions and a report in a new folder.
+
+    Args:
+        model: a run folder, its `model/` folder, or the id of a repository on the Hugging Face Hub.
+        data: the images: class folders, or a split folder, of which the test part is used. The size is the model's.
+        out: new or empty folder.
+
+    Returns:
+        What results.json holds, on every process.
+
+    Raises:
+        UserError: a mistake in the model, the images or the folder; raised on every process, and nothing is written.
+    """
+    accelerator = group.join_group()
+    source, description = decide(accelerator, look_up, model, out, may_take_hours=True)
+    path = data.path and str(Path(data.path).expanduser().resolve())
+    config, pixels = replace(data, path=path, image_size=description.image_size), description.preprocessing
+    prepared = decide(accelerator, prepare_test, config, may_take_hours=True)
+    log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}")
+    load = partial(load_weights, source.folder)
+    predictor = build_predictor(accelerator, build_module(description), load, pixels)
+    store = open_store(accelerator, config, prepared, pixels.interpolation)
+    images = LesionImages(store, prepared.rows, config.image_size, asked.seed, augmented=False)
+    workers = choose_workers(accelerator, config, BATCH)
+    found = evaluate(predictor, eval_loader(accelerator, prepared, images, "test", BATCH, workers))
+    disturbed = stress_test(predictor, config, prepared, images, BATCH) if asked.stress else {}
+    write = partial(write_evaluation, out, source, description, config, prepared, predictor, images, found, disturbed)
+    results = decide(accelerator, write, asked, may_take_hours=True)
+    log.info(f"{describe_evaluation(results)}\nall figures: {Run(out).results_file}")
+    group.leave_group(accelerator)
+    return results
+
+
+def look_up(model: str, out: Path) -> tuple[Source, Description]:
+    """The model's place and description, once it is clear that there is a place for what is found.
+
+    Raises:
+        UserError: there is no such model, or something is in the folder.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        what = "not writable" if there.is_dir() else "a file"
+        raise UserError(f"--out {out}: {there} is {what}; give another folder")
+    source = find_model(model)
+    return source, read_description(source.folder)
+
+
+def write_evaluation(
+    out: Path,
+    source: Source,
+    description: Description,
+    images_of: DataConfig,
+    data: Prepared,
+    predictor: Predictor,
+    images: LesionImages,
+    found: Predictions,
+    disturbed: dict[str, Predictions],
+    asked: Asked,
+) -> dict[str, Any]:
+    """Compute the figures, then write all files at once; return what results.json holds."""
+    frozen, seed = description.frozen, derived_seed(asked.seed, Stream.BOOTSTRAP)
+    known = known_of(data, sample_ids(data.rows, "test"))
+    config = EvaluationConfig(
+        frozen.threshold.target_sensitivity, asked.prevalence, stress=bool(disturbed), explain=asked.explain
+    )
+    results = judge(frozen, None, (found, known), training_images(source.run), config, seed)
+    results |= {
+        "stress": stress_of(frozen, found, disturbed, known, seed),
+        "differences": differences(description.trained_on, known),
+        "seen_in_training": seen_in_training(source.run, data.rows),
+        "recalibrated": recalibrate(frozen, found, known, config, asked.seed) if asked.recalibrate else None,
+        "model": {
+            "architecture": description.architecture,
+            "image_size": description.image_size,
+            "skindist": description.version,
+        },
+        "images": {"test": count_rows(data.rows)["test"]},
+        "left_out": len(data.quarantine),
+        "world_size": predictor.accelerator.num_processes,
+        "mixed_precision": predictor.accelerator.mixed_precision,
+        "versions": versions(),
+        "hardware": hardware(predictor.accelerator.device),
+    }
+    results["verdict"] = " ".join([results["verdict"], *warnings(results)])
+    told: dict[str, Any] = finite(results)
+    with whole_folder(out) as folder:
+        run = Run(folder)
+        sections = Config(data=images_of, model=ModelConfig(description.architecture), evaluation=config).to_dict()
+        run.write_settings({name: sections[name] for name in ("data", "model", "evaluation")})
+        run.write_images(data.rows, data.quarantine)
+        run.write_predictions("test", *prediction_rows(found, frozen.calibration, data))
+        show_test(run, predictor, images, data, frozen, found, bool(disturbed), asked.explain)
+        run.write_results(told)
+    # report.html belongs here, of Run(out), as at the end of a run: it reads the folder, and nothing else.
+    return told
+
+
+def training_images(run: Run | None) -> Known | None:
+    """What is known of the images that a run was trained on; None if they are not at hand as they were."""
+    try:
+        if run is None:
+            return None
+        rows = run.split()
+        return known_of(prepare_again(run.config().data, rows), sample_ids(rows, "train"))
+    except UserError:
+        return None
+
+
+def warnings(results: Mapping[str, Any]) -> list[str]:
+    """Why the figures may say less than they seem to, a sentence each."""
+    seen, unlike = results["seen_in_training"], results["differences"]
+    differs = unlike["malignant_share"]["differs"] or any(trait["differs"] for trait in unlike["traits"])
+    said = [seen["note"]] if seen["train"] or seen["val"] else []
+    return [f"{note[0].upper()}{note[1:]}." for note in said + ([unlike["note"]] if differs else [])]
+
+
+def seen_in_training(run: Run | None, rows: Sequence[Row]) -> dict[str, Any]:
+    """How many of the images the run was trained on, or chosen by, as far as that is known: by the bytes of the files.
+
+    Returns:
+        "train" and "val", numbers of images or null; "note": one sentence.
+    """
+    if run is None:
+        note = "not known whether the model was trained on these images: only its run folder could tell"
+        return {"train": None, "val": None, "note": note}
+    known = {row.sha256: row.split for row in run.split()}
+    seen = {split: sum(known.get(row.sha256) == split for row in rows) for split in ("train", "val")}
+    count = sum(seen.values())
+    note = "no image is among those of training and validation"
+    if count:
+        note = f"{count:,} of {plural(len(rows), 'image')} were used to train or choose the model: the figures flatter"
+    return seen | {"note": note}
+
+
+def describe_images(rows: Sequence[Row]) -> str:
+    """How many images of each class there are, for the console."""
+    counts = count_rows(rows)["test"]
+    return f"data: {plural(len(rows), 'image')}: " + " + ".join(f"{count:,} {name}" for name, count in counts.items())

@@ -1,0 +1,77 @@
+"""Where in an image the evidence lies that a model goes by, by Grad-CAM (Selvaraju et al., "Grad-CAM: visual
+explanations from deep networks via gradient-based localization", ICCV 2017), as captum has it.
+
+It shows where, not what: a warm lesion says that the model looked at it, not that it was right to.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from skindist.errors import UserError
+
+
+def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
+    """Where in each image something speaks for malignant, and where for benign.
+
+    Args:
+        module: a timm model with one logit for each class; it is left as it was.
+        images_BCHW: normalised images on the model's device, at least one.
+
+    Returns:
+        On the CPU, (B, H, W): above 0 where the evidence is for malignant, below 0 for benign; each image is scaled so
+        that its strongest evidence is 1 or -1. All 0 where the model says the same of any image.
+
+    Raises:
+        UserError: captum is not installed, or the model does not pool a map of features, as convolutional ones do.
+    """
+    try:
+        from captum.attr import LayerGradCam
+    except ImportError:
+        raise UserError("heat maps need captum: pip install captum") from None
+    with as_it_was(module), torch.enable_grad():
+        pool = pooling(module, images_BCHW[:1])
+
+        def evidence(images: Tensor) -> Tensor:
+            logits_BK: Tensor = module(images)
+            return logits_BK[:, 1] - logits_BK[:, 0]
+
+        gradcam = LayerGradCam(evidence, pool)
+        maps = gradcam.attribute(images_BCHW, attribute_to_layer_input=True).detach().float()
+    maps_BHW = interpolate(maps, images_BCHW.shape[-2:], mode="bicubic", align_corners=False)[:, 0].cpu()
+    strongest = maps_BHW.abs().amax(dim=(1, 2), keepdim=True)
+    scaled: Tensor = torch.where(strongest > 0, maps_BHW / strongest, torch.zeros_like(maps_BHW))
+    return scaled
+
+
+def pooling(module: nn.Module, image_1CHW: Tensor) -> nn.Module:
+    """The layer that pools the last map of features (1, C, h, w).
+
+    Raises:
+        UserError: there is none.
+    """
+    named = module.named_modules()
+    found: list[nn.Module] = [layer for name, layer in named if name.rpartition(".")[2] == "global_pool"]
+    shapes: list[torch.Size] = []
+    for layer in found[-1:]:
+        hook = layer.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
+        with torch.no_grad():
+            module(image_1CHW)
+        hook.remove()
+        if shapes and len(shapes[0]) == 4 and module.num_features != shapes[0][3]:  # else (1, h, w, C)
+            return layer
+    raise UserError("there are no heat maps of this model: they take one that pools a map of features")
+
+
+@contextmanager
+def as_it_was(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode for a while."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
