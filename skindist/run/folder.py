@@ -35,7 +35,7 @@ class Run:
     @property
     def exists(self) -> bool:
         """Whether a run was begun here."""
-        return self._config.exists()
+        return self.config_file.exists()
 
     @property
     def lock(self) -> Path:
@@ -68,7 +68,13 @@ class Run:
         return self.path / "results.json"
 
     @property
-    def _config(self) -> Path:
+    def report(self) -> Path:
+        """The page that says what the figures are worth."""
+        return self.path / "report.html"
+
+    @property
+    def config_file(self) -> Path:
+        """The file of the config, written once, when the run begins."""
         return self.path / "config.yaml"
 
     @property
@@ -85,11 +91,11 @@ class Run:
     @property
     def began(self) -> float:
         """When the run was begun, in seconds since 1970: its config is written once."""
-        return self._config.stat().st_mtime
+        return self.config_file.stat().st_mtime
 
     def saved_config(self) -> dict[str, dict[str, Any]]:
         """The config by section, as it was written."""
-        values: dict[str, dict[str, Any]] = self._read(self._config, lambda file: yaml.safe_load(file.read_text()))
+        values: dict[str, dict[str, Any]] = self._read(self.config_file, lambda file: yaml.safe_load(file.read_text()))
         return values
 
     def config(self) -> Config:
@@ -127,7 +133,7 @@ class Run:
         write_csv(self._quarantine, ("path", "reason"), quarantine)
         write_split(self._split, rows)
         values = config.to_dict()
-        write_atomic(self._config, yaml.safe_dump(values | {"run": values["run"] | {"dir": None}}, sort_keys=False))
+        write_atomic(self.config_file, yaml.safe_dump(values | {"run": values["run"] | {"dir": None}}, sort_keys=False))
 
     def write_predictions(self, split: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         """Write the predictions of a split."""

@@ -36,6 +36,7 @@ from skindist.machine import cache_folder
 from skindist.model import build_model, preprocessing
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
+from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_results
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
@@ -114,7 +115,9 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}
         results = decide(accelerator, write_results, run, config, data, learner, state, stopping, final)
         wandb.finish(results, final["test"], loaders.test.loader.dataset if config.tracking.images else None)
-    log.info(f"{describe_results(results)}\nall figures: {run.results_file}; curves: skindist curves {run.path}")
+        if accelerator.is_main_process:
+            draw_run_page(run)
+    log.info(f"{describe_results(results)}\nall figures: {run.results_file}; what they are worth: {run.report}")
     group.leave_group(accelerator)
     return results
 
