@@ -4,6 +4,7 @@ from .config import CheckpointConfig as CheckpointConfig
 from .config import Config as Config
 from .config import DataConfig as DataConfig
 from .config import EarlyStoppingConfig as EarlyStoppingConfig
+from .config import EvaluationConfig as EvaluationConfig
 from .config import ModelConfig as ModelConfig
 from .config import OptimConfig as OptimConfig
 from .config import RunConfig as RunConfig

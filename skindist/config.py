@@ -13,7 +13,15 @@ from typing import Any, Literal
 from skindist.section import Section, setting
 
 Monitor = Literal[
-    "val/loss", "val/accuracy", "val/balanced_accuracy", "val/auroc", "val/sensitivity", "val/specificity"
+    "val/loss",
+    "val/accuracy",
+    "val/balanced_accuracy",
+    "val/auroc",
+    "val/sensitivity",
+    "val/specificity",
+    "val/auprc",
+    "val/partial_auroc",
+    "val/brier",
 ]
 
 
@@ -117,12 +125,12 @@ class EarlyStoppingConfig(Section):
     min_delta: float = setting(0.001, lambda x: 0 <= x < math.inf, "0 or more")
     """Smallest change that counts as an improvement."""
     monitor: Monitor = "val/loss"
-    """Value to watch: the loss should fall, every other one should rise."""
+    """Value to watch: the loss and the Brier score should fall, every other one should rise."""
 
     @property
     def mode(self) -> Literal["min", "max"]:
         """The direction in which the monitored value improves."""
-        return "min" if self.metric == "loss" else "max"
+        return "min" if self.metric in ("loss", "brier") else "max"
 
     @property
     def metric(self) -> str:
@@ -157,6 +165,16 @@ class CheckpointConfig(Section):
 
 
 @dataclass(frozen=True)
+class EvaluationConfig(Section):
+    """What the finished model is judged by; training does not depend on it."""
+
+    sensitivity: float = setting(0.95, lambda share: 0 < share <= 1, "above 0 and at most 1")
+    """Share of the malignant validation images that the operating threshold must find."""
+    prevalence: float | None = setting(None, lambda share: 0 < share < 1, "above 0 and below 1, or null")
+    """Share of malignant images at which PPV, NPV and biopsies are stated; null: that of each set."""
+
+
+@dataclass(frozen=True)
 class TrackingConfig(Section):
     """Weights & Biases; metrics.jsonl in the run folder is written in any case."""
 
@@ -181,6 +199,7 @@ class Config:
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     run: RunConfig = field(default_factory=RunConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig, metadata={"free": True})
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig, metadata={"free": True})
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata={"free": True})
 
     def __post_init__(self) -> None:

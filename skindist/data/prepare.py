@@ -9,6 +9,7 @@ from pathlib import Path
 
 from skindist.config import DataConfig
 from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
+from skindist.data.inspection import Facts
 from skindist.data.metadata import Metadata, read_metadata
 from skindist.data.scan import ImageFile, Scan, scan_folder
 from skindist.data.split import Row, make_split, refuse_changed_images
@@ -45,13 +46,18 @@ class Survey:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run uses: its rows (sample ids are their positions), the size in pixels of each row's image, the images
-    left out and why, and the metadata by path."""
+    """What a run uses: its rows (sample ids are their positions), what the file of each row told (without hashes and
+    layout), the images left out and why, and the metadata by path."""
 
     rows: list[Row]
-    sizes: list[tuple[int, int]]
+    facts: list[Facts]
     quarantine: list[tuple[str, str]] = field(default_factory=list)
     metadata: Metadata = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height in pixels of each row's image."""
+        return [(facts.width, facts.height) for facts in self.facts]
 
 
 def survey(config: DataConfig) -> Survey:
@@ -84,8 +90,7 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
     if {image.split for image in images} == {"train", "test"}:
         validation = sum(row.split == "val" for row in rows)
         log.info(f"data: no val/ folder: {validation} images of train/ serve as validation")
-    size = {image.path: (image.facts.width, image.facts.height) for image in images}
-    return Prepared(rows, [size[row.path] for row in rows], sorted(left_out.items()), found.metadata)
+    return Prepared(rows, _facts(rows, images), sorted(left_out.items()), found.metadata)
 
 
 def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
@@ -96,10 +101,14 @@ def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
     """
     scan = scan_folder(data_folder(config), config.cache_dir)
     refuse_changed_images(rows, scan.images)
-    size = {image.path: (image.facts.width, image.facts.height) for image in scan.images}
-    paths = [row.path for row in rows]
-    metadata = read_metadata(Path(config.metadata), paths) if config.metadata else {}
-    return Prepared(rows, [size[path] for path in paths], metadata=metadata)
+    metadata = read_metadata(Path(config.metadata), [row.path for row in rows]) if config.metadata else {}
+    return Prepared(rows, _facts(rows, scan.images), metadata=metadata)
+
+
+def _facts(rows: Iterable[Row], images: Iterable[ImageFile]) -> list[Facts]:
+    """What the file of each row told, in little: every process of a run holds it."""
+    facts = {image.path: image.facts._replace(hashes=b"", layout=b"") for image in images}
+    return [facts[row.path] for row in rows]
 
 
 def data_folder(config: DataConfig) -> Path:

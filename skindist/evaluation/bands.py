@@ -1,15 +1,15 @@
 """The ROC and the precision-recall curve of a set, each with a band: between its lines lie 95 % of the curves that
 other images of the same kind would give, at each point by itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
+from skindist.evaluation.counts import Labels, Probabilities, Values
 from skindist.evaluation.intervals import TAIL
-from skindist.evaluation.metrics import Labels, Probabilities, Values
-from skindist.evaluation.resampling import Ranking, sample_of
+from skindist.evaluation.resampling import Groups, Ranking, sample_of
 
 GRID = np.linspace(0, 1, 101)
 RESAMPLES = 500
@@ -27,7 +27,7 @@ class Band:
     high: Values
 
 
-def roc(p: Probabilities, y: Labels, groups: Sequence[str] | None, seed: int) -> Band:
+def roc(p: Probabilities, y: Labels, groups: Groups | None, seed: int) -> Band:
     """Sensitivity (y) over 1 - specificity (x). Both classes must be there.
 
     The band is that of the sensitivity where so many benign images may be called malignant ("vertical averaging":
@@ -37,7 +37,7 @@ def roc(p: Probabilities, y: Labels, groups: Sequence[str] | None, seed: int) ->
     return Band(false_alarms, found, GRID, *_limits(_sensitivity, p, y, groups, seed))
 
 
-def precision_recall(p: Probabilities, y: Labels, groups: Sequence[str] | None, seed: int) -> Band:
+def precision_recall(p: Probabilities, y: Labels, groups: Groups | None, seed: int) -> Band:
     """PPV (y) over sensitivity (x), at the set's own malignant share. Both classes must be there.
 
     The band is that of the PPV at the first threshold that reaches the sensitivity.
@@ -67,7 +67,7 @@ def _limits(
     curve: Callable[[Values, Values], Values],
     p: Probabilities,
     y: Labels,
-    groups: Sequence[str] | None,
+    groups: Groups | None,
     seed: int,
 ) -> tuple[Values, Values]:
     """The band of a curve, low and high, each (101,)."""

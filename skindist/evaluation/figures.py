@@ -4,16 +4,31 @@ from dataclasses import asdict
 from typing import Any
 
 from skindist.data.scan import CLASSES
+from skindist.evaluation.counts import called_malignant
 from skindist.evaluation.intervals import estimates
-from skindist.evaluation.metrics import called_malignant
 from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.resampling import Groups
 
 
-def figures(predictions: Predictions, threshold: float, seed: int) -> dict[str, Any]:
-    """Every metric by name with its interval, as `intervals.estimates` gives it, and the confusion matrix."""
-    found = estimates(predictions.probabilities, predictions.labels, seed, threshold=threshold)
+def figures(
+    predictions: Predictions,
+    threshold: float,
+    seed: int,
+    groups: Groups | None = None,
+    prevalence: float | None = None,
+) -> dict[str, Any]:
+    """Every metric by name with its interval, as `intervals.estimates` gives it, the confusion matrix, and the
+    threshold that both are at."""
+    found = estimates(
+        predictions.probabilities,
+        predictions.labels,
+        seed,
+        threshold=threshold,
+        groups=groups,
+        prevalence=prevalence,
+    )
     metrics = {name: asdict(estimate) for name, estimate in found.items()}
-    return {**metrics, "confusion_matrix": confusion_matrix(predictions, threshold)}
+    return {**metrics, "confusion_matrix": confusion_matrix(predictions, threshold), "threshold": threshold}
 
 
 def confusion_matrix(predictions: Predictions, threshold: float) -> dict[str, dict[str, int]]:

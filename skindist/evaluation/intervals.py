@@ -1,8 +1,10 @@
 """95 % confidence intervals of the metrics: how far a figure may lie from what more images of the same kind would show.
 
-Images are taken as independent. Where several come from one patient or lesion, the true intervals are wider.
+Where images belong to groups (one lesion, one patient), groups are resampled: images of one group say nearly the same.
 """
 
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,11 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, Counts, Labels, Probabilities, Values, check, count
+from skindist.evaluation.counts import Labels, Probabilities, Values
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, Metric, check
+from skindist.evaluation.resampling import RESAMPLES, Groups, Ranking, Sample, sample_of
 
 CONFIDENCE = 0.95
-
-_CELLS = 200_000  # scores times resamples in one chunk: arrays of 1.6 MB, which stay in the cache of a core
+TAIL = (1 - CONFIDENCE) / 2
+Ends = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,12 @@ class Estimate:
     low: float
     high: float
     n: int
-    """Images the figure rests on: the malignant ones for sensitivity, the benign ones for specificity, else all."""
+    """Images the figure rests on: the malignant ones for sensitivity, those called malignant for PPV, else all."""
+    interval: str = "bootstrap"
+    """How the interval was computed."""
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Ends:
     """Score interval of a share (Wilson, "Probable inference, the law of succession, and statistical inference",
     J Am Stat Assoc 22, 1927).
 
@@ -43,15 +49,40 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[floa
     return float(interval.low), float(interval.high)
 
 
-def estimates(
-    probabilities: ArrayLike, labels: ArrayLike, seed: int, resamples: int = 2000, threshold: float = DEFAULT_THRESHOLD
-) -> dict[str, Estimate]:
-    """Every metric of METRICS by name, with its 95 % interval.
+def ratio(first: Ends, second: Ends, values: Ends) -> Ends:
+    """Interval of first / second, from the intervals and the values of both, which lie in [0, 1] (MOVER: Donner & Zou,
+    "Closed-form confidence intervals for functions of the normal mean and standard deviation", Stat Methods Med Res 21,
+    2012; Newcombe, Stat Methods Med Res 25, 2016). The upper end is infinite where second may be 0."""
+    (l1, u1), (l2, u2), (p1, p2) = first, second, values
+    product = p1 * p2
+    lower = product - math.sqrt(max(0.0, product**2 - l1 * u2 * (2 * p1 - l1) * (2 * p2 - u2)))
+    upper = product + math.sqrt(max(0.0, product**2 - u1 * l2 * (2 * p1 - u1) * (2 * p2 - l2)))
+    above, below = u2 * (2 * p2 - u2), l2 * (2 * p2 - l2)
+    return (lower / above if above else 0.0), (upper / below if below > 0 else math.inf)
 
-    Shares get Wilson's interval. The others get the percentile bootstrap (Efron & Tibshirani, "An Introduction to the
-    Bootstrap", 1993, chapter 13), resampled within each class so that no resample loses one. A bootstrap shows only
-    what the sample holds: where the classes separate perfectly, the AUROC gets the interval [1, 1], however few the
-    images.
+
+def estimates(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    seed: int,
+    resamples: int = RESAMPLES,
+    threshold: float = DEFAULT_THRESHOLD,
+    *,
+    groups: Groups | None = None,
+    prevalence: float | None = None,
+    names: Collection[str] = METRICS.keys(),
+) -> dict[str, Estimate]:
+    """Metrics of METRICS by name, each with its 95 % interval.
+
+    Shares of images that stand alone get Wilson's interval. PPV and NPV at a stated prevalence get the one that follows
+    from the intervals of sensitivity and specificity (`ratio`). All else gets the percentile bootstrap (Efron &
+    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), resampled within each class; over groups where
+    several images belong to one. What a resample makes larger on average, the ECE, gets the basic bootstrap (Davison &
+    Hinkley, "Bootstrap Methods and their Application", 1997, chapter 5).
+
+    A bootstrap shows only what the sample holds: where the classes separate perfectly, the AUROC gets the interval
+    [1, 1], however few the images. A share of grouped images that is 0 or 1 gets Wilson's interval, a group counted
+    as one image.
 
     Args:
         probabilities: probability of malignant for each image, shape (images,).
@@ -59,43 +90,111 @@ def estimates(
         seed: of the resampling; the same seed gives the same intervals.
         resamples: how many resamples the bootstrap draws.
         threshold: the probability from which on an image is called malignant.
+        groups: what each image belongs to, shape (images,); None: each image stands alone.
+        prevalence: the share of malignant images at which PPV and NPV are stated; None: that of the images.
+        names: of the metrics that are wanted.
 
     Raises:
-        ValueError: as `metrics.check` does, or for fewer than one resample.
+        ValueError: as `metrics.check` does, for fewer than one resample, or not one group for each image.
     """
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
-    p, y = check(probabilities, labels)
-    ends, found = _bootstrap(p, y, threshold, np.random.default_rng(seed), resamples), {}
-    for name, metric in METRICS.items():
-        n = y.size
-        if metric.per_image and not metric.of_counts:
-            outcomes = metric.per_image(p, y, **metric.at(threshold))
-            ends[name], n = wilson(int(outcomes.sum()), outcomes.size), outcomes.size
-        found[name] = Estimate(metric(p, y, threshold), *ends[name], n)
-    return found
+    given = p, y = check(probabilities, labels)
+    if groups is not None and len(groups) != y.size:
+        raise ValueError(f"there must be one group for each image, not {len(groups)} for {y.size}")
+    order = np.lexsort((y, p))  # what order the images come in does not matter
+    p, y = p[order], y[order]
+    sample = sample_of(y, None if groups is None else np.asarray(groups)[order])
+    bayes = {"sensitivity", "specificity"} if prevalence is not None else set()
+    metrics = [metric for name, metric in METRICS.items() if name in names or name in bayes]
+    resampled = [metric for metric in metrics if _is_resampled(metric, sample, prevalence)]
+    drawn = _bootstrap(resampled, p, sample, threshold, seed, resamples) if resampled else {}
+    found: dict[str, Estimate] = {}
+    for metric in metrics:
+        value = metric(*given, threshold, prevalence)
+        n = metric.per_image(p, y, **metric.at(threshold)).size if metric.is_share and metric.per_image else y.size
+        if metric.at_prevalence and prevalence is not None:
+            low, high, interval = *_by_bayes(metric, found, prevalence, value), "mover"
+        elif metric.is_share and not sample.grouped:
+            low, high, interval = *wilson(round(value * n) if n else 0, n), "wilson"
+        elif metric.is_share and value in (0, 1):
+            units = _units(metric, p, sample, threshold)
+            low, high, interval = *wilson(int(value) * units, units), "wilson over groups"
+        else:
+            low, high, interval = _ends(metric, value, drawn[metric.name], sample)
+        found[metric.name] = Estimate(value, low, high, n, interval)
+    return {name: found[name] for name in METRICS if name in names}
+
+
+def difference(
+    first: Probabilities, second: Probabilities, labels: Labels, seed: int, groups: Groups | None = None
+) -> Estimate:
+    """The AUROC of one set of probabilities less that of another, of the same images: both on the same resamples.
+
+    Each has shape (images,). NaN unless both classes are present.
+    """
+    auroc, sample = METRICS["auroc"], sample_of(labels, groups)
+    rankings = [Ranking(probabilities, labels) for probabilities in (first, second)]
+    value = auroc(first, labels) - auroc(second, labels)
+    with np.errstate(invalid="ignore"):
+        drawn = [
+            np.subtract(*(auroc.of_counts(*ranking.counts(weights)) for ranking in rankings))
+            for weights in sample.weights(seed)
+        ]
+    return Estimate(value, *_quantiles(np.concatenate(drawn)), labels.size, sample.kind)
+
+
+def _is_resampled(metric: Metric, sample: Sample, prevalence: float | None) -> bool:
+    if metric.at_prevalence and prevalence is not None:
+        return False
+    return sample.grouped or not metric.is_share
 
 
 def _bootstrap(
-    p: Probabilities, y: Labels, threshold: float, rng: np.random.Generator, resamples: int
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals (low, high) of the metrics that are no shares."""
-    statistics = {m.name: partial(m.of_counts, **m.at(threshold)) for m in METRICS.values() if m.of_counts}
-    scores, *classes = count(p, y)
-    rows = max(1, _CELLS // max(1, scores.size))
-    values = []
-    for start in range(0, resamples, rows):
-        drawn = [_draw(counts, min(rows, resamples - start), rng) for counts in classes]
-        with np.errstate(invalid="ignore"):  # an absent class gives 0 / 0: the NaN that is wanted
-            values.append([statistic(scores, *drawn) for statistic in statistics.values()])
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.concatenate(values, axis=1), [tail, 1 - tail], axis=1).tolist()
-    return dict(zip(statistics, zip(low, high, strict=True), strict=True))
+    metrics: Sequence[Metric], p: Probabilities, sample: Sample, threshold: float, seed: int, resamples: int
+) -> dict[str, Values]:
+    """Each metric of each resample, (resamples,)."""
+    statistics = [partial(metric.of_counts, **metric.at(threshold)) for metric in metrics]
+    ranking, values = Ranking(p, sample.labels), []
+    with np.errstate(invalid="ignore", divide="ignore"):  # an absent class gives 0 / 0: the NaN that is wanted
+        for weights in sample.weights(seed, resamples):
+            counts = ranking.counts(weights)
+            values.append([statistic(*counts) for statistic in statistics])
+    return {metric.name: drawn for metric, drawn in zip(metrics, np.concatenate(values, axis=1), strict=True)}
 
 
-def _draw(counts: Counts, rows: int, rng: np.random.Generator) -> Values:
-    """Resample one class: how often each score occurs in each resample, shape (rows, scores)."""
-    n = int(counts.sum())
-    if n == 0:
-        return np.zeros((rows, counts.size))
-    return rng.multinomial(n, counts / n, size=rows).astype(np.float64)
+def _ends(metric: Metric, value: float, drawn: Values, sample: Sample) -> tuple[float, float, str]:
+    """The interval of a metric from its values in resamples, and what it is called."""
+    low, high = (math.nan, math.nan) if math.isnan(value) else _quantiles(drawn)
+    if not metric.resampling_raises or math.isnan(value):
+        return low, high, sample.kind
+    return max(0.0, 2 * value - high), max(value, 2 * value - low), f"basic {sample.kind}"
+
+
+def _quantiles(drawn: Values) -> Ends:
+    """The central 95 % of what is defined."""
+    defined = drawn[~np.isnan(drawn)]
+    if not defined.size:
+        return math.nan, math.nan
+    low, high = np.quantile(defined, [TAIL, 1 - TAIL]).tolist()
+    return low, high
+
+
+def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> int:
+    """How many groups have an image that the metric rests on."""
+    called = p >= threshold
+    rests_on = {"sensitivity": sample.labels == 1, "specificity": sample.labels == 0, "ppv": called, "npv": ~called}
+    return len(set(sample.units[rests_on.get(metric.name, np.full(p.size, True))].tolist()))
+
+
+def _by_bayes(metric: Metric, found: dict[str, Estimate], prevalence: float, value: float) -> Ends:
+    """Interval of PPV or NPV at a prevalence: their odds are a ratio of shares, times odds of the prevalence."""
+    if math.isnan(value):
+        return math.nan, math.nan
+    hit, right = found["sensitivity"], found["specificity"]
+    odds = prevalence / (1 - prevalence)
+    if metric.name == "npv":
+        hit, right, odds = right, hit, 1 / odds
+    ends = ratio((hit.low, hit.high), (1 - right.high, 1 - right.low), (hit.value, 1 - right.value))
+    low, high = (1.0 if math.isinf(end) else odds * end / (1 + odds * end) for end in ends)
+    return low, high

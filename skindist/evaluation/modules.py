@@ -17,7 +17,8 @@ class BinaryMetric(evaluate.Metric):  # type: ignore[misc]
     """One of METRICS as an `evaluate` module: `BinaryMetric("auroc", keep_in_memory=True)`.
 
     Predictions are probabilities of malignant, references are labels; the result is `{"auroc": value}`. `compute` takes
-    a `threshold` too. Raises KeyError for a name that METRICS lacks and, when computing, ValueError as `check` does.
+    a `threshold` and a `prevalence` too. Raises KeyError for a name that METRICS lacks and, when computing, ValueError
+    as `check` does.
     """
 
     def _info(self) -> evaluate.EvaluationModuleInfo:
@@ -34,13 +35,27 @@ class BinaryMetric(evaluate.Metric):  # type: ignore[misc]
         return "" if self.keep_in_memory else str(super()._build_data_dir())
 
     def _compute(
-        self, *, predictions: ArrayLike, references: ArrayLike, threshold: float = DEFAULT_THRESHOLD, **_: Any
+        self,
+        *,
+        predictions: ArrayLike,
+        references: ArrayLike,
+        threshold: float = DEFAULT_THRESHOLD,
+        prevalence: float | None = None,
+        **_: Any,
     ) -> dict[str, float]:
-        return {self.config_name: METRICS[self.config_name](*check(predictions, references), threshold)}
+        return {self.config_name: METRICS[self.config_name](*check(predictions, references), threshold, prevalence)}
 
 
-def compute(probabilities: ArrayLike, labels: ArrayLike, threshold: float = DEFAULT_THRESHOLD) -> dict[str, float]:
-    """Every metric of METRICS by name, through `evaluate`. Raises ValueError as `check` does."""
+def compute(
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    threshold: float = DEFAULT_THRESHOLD,
+    prevalence: float | None = None,
+) -> dict[str, float]:
+    """Every metric of METRICS by name, through `evaluate`; PPV and NPV at a prevalence, or at the set's own.
+
+    Raises ValueError as `check` does.
+    """
     p, y = check(probabilities, labels)  # first, for evaluate would cut a label of 0.5 to 0
     metrics = evaluate.combine({name: BinaryMetric(name, keep_in_memory=True) for name in METRICS})
-    return dict(metrics.compute(predictions=p, references=y, threshold=threshold))
+    return dict(metrics.compute(predictions=p, references=y, threshold=threshold, prevalence=prevalence))

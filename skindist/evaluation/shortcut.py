@@ -16,10 +16,14 @@ from threadpoolctl import threadpool_limits
 
 from skindist.data.inspection import FORMATS, Facts
 from skindist.data.scan import CLASSES, ImageFile
+from skindist.evaluation.counts import Labels, Probabilities
 from skindist.evaluation.intervals import Estimate, estimates
+from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import METRICS
 
+Traits = NDArray[np.float64]
 FOLDS = 5
+MOST_SOURCES = 50  # that are told apart
 FEWEST = 10  # groups of a class; with fewer, the answer would be noise
 
 
@@ -60,14 +64,52 @@ def shortcut_baseline(images: Sequence[ImageFile], groups: Sequence[str], seed: 
     members = np.array(groups)
     if any(len(set(members[labels == label].tolist())) < FEWEST for label in range(len(CLASSES))):
         return None
-    traits = [_traits(image.facts) for image in images]
-    families = {name: np.array([trait[name] for trait in traits], np.float64) for name in traits[0]}
+    families = _families([image.facts for image in images])
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels, members))
+
+    def out_of_fold(traits: Traits) -> Probabilities:
+        probabilities = np.empty(len(labels))
+        for train, test in folds:
+            probabilities[test] = _trained(traits[train], labels[train], traits[test], seed)
+        return probabilities
+
     with threadpool_limits(1):  # models this small are done before many threads have met
-        everything = _out_of_fold(np.hstack(list(families.values())), labels, folds, seed)
-        alone = {name: _out_of_fold(values, labels, folds, seed) for name, values in families.items()}
+        everything = out_of_fold(np.hstack(list(families.values())))
+        alone = {name: out_of_fold(values) for name, values in families.items()}
     scores = {name: METRICS["auroc"](probabilities, labels) for name, probabilities in alone.items()}
-    return Shortcut(estimates(everything, labels, seed)["auroc"], scores)
+    return Shortcut(estimates(everything, labels, seed, names=["auroc"])["auroc"], scores)
+
+
+def shortcut_of_test(train: Known, test: Known, seed: int) -> dict[str, Probabilities] | None:
+    """Train the baseline on the training images and apply it to the test images.
+
+    Where the metadata name the sources of the images, it sees these too.
+
+    Returns:
+        Probabilities of malignant, (test images,), with each family of traits alone by its name, and with all of them
+        as "all"; None where a class has fewer than FEWEST groups in either part.
+    """
+    if any(groups_of(part, label) < FEWEST for part in (train, test) for label in range(len(CLASSES))):
+        return None
+    names, sources = np.unique([*train.values("source"), *test.values("source")], return_inverse=True)
+    families = _families([*train.facts, *test.facts])
+    if len(names) > 1:
+        families["source"] = (sources[:, None] == np.arange(len(names))[:MOST_SOURCES]).astype(np.float64)
+    families["all"] = np.hstack(list(families.values()))
+    n = len(train.facts)
+    with threadpool_limits(1):
+        return {name: _trained(traits[:n], train.labels, traits[n:], seed) for name, traits in families.items()}
+
+
+def groups_of(part: Known, label: int) -> int:
+    """How many groups hold an image of a class."""
+    return len(set(part.groups[part.labels == label].tolist()))
+
+
+def _families(facts: Sequence[Facts]) -> dict[str, Traits]:
+    """What the baseline sees of the images, by family: (images, traits) each."""
+    traits = [_traits(each) for each in facts]
+    return {name: np.array([trait[name] for trait in traits], np.float64) for name in traits[0]}
 
 
 def _traits(facts: Facts) -> dict[str, list[float]]:
@@ -81,24 +123,17 @@ def _traits(facts: Facts) -> dict[str, list[float]]:
     }
 
 
-def _out_of_fold(
-    traits: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
-    seed: int,
-) -> NDArray[np.float64]:
-    """Probability of malignant for each image, from a model that did not see its fold."""
-    probabilities = np.empty(len(labels))
-    for train, test in folds:
-        # Small trees, and leaves that 10 images a class can fill. Balanced classes keep a model that has learnt nothing
-        # at 0.5 in every fold: the share of malignant images, which differs by fold, would rank the folds.
-        model = HistGradientBoostingClassifier(
-            max_iter=50,
-            max_depth=3,
-            min_samples_leaf=5,
-            class_weight="balanced",
-            early_stopping=False,
-            random_state=seed,
-        )
-        probabilities[test] = model.fit(traits[train], labels[train]).predict_proba(traits[test])[:, 1]
+def _trained(traits: Traits, labels: Labels, judged: Traits, seed: int) -> Probabilities:
+    """Probability of malignant for each judged image, from a model of the others."""
+    # Small trees, and leaves that 10 images a class can fill. Balanced classes keep a model that has learnt nothing at
+    # 0.5 in every fold: the share of malignant images, which differs by fold, would rank the folds.
+    model = HistGradientBoostingClassifier(
+        max_iter=50,
+        max_depth=3,
+        min_samples_leaf=5,
+        class_weight="balanced",
+        early_stopping=False,
+        random_state=seed % 2**32,
+    )
+    probabilities: Probabilities = model.fit(traits, labels).predict_proba(judged)[:, 1]
     return probabilities.round(4)  # what differs by rounding errors is a tie

@@ -7,7 +7,7 @@ from typing import Any
 
 from skindist.config import Config
 from skindist.evaluation.metrics import METRICS
-from skindist.report.html import Table, known
+from skindist.report.html import Table, attempt
 from skindist.report.words import figure_text
 from skindist.run.folder import Run
 from skindist.wording import plural
@@ -54,7 +54,7 @@ def parts_table(images: Mapping[str, Mapping[str, int]]) -> Table | None:
 
 def leaks(run: Run) -> int | None:
     """How many test images belong together (copies, one lesion, one patient) with one that was trained on."""
-    rows = known(run.split)
+    rows = attempt(run.split)
     if rows is None:
         return None
     trained = {row.group for row in rows if row.split == "train"}
@@ -63,7 +63,7 @@ def leaks(run: Run) -> int | None:
 
 def quarantine_table(run: Run, named: bool) -> Table | None:
     """The images that were left out; without names, only how many for each first word of the reason."""
-    rows = known(run.quarantine)
+    rows = attempt(run.quarantine)
     if not rows:
         return None
     if named:

@@ -53,7 +53,7 @@ def render(template: str, script: str | None = None, lenient: bool = False, **va
     return environment.get_template(template).render(values)
 
 
-def known(read: Callable[[], T]) -> T | None:
+def attempt(read: Callable[[], T]) -> T | None:
     """What a reader of the run folder gives; None where its file is missing or damaged."""
     try:
         return read()

@@ -1,38 +1,172 @@
-"""The model card: what a saved model is, what it was measured to be worth, what it is not for."""
+"""The model card: what a saved model is, what it was measured to be worth, what it is not for.
 
+It begins with the header that the Hugging Face Hub reads, and follows CLEAR Derm (Daneshjou et al., "Checklist for
+evaluation of image-based artificial intelligence reports in dermatology", JAMA Dermatology 158, 2022). It names no
+patient, path or file.
+"""
+
+from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 from skindist.config import Config
 from skindist.evaluation.metrics import METRICS
+from skindist.report.words import describe_figure, figure_in_words
+
+UNKNOWN = "not provided"
+DESCRIBED = {"age": "Age", "sex": "Sex", "skin_tone": "Skin tone", "site": "Body site"}  # columns of the metadata
+POINT = ("sensitivity", "specificity", "ppv", "npv")
+CLEAR_DERM = (
+    "Where and when the images were taken",
+    "Cameras, light and dermoscopy",
+    "How the diagnoses were made (histopathology, follow-up, experts)",
+    "Who was left out, and why",
+    "Diagnoses within benign and malignant",
+    "Test on images of another clinic",
+    "Comparison with dermatologists",
+    "Consent and ethics approval",
+)
 
 
-def model_card(config: Config, results: dict[str, Any]) -> str:
-    """A short model card: what it is, what it was measured to be worth, what it is not for."""
-    test, threshold = results["test"], results["operating_point"]["threshold"]
-    lines = "\n".join(
-        f"| {metric.title} | {test[name]['value']:.3f} | {test[name]['low']:.3f} to {test[name]['high']:.3f} "
-        f"| {test[name]['n']} |"
-        for name, metric in METRICS.items()
-        if name != "loss"
-    )
+def model_card(config: Config, results: Mapping[str, Any]) -> str:
+    """The card of a run's model, from its results."""
+    test, point, images = results["test"], results["operating_point"], results["images"]
+    figures = "\n".join(_line(METRICS[name].title, test[name], name) for name in METRICS)
+    at_threshold = "\n".join(_line(METRICS[name].title, point["test"][name], name) for name in POINT)
+    counts = "\n".join(f"| {split} | {n['benign']} | {n['malignant']} |" for split, n in images.items())
     return f"""---
-library_name: timm
-pipeline_tag: image-classification
+{yaml.safe_dump(header(config, results), sort_keys=False).strip()}
 ---
 # {config.model.name}: benign or malignant skin lesion
 
-A research model, not a medical device. It gives the probability that a picture of a skin lesion shows a malignant one,
-at {config.data.image_size} x {config.data.image_size} pixels; trained with skindist {results["versions"]["skindist"]}
-on {results["images"]["train"]["benign"]} benign and {results["images"]["train"]["malignant"]} malignant images.
+{results["verdict"]}
 
-| test | value | 95 % interval | images |
-| --- | --- | --- | --- |
-{lines}
+## Intended use
 
-Malignant means a probability of {threshold} or more. The figures hold for images like those of the test set; another
-camera, clinic or population may give others.
+Research on pictures of single skin lesions. This is not a medical device, and it must not decide on a patient. It gives
+the probability that a picture of a skin lesion shows a malignant one, at {config.data.image_size} x
+{config.data.image_size} pixels. It was trained with skindist {results["versions"]["skindist"]}.
+
+## Limits
+
+The figures hold for images like those of the test set. Another camera, clinic or population may give others. Measure it
+on your own images before you believe it there. It knows no other classes than benign and malignant. It gives a
+probability for any picture, also for one that shows no lesion.
+
+## Operating point
+
+The threshold is {point["threshold"]:.4f} of the calibrated probability, {_origin(point)}.
+PPV and NPV are at {_prevalence(point)}.
+
+| test, at this threshold | value | 95 % interval | images | interval by |
+| --- | --- | --- | --- | --- |
+{at_threshold}
+
+## Figures
+
+At a threshold of {test["threshold"]}.
+
+| test | value | 95 % interval | images | interval by |
+| --- | --- | --- | --- | --- |
+{figures}
+
+## Calibration
+
+{_calibration(results["calibration"])}
+`config.json` holds temperature, bias and threshold under "skindist". The logit is that of malignant minus that of
+benign; calibrated probability = 1 / (1 + exp(-(logit / temperature + bias))).
+
+## Shortcut
+
+{_shortcut(results["shortcut"])}
+
+## Data
+
+| images | benign | malignant |
+| --- | --- | --- |
+{counts}
+
+Copies, near-duplicates, and images of one lesion or patient where a table named these, lie on one side of a split that
+skindist draws. A split that was given is kept as it was.
+
+## CLEAR Derm
+
+| item | answer |
+| --- | --- |
+{_clear_derm(results["subgroups"])}
+
+## Use
 
 ```python
 model = timm.create_model("local-dir:model", pretrained=True)
 ```
 """
+
+
+def header(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
+    """The card's metadata as the Hub reads it, with the test figures as a model-index."""
+    names = [name for name in METRICS if results["test"][name]["value"] is not None]
+    metrics = [
+        {"type": name, "name": METRICS[name].title, "value": round(results["test"][name]["value"], 4)} for name in names
+    ]
+    task = {"type": "image-classification", "name": "Image classification"}
+    data = {"name": "benign or malignant skin lesions (held out)", "type": "imagefolder", "split": "test"}
+    of_timm = config.model.pretrained and not config.model.weights
+    return {
+        "library_name": "timm",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "timm", "transformers", "skin-lesion", "dermatology", "skindist"],
+        **({"base_model": f"timm/{config.model.name}"} if of_timm else {}),
+        "model-index": [{"name": config.model.name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}],
+    }
+
+
+def _line(title: str, figure: Mapping[str, Any], name: str) -> str:
+    value, low, high = figure_in_words(name, figure)
+    return f"| {title} | {value} | {low} to {high} | {figure['n']} | {figure['interval']} |"
+
+
+def _origin(point: Mapping[str, Any]) -> str:
+    if point["chosen"] == "fixed":
+        return f"fixed: {point['note']}"
+    note = f" ({point['note']})" if point["note"] else ""
+    low, high = point["threshold_interval"]
+    return (
+        f"chosen on validation images for a sensitivity of {point['target_sensitivity']:.0%}{note}; "
+        f"95 % interval {low:.4f} to {high:.4f}"
+    )
+
+
+def _prevalence(point: Mapping[str, Any]) -> str:
+    return "the test set's own prevalence" if point["prevalence"] is None else f"a prevalence of {point['prevalence']}"
+
+
+def _calibration(found: Mapping[str, Any]) -> str:
+    if found["note"]:
+        return f"The probabilities are {found['note']}."
+    before, after = (found["test"][stage]["ece"] for stage in ("before", "after"))
+    return (
+        f"The temperature is {found['temperature']:.3f}, fitted on {found['fitted_on']} validation images. On test the "
+        f"expected calibration error was {before:.3f} without it and is {after:.3f} with it."
+    )
+
+
+def _shortcut(found: Mapping[str, Any]) -> str:
+    if not found["auroc"]:
+        return f"Whether the model is better than a shortcut cannot be told: {found['note']}."
+    gain = found["difference"]
+    return (
+        f"The model is {found['verdict']}. A baseline that sees only file size, dimensions, format, mean colour and "
+        f"border has {describe_figure('auroc', found['auroc'])} on the same test images. The model's AUROC minus the "
+        f"baseline's is {gain['value']:.3f} ({gain['low']:.3f} to {gain['high']:.3f})."
+    )
+
+
+def _clear_derm(subgroups: list[dict[str, Any]]) -> str:
+    """What the run knows of the test images, and what it does not."""
+    rows = []
+    for column, title in DESCRIBED.items():
+        values = [f"{row['value']} {row['n']}" for row in subgroups if row["column"] == column]
+        rows.append(f"| {title} (test images) | {', '.join(values).replace('|', '/') or UNKNOWN} |")
+    return "\n".join(rows + [f"| {item} | {UNKNOWN} |" for item in CLEAR_DERM])

@@ -13,12 +13,11 @@ import numpy as np
 from markupsafe import Markup
 
 from skindist.evaluation import bands
-from skindist.evaluation.metrics import METRICS
+from skindist.evaluation.metrics import METRICS, UNDEFINED
 from skindist.report import history, plots
-from skindist.report.html import Table, known, render, write_page
+from skindist.report.html import Table, attempt, render, write_page
 from skindist.report.mistakes import mistakes
 from skindist.report.scores import Scores, read_scores
-from skindist.report.words import UNDEFINED
 from skindist.run.folder import Run
 
 FigureRow = tuple[str, str, Mapping[str, Any], float | None]
@@ -49,11 +48,11 @@ def draw_run_page(run: Run) -> None:
 def run_page(run: Run, pictures: bool = True) -> str:
     """The page as HTML. Raises UserError where the folder holds no finished run."""
     results = run.results()
-    settings = known(run.saved_config) or {}
-    test = known(lambda: read_scores(run, "test"))
+    settings = attempt(run.saved_config) or {}
+    test = attempt(lambda: read_scores(run, "test"))
     threshold = results.get("operating_point", {}).get("threshold", 0.5)
     data_folder = (settings.get("data") or {}).get("path")
-    events = known(run.metrics) or []
+    events = attempt(run.metrics) or []
     cases = mistakes(test, threshold, Path(data_folder) if data_folder else None) if test and pictures else []
     return render(
         "run.html",

@@ -13,12 +13,12 @@ from markupsafe import Markup
 
 from skindist.errors import UserError
 from skindist.evaluation import bands
+from skindist.evaluation.counts import Probabilities
 from skindist.evaluation.intervals import Estimate, difference
-from skindist.evaluation.metrics import METRICS, Probabilities
+from skindist.evaluation.metrics import METRICS, UNDEFINED
 from skindist.report import plots
-from skindist.report.html import Table, known, render, write_page
+from skindist.report.html import Table, attempt, render, write_page
 from skindist.report.scores import Scores, read_scores
-from skindist.report.words import UNDEFINED
 from skindist.run.folder import Run
 
 DRAWN = 5  # ROC curves in one plot
@@ -83,7 +83,7 @@ def names(runs: Sequence[Run], named: bool) -> list[str]:
 
 def read_side(run: Run, name: str) -> Side:
     """What a run left. Raises UserError where it is no finished run."""
-    return Side(name, run.results(), known(run.saved_config) or {}, known(lambda: read_scores(run, "test")))
+    return Side(name, run.results(), attempt(run.saved_config) or {}, attempt(lambda: read_scores(run, "test")))
 
 
 def compare(one: Side, other: Side) -> Pair:

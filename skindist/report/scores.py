@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from skindist.data.scan import CLASSES
 from skindist.data.split import LABELS
 from skindist.errors import UserError
-from skindist.evaluation.metrics import Labels, Probabilities, check
+from skindist.evaluation.counts import Labels, Probabilities
+from skindist.evaluation.metrics import check
 from skindist.run.folder import Run
 
 COLUMNS = ("path", "label", "probability", "logit")

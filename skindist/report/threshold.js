@@ -30,8 +30,8 @@
     };
   };
 
-  const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)}%` : "–");
-  const times = (value) => (Number.isFinite(value) ? value.toFixed(1) : "–");
+  const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)}%` : "undefined");
+  const times = (value) => (Number.isFinite(value) ? value.toFixed(1) : "undefined");
   const short = (value) => String(Number(value.toPrecision(4)));
 
   // A mark over a plot, at a point in the units of its axes; without y, a line through all of it.

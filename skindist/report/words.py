@@ -4,18 +4,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from skindist.evaluation.metrics import HEADLINES, METRICS
+from skindist.evaluation.metrics import HEADLINES, METRICS, UNDEFINED
 from skindist.wording import plural
 
-UNDEFINED = "\u2013"  # a dash
-OTHERS = {
-    "count": ",",
-    "number_needed_to_biopsy": ".1f",
-    "npv": ".1%",
-    "ppv": ".1%",
-    "prevalence": ".1%",
-    "share": ".1%",
-}
+OTHERS = {"count": ",", "number_needed_to_biopsy": ".1f", "prevalence": ".1%", "share": ".1%"}
 """How figures are printed that are no metrics of METRICS; with three decimals otherwise."""
 
 
@@ -33,18 +25,41 @@ def describe_results(results: Mapping[str, Any]) -> str:
     said = [describe_figure(name, test[name]) for name in ("accuracy", "auroc", "sensitivity", "specificity")]
     return (
         f"{reason}; best {stop['monitor']} {stop['best']:.4f} in epoch {stop['best_epoch']}\n"
-        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}"
+        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}\n"
+        f"{describe_operating_point(results['operating_point'])}\n{results['verdict']}"
     )
 
 
-def describe_figure(name: str, figure: Mapping[str, float]) -> str:
+def describe_operating_point(point: Mapping[str, Any]) -> str:
+    """The threshold, where it comes from, and what it gives on the test images."""
+    target = f"chosen on validation for a sensitivity of {point['target_sensitivity']:.0%}"
+    origin = target if point["chosen"] == "validation" else f"fixed: {point['note']}"
+    said = [describe_figure(name, point["test"][name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
+    biopsies = point["test"]["number_needed_to_biopsy"]["value"]
+    many = f"{biopsies:.1f}" if biopsies else "an unknown number of"
+    prevalence = "that of the test set" if point["prevalence"] is None else f"{point['prevalence']:.1%}"
+    return (
+        f"operating point: threshold {point['threshold']:.3f}, {origin}\n"
+        f"  on test: {', '.join(said)}; {many} images called malignant for each one that is; prevalence: {prevalence}"
+    )
+
+
+def describe_figure(name: str, figure: Mapping[str, Any]) -> str:
     """A metric with its interval: "AUROC 0.811 (0.766 to 0.853)"."""
+    value, low, high = figure_in_words(name, figure)
+    return (
+        f"{METRICS[name].title} {value} ({low} to {high})" if value != UNDEFINED else f"{METRICS[name].title} {value}"
+    )
+
+
+def figure_in_words(name: str, figure: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Value, low and high of an estimate as they are printed."""
     value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
-    return f"{METRICS[name].title} {value} ({low} to {high})"
+    return value, low, high
 
 
 def figure_text(value: object, name: str) -> str:
-    """A figure as it is printed: a metric, or another number of results.json by its key; a dash where it is none."""
+    """A figure as it is printed: a metric, or another number of results.json by its key."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return UNDEFINED
     return METRICS[name].text(value) if name in METRICS else f"{value:{OTHERS.get(name, '.3f')}}"

@@ -198,9 +198,9 @@ def evaluate(learner: Learner, split: EvalLoader, after_batch: Callable[[], None
                 logits.append(learner.module(learner.to_device(batch)[0]).float())
             known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
         after_batch()
-    probabilities_N = torch.cat(logits).cpu().double().softmax(dim=1)[:, 1]
+    benign_N, malignant_N = torch.cat(logits).cpu().double().unbind(dim=1)
     ids_N, labels_N = torch.cat([part.double() for part in known]).unbind(dim=1)
-    table = gather_rows(learner.accelerator, torch.stack([ids_N, probabilities_N, labels_N], dim=1)).numpy()
+    table = gather_rows(learner.accelerator, torch.stack([ids_N, malignant_N - benign_N, labels_N], dim=1)).numpy()
     table = table[table[:, 0].argsort()]
     ids = table[:, 0].astype(np.int64)
     if not np.array_equal(ids, np.sort(split.ids)):

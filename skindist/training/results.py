@@ -2,20 +2,25 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from skindist.config import Config
+from skindist.data.loading import sample_ids
 from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
-from skindist.data.split import count_rows
+from skindist.data.split import SPLITS, count_rows
 from skindist.early_stopping import EarlyStopping
-from skindist.evaluation.figures import figures
-from skindist.evaluation.metrics import DEFAULT_THRESHOLD
+from skindist.evaluation.calibration import Calibration
+from skindist.evaluation.judgement import freeze, judge
+from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
+from skindist.files import finite
 from skindist.randomness import Stream, derived_seed
 from skindist.run.folder import Run
 from skindist.training.engine import Learner
@@ -34,14 +39,18 @@ def write_results(
     stopping: EarlyStopping,
     predictions: dict[str, Predictions],
 ) -> dict[str, Any]:
-    """Write predictions-*.csv, model/ and, last, results.json; return what the latter holds."""
-    seed = derived_seed(config.run.seed, Stream.BOOTSTRAP)
-    results: dict[str, Any] = {}
+    """Write predictions-*.csv, model/ and, last, results.json; return what the latter holds.
+
+    Threshold and calibration are fixed from the validation images before a test image is looked at.
+    """
+    seed, asked = derived_seed(config.run.seed, Stream.BOOTSTRAP), config.evaluation
+    known = {split: known_of(data, sample_ids(data.rows, split)) for split in SPLITS}
+    frozen = freeze(predictions["val"], known["val"], asked, seed)
+    val, test = ((predictions[split], known[split]) for split in ("val", "test"))
+    results = judge(frozen, val, test, known["train"], asked, seed)
     for split, found in predictions.items():
-        run.write_predictions(split, *prediction_rows(found, data))
-        results[split] = figures(found, DEFAULT_THRESHOLD, seed)
+        run.write_predictions(split, *prediction_rows(found, frozen.calibration, data))
     results |= {
-        "operating_point": {"threshold": DEFAULT_THRESHOLD, "chosen": "fixed"},
         "early_stopping": {
             "monitor": config.early_stopping.monitor,
             **stopping.state_dict(),
@@ -59,20 +68,37 @@ def write_results(
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "hardware": hardware(learner.accelerator.device),
     }
-    save_model(run.model, learner.module, config, results)
-    run.write_results(results)
-    return results
+    told: dict[str, Any] = finite(results)  # every process is told what the file holds
+    save_model(run.model, learner.module, config, told, frozen)
+    run.write_results(told)
+    return told
 
 
-def prediction_rows(found: Predictions, data: Prepared) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The columns and one row an image: path, label, probability of malignant, and what the metadata say of it."""
+def known_of(data: Prepared, ids: Sequence[int]) -> Known:
+    """What is known of images besides their pixels, in the order of their sample ids."""
+    rows = [data.rows[sample_id] for sample_id in ids]
+    return Known(
+        np.array([row.label for row in rows], np.int64),
+        np.array([row.group for row in rows], np.str_),
+        [data.facts[sample_id] for sample_id in ids],
+        [data.metadata.get(row.path, {}) for row in rows],
+    )
+
+
+def prediction_rows(
+    found: Predictions, calibration: Calibration, data: Prepared
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns and one row an image: path, label, calibrated probability of malignant, logit as the model gives it
+    (malignant minus benign), and what the metadata say of it."""
+    probabilities = calibration.apply(found).probabilities
     columns = list(dict.fromkeys(column for values in data.metadata.values() for column in values))
     lines = []
-    for sample_id, label, probability in zip(found.ids, found.labels, found.probabilities, strict=True):
+    for sample_id, label, *values in zip(found.ids, found.labels, probabilities, found.logits, strict=True):
         path = data.rows[sample_id].path
         known = data.metadata.get(path, {})
-        lines.append((path, CLASSES[label], repr(float(probability)), *(known.get(column, "") for column in columns)))
-    return ("path", "label", "probability", *columns), lines
+        numbers = (repr(float(value)) for value in values)
+        lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
+    return ("path", "label", "probability", "logit", *columns), lines
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -10,14 +10,18 @@ from torch import nn
 
 from skindist.config import Config
 from skindist.data.scan import CLASSES
+from skindist.evaluation.judgement import Frozen
 from skindist.files import write_atomic, write_json
 from skindist.model import preprocessing
 from skindist.report.model_card import model_card
 
 
-def save_model(folder: Path, module: nn.Module, config: Config, results: dict[str, Any]) -> None:
+def save_model(folder: Path, module: nn.Module, config: Config, results: dict[str, Any], frozen: Frozen) -> None:
     """Save weights, config and model card: `timm.create_model("local-dir:RUN/model", pretrained=True)` loads them, and
-    so does `transformers.AutoModelForImageClassification.from_pretrained("RUN/model")`."""
+    so does `transformers.AutoModelForImageClassification.from_pretrained("RUN/model")`.
+
+    What was frozen on validation stands in config.json as "skindist"; both libraries let it be.
+    """
     pixels, size = preprocessing(module), config.data.image_size
     data_config = {
         "input_size": (3, size, size), "interpolation": pixels.interpolation, "crop_pct": 1.0, "crop_mode": "center",
@@ -29,5 +33,5 @@ def save_model(folder: Path, module: nn.Module, config: Config, results: dict[st
     (folder / "model.safetensors").chmod(0o644)  # safetensors leaves its files unreadable to others
     description = json.loads((folder / "config.json").read_text())
     description.get("model_args", {}).pop("num_classes", None)  # transformers gives it too, and fails on two
-    write_json(folder / "config.json", description)
+    write_json(folder / "config.json", description | {"skindist": frozen.to_dict()})
     write_atomic(folder / "README.md", model_card(config, results))

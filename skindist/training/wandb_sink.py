@@ -21,7 +21,8 @@ from accelerate import Accelerator
 from skindist.config import Config
 from skindist.data.scan import CLASSES
 from skindist.errors import Stopped
-from skindist.evaluation.metrics import METRICS, called_malignant
+from skindist.evaluation.counts import called_malignant
+from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
 from skindist.run.folder import Run
 from skindist.training.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode
@@ -126,7 +127,7 @@ class WandbSink:
 
         labels: Any = test.labels.tolist()
         probabilities: Any = np.stack([1 - test.probabilities, test.probabilities], axis=1)
-        threshold = results["operating_point"]["threshold"]
+        threshold = results["test"]["threshold"]
         names, guesses = list(CLASSES), called_malignant(test.probabilities, threshold).astype(int).tolist()
         malignant: dict[str, Any] = {"labels": names, "classes_to_plot": [1]}
         sent: dict[str, Any] = {

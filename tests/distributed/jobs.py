@@ -66,7 +66,7 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
         "loaded": loaded,
         "micro_batches_per_step": batches.accumulation_steps,
         "train_ids": batches.ids.tolist(),
-        "first_probabilities": before.probabilities.tolist(),
+        "first_logits": before.logits.tolist(),
         "probabilities": after.probabilities.tolist(),
         "losses": losses,
         "weights": {name: tensor.numpy() for name, tensor in learner.module.state_dict().items()},

@@ -49,10 +49,10 @@ def test_epochs_differ_in_order_and_pixels(observed: Observed) -> None:
 
 
 def test_every_rank_gets_the_same_predictions_bit_for_bit(observed: Observed) -> None:
-    expected = observed[1][0]["first_probabilities"]
+    expected = observed[1][0]["first_logits"]
     assert len(set(expected)) == 12
     for rank in chain(*observed.values()):
-        assert rank["first_probabilities"] == expected
+        assert rank["first_logits"] == expected
 
 
 def test_losses_agree(observed: Observed) -> None:

@@ -76,6 +76,8 @@ def test_figures_can_be_recomputed_from_the_predictions(run: Path, split: str) -
     assert [row["path"] for row in predictions] == [r["path"] for r in rows(run / "split.csv") if r["split"] == split]
     truth = np.array([row["label"] == "malignant" for row in predictions])
     probability = np.array([float(row["probability"]) for row in predictions])
+    logits = np.array([float(row["logit"]) for row in predictions])
+    assert probability == pytest.approx(1 / (1 + np.exp(-logits)), rel=1e-12)
     results = json.loads((run / "results.json").read_text())[split]
     assert results["accuracy"]["value"] == pytest.approx(accuracy_score(truth, probability >= 0.5))
     assert results["auroc"]["value"] == pytest.approx(roc_auc_score(truth, probability))

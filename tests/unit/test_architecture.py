@@ -24,9 +24,27 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     },
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
-    {f"evaluation.{name}" for name in ("predictions", "metrics", "modules", "intervals", "figures", "shortcut")},
+    {f"evaluation.{name}" for name in ("predictions", "counts", "metrics", "modules", "resampling")},
+    {
+        f"evaluation.{name}"
+        for name in (
+            "bands",
+            "intervals",
+            "figures",
+            "known",
+            "calibration",
+            "operating_point",
+            "subgroups",
+            "shortcut",
+        )
+    },
+    {"evaluation.beside_shortcut"},
+    {"evaluation.judgement"},
     {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
+    {"report.html", "report.plots", "report.scores"},
+    {"report.page", "report.mistakes", "report.history"},
+    {"report.run_page", "report.runs_page"},
     {"run.opening"},
     {"distributed.rendezvous", "distributed.group", "distributed.buffers", "distributed.last_words"},
     {"distributed.ending"},
@@ -34,7 +52,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"training.engine", "training.rehearsal", "training.saved_model"},
     {"training.wandb_sink", "training.results", "training.saving"},
     {"training.tracking", "training.restoring"},
-    {"training.trainer", "report.curves", "report.page"},
+    {"training.trainer", "report.curves"},
     {"report.audit", "verify"},
     {"cli"},
 ]

@@ -42,6 +42,8 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "train.log_every": (0, "1 or more"),
     "early_stopping.patience": (0, "1 or more"),
     "early_stopping.min_delta": (-0.1, "0 or more"),
+    "evaluation.sensitivity": (0.0, "above 0 and at most 1"),
+    "evaluation.prevalence": (1.0, "above 0 and below 1, or null"),
     "run.seed": (-1, "0 or more"),
     "run.timeout_minutes": (0.4, "0.5 or more"),
     "checkpoint.every_steps": (0, "1 or more, or null"),
@@ -194,6 +196,7 @@ def test_a_run_may_go_on_with_other_values_of_these_alone() -> None:
         "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
         "train.log_every", "train.non_finite", "train.max_skipped",
         "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep",
+        "evaluation.sensitivity", "evaluation.prevalence",
         "tracking.wandb", "tracking.project", "tracking.name", "tracking.images",
     }  # fmt: skip
 

@@ -140,6 +140,18 @@ def test_an_image_that_is_missing_or_comes_twice_is_an_error() -> None:
         evaluate(learner, EvalLoader("val", list(range(12)), twice))
 
 
+def test_predictions_carry_the_difference_of_the_logits_exactly() -> None:
+    learner, batch, _ = learner_and_batch()
+    nn.init.normal_(head_weight(learner.module))
+    split: Any = [batch]
+    found = evaluate(learner, EvalLoader("val", list(range(12)), split))
+    with torch.inference_mode():
+        logits_BK = learner.module.eval()(learner.to_device(batch)[0]).double()
+    assert found.logits.tolist() == (logits_BK[:, 1] - logits_BK[:, 0]).tolist()
+    assert len(set(found.logits.tolist())) == 12
+    assert found.probabilities.tolist() == pytest.approx(logits_BK.softmax(dim=1)[:, 1].tolist(), rel=1e-14)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_does_not_wait_for_the_device() -> None:

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.special import expit
 from scipy.stats import norm
 
-from skindist.evaluation.intervals import Estimate, estimates, wilson
+from skindist.evaluation.intervals import Estimate, difference, estimates, ratio, wilson
 from skindist.evaluation.metrics import METRICS
 
 TRUE_AUROC = float(norm.cdf(1 / math.sqrt(2)))
-BOOTSTRAPPED = ("loss", "balanced_accuracy", "auroc")
+BOOTSTRAPPED = ("loss", "balanced_accuracy", "auroc", "f1", "auprc", "partial_auroc", "brier")
 
 
 def draw(n: int, seed: int, decimals: int = 17) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -80,17 +81,24 @@ def test_estimates_name_the_images_they_rest_on() -> None:
         "auroc": 5,
         "sensitivity": 2,
         "specificity": 3,
+        "ppv": 2,
+        "npv": 3,
+        "f1": 5,
+        "auprc": 5,
+        "partial_auroc": 5,
+        "brier": 5,
+        "ece": 5,
     }
-    assert result["accuracy"] == Estimate(3 / 5, *wilson(3, 5), n=5)
-    assert result["sensitivity"] == Estimate(1 / 2, *wilson(1, 2), n=2)
-    assert result["specificity"] == Estimate(2 / 3, *wilson(2, 3), n=3)
+    assert result["accuracy"] == Estimate(3 / 5, *wilson(3, 5), n=5, interval="wilson")
+    assert result["sensitivity"] == Estimate(1 / 2, *wilson(1, 2), n=2, interval="wilson")
+    assert result["specificity"] == Estimate(2 / 3, *wilson(2, 3), n=3, interval="wilson")
 
 
 def test_estimates_take_the_threshold() -> None:
     probabilities, labels = [0.2, 0.8, 0.4, 0.9], [0, 0, 1, 1]
     low, high = (estimates(probabilities, labels, seed=0, threshold=threshold) for threshold in (0.3, 0.5))
-    assert low["sensitivity"] == Estimate(1, *wilson(2, 2), n=2)
-    assert low["accuracy"] == Estimate(3 / 4, *wilson(3, 4), n=4)
+    assert low["sensitivity"] == Estimate(1, *wilson(2, 2), n=2, interval="wilson")
+    assert low["accuracy"] == Estimate(3 / 4, *wilson(3, 4), n=4, interval="wilson")
     assert low["balanced_accuracy"] == Estimate(3 / 4, 1 / 2, 1, n=4)  # both malignant images always count
     assert high["balanced_accuracy"] == Estimate(1 / 2, 0, 1, n=4)
     assert (low["loss"], low["auroc"]) == (high["loss"], high["auroc"])
@@ -135,6 +143,102 @@ def test_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
     assert 180 <= covered <= 199
 
 
+def draw_grouped(lesions: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Three images of each lesion, every third lesion malignant; what is odd about a lesion is so in all its images."""
+    rng = np.random.default_rng(seed)
+    labels = (np.arange(lesions) % 3 == 0).astype(np.int64)
+    lesion = 1.5 * labels - 1.2 + 0.9 * rng.normal(size=lesions)
+    logits = lesion.repeat(3) + math.sqrt(1 - 0.9**2) * rng.normal(size=3 * lesions)
+    return expit(logits), labels.repeat(3), np.arange(lesions).repeat(3)
+
+
+def test_intervals_of_grouped_images_cover_the_truth_and_those_that_ignore_the_groups_do_not() -> None:
+    names = ("auroc", "sensitivity", "specificity", "loss", "auprc", "partial_auroc")
+    p, y, _ = draw_grouped(200_001, seed=10**6)
+    truth = {name: METRICS[name](p, y) for name in names}
+    covered = {grouped: dict.fromkeys(names, 0) for grouped in (True, False)}
+    for seed in range(100):
+        p, y, lesions = draw_grouped(90, seed)
+        for grouped, hits in covered.items():
+            found = estimates(p, y, seed, 300, groups=lesions if grouped else None, names=names)
+            for name, estimate in found.items():
+                hits[name] += estimate.low <= truth[name] <= estimate.high
+    assert all(87 <= hits <= 100 for hits in covered[True].values()), covered
+    assert np.mean([*covered[True].values()]) >= 92
+    assert np.mean([*covered[False].values()]) <= 86, "three times as many images are not three times the evidence"
+
+
+def test_groups_change_the_intervals_but_not_the_figures() -> None:
+    p, y, lesions = draw_grouped(30, seed=0)
+    apart, together = estimates(p, y, 0), estimates(p, y, 0, groups=lesions)
+    assert {n: (e.value, e.n) for n, e in apart.items()} == {n: (e.value, e.n) for n, e in together.items()}
+    assert together["auroc"].interval == together["sensitivity"].interval == "group bootstrap"
+    assert (apart["auroc"].interval, apart["sensitivity"].interval) == ("bootstrap", "wilson")
+    assert (apart["ece"].interval, together["ece"].interval) == ("basic bootstrap", "basic group bootstrap")
+    assert estimates(p, y, 0, groups=[f"lesion {i}" for i in range(len(y))]) == apart, "each image stands alone"
+
+
+def test_a_share_of_grouped_images_that_is_0_or_1_counts_groups() -> None:
+    p, y, groups = [0.1] * 6 + [0.9] * 6, [0] * 6 + [1] * 6, [*"aabbcc", *"dddeee"]
+    found = estimates(p, y, seed=0, groups=groups)
+    assert found["sensitivity"] == Estimate(1, *wilson(2, 2), n=6, interval="wilson over groups")
+    assert found["specificity"] == Estimate(1, *wilson(3, 3), n=6, interval="wilson over groups")
+    assert found["ppv"] == Estimate(1, *wilson(2, 2), n=6, interval="wilson over groups")
+
+
+def test_a_group_may_hold_both_classes() -> None:
+    """A patient with a benign and a malignant lesion is drawn as a whole."""
+    p, y, patients = [0.2, 0.8, 0.4, 0.9, 0.1, 0.3], [0, 0, 1, 1, 0, 1], [*"aabbcc"]
+    found = estimates(p, y, seed=0, groups=patients)
+    assert found["auroc"].low <= found["auroc"].value <= found["auroc"].high
+    assert not any(math.isnan(x) for e in found.values() for x in (e.value, e.low, e.high))
+
+
+@pytest.mark.parametrize("name", ["ppv", "npv"])
+def test_predictive_values_at_a_prevalence_have_the_interval_of_the_ratio(name: str) -> None:
+    """Against a parametric bootstrap of sensitivity and specificity, which are independent."""
+    probabilities = np.array([0.2] * 170 + [0.8] * 30 + [0.2] * 10 + [0.8] * 70)
+    labels = np.array([0] * 200 + [1] * 80)
+    found = estimates(probabilities, labels, seed=0, prevalence=0.05, names=[name])[name]
+    rng = np.random.default_rng(0)
+    hit, right = rng.binomial(80, 70 / 80, 100_000) / 80, rng.binomial(200, 170 / 200, 100_000) / 200
+    parts = (hit * 0.05, (1 - right) * 0.95) if name == "ppv" else (right * 0.95, (1 - hit) * 0.05)
+    low, high = np.quantile(parts[0] / (parts[0] + parts[1]), [0.025, 0.975])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    assert found.interval == "mover"
+
+
+def test_no_false_alarm_in_few_images_does_not_make_the_ppv_certain() -> None:
+    found = estimates([0.1] * 20 + [0.9] * 5, [0] * 20 + [1] * 5, seed=0, prevalence=0.02, names=["ppv", "npv"])
+    assert (found["ppv"].value, found["ppv"].high) == (1, 1)
+    assert found["ppv"].low < 0.15, "at 2 %, with up to 16 % false alarms"
+    assert found["npv"].low < found["npv"].value == 1
+
+
+def test_the_ratio_gives_the_hand_computed_figures() -> None:
+    low, high = ratio((0.5, 0.8), (0.2, 0.4), (0.7, 0.3))
+    assert low == pytest.approx((0.21 - math.sqrt(0.21**2 - 0.5 * 0.4 * 0.9 * 0.2)) / (0.4 * 0.2))
+    assert high == pytest.approx((0.21 + math.sqrt(0.21**2 - 0.8 * 0.2 * 0.6 * 0.4)) / (0.2 * 0.4))
+    assert ratio((0.5, 0.8), (0.0, 0.4), (0.7, 0.0))[1] == math.inf
+
+
+def test_the_paired_difference_is_that_of_the_same_resamples() -> None:
+    probabilities, labels = draw(200, seed=2)
+    same = difference(probabilities, probabilities**3, labels, seed=0)
+    assert (same.value, same.low, same.high) == (0, 0, 0), "the same order of the images"
+    other, _ = draw(200, seed=3)
+    apart = difference(probabilities, other, labels, seed=0)
+    assert apart.low < apart.value < apart.high
+    assert apart.interval == "bootstrap"
+    assert difference(probabilities, other, labels, 0, np.arange(200) // 4 * 2 + labels).interval == "group bootstrap"
+    rng, drawn = np.random.default_rng(1), []
+    for _ in range(2000):
+        rows = np.concatenate([rng.choice(np.flatnonzero(labels == label), 100) for label in (0, 1)])
+        drawn.append(METRICS["auroc"](probabilities[rows], labels[rows]) - METRICS["auroc"](other[rows], labels[rows]))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert (apart.low, apart.high) == pytest.approx((low, high), abs=0.08 * (high - low))
+
+
 def test_the_seed_decides_the_intervals() -> None:
     probabilities, labels = draw(60, seed=1)
     first = estimates(probabilities, labels, seed=2, resamples=200)
@@ -158,13 +262,14 @@ def test_intervals_narrow_with_more_images() -> None:
 @pytest.mark.parametrize(
     ("labels", "undefined"),
     [
-        ([0, 0, 0], {"balanced_accuracy", "auroc", "sensitivity"}),
-        ([1, 1, 1], {"balanced_accuracy", "auroc", "specificity"}),
+        ([0, 0, 0], {"balanced_accuracy", "auroc", "sensitivity", "ppv", "f1", "auprc", "partial_auroc"}),
+        ([1, 1, 1], {"balanced_accuracy", "auroc", "specificity", "npv", "partial_auroc"}),
         ([], set(METRICS)),
     ],
 )
 def test_an_absent_class_makes_nan(labels: list[int], undefined: set[str]) -> None:
-    result = estimates([0.2, 0.5, 0.7][: len(labels)], labels, seed=0, resamples=50)
+    probabilities = [0.2, 0.3, 0.4] if labels == [0, 0, 0] else [0.6, 0.7, 0.8]
+    result = estimates(probabilities[: len(labels)], labels, seed=0, resamples=50)
     for name, estimate in result.items():
         assert [math.isnan(x) for x in (estimate.value, estimate.low, estimate.high)] == [name in undefined] * 3
 
@@ -192,4 +297,4 @@ def test_memory_is_bounded_and_time_short() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 30e6  # the resamples at once would be 32 MB in each array
-    assert seconds < 10  # loose, for a busy machine: 0.4 on an idle one
+    assert seconds < 10  # loose, for a busy machine: 0.3 on an idle one

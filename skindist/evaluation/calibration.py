@@ -1,0 +1,88 @@
+"""Calibration: whether a probability of 30 % means that 30 % are malignant, and how it is made to.
+
+One number, the temperature, divides all logits (Guo et al., "On calibration of modern neural networks", ICML 2017). It
+is fitted on validation images. It never changes the order of images, and no decision at 0.5.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+from skindist.data.scan import CLASSES
+from skindist.evaluation.counts import BINS, Labels, Probabilities, bin_of
+from skindist.evaluation.metrics import METRICS
+from skindist.evaluation.predictions import Predictions, sigmoid
+
+FEWEST = 10  # images of a class; with fewer, the temperature would be noise
+LARGEST = 10.0  # temperature, and its reciprocal the smallest
+MEASURES = ("ece", "brier", "loss")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What makes a calibrated logit of a logit: logit / temperature + bias. Without a fit it changes nothing, and the
+    note says why. `fitted_on` is the number of images."""
+
+    temperature: float = 1.0
+    bias: float = 0.0
+    fitted_on: int = 0
+    note: str | None = None
+
+    def apply(self, predictions: Predictions) -> Predictions:
+        """The same images with calibrated logits."""
+        return replace(predictions, logits=predictions.logits / self.temperature + self.bias)
+
+
+def fit_calibration(validation: Predictions) -> Calibration:
+    """The temperature with the lowest loss on these images."""
+    logits, labels = validation.logits, validation.labels
+    fewest = min(int((labels == label).sum()) for label in (0, 1))
+    if fewest < FEWEST:
+        counts = " and ".join(f"{(labels == label).sum()} {name}" for label, name in enumerate(CLASSES))
+        return Calibration(note=f"not calibrated: {counts} validation images; it takes {FEWEST} of each class")
+
+    def slope(scale: float) -> float:
+        """Of the loss, over the reciprocal of the temperature: it only rises."""
+        return float(((sigmoid(scale * logits) - labels) * logits).sum())
+
+    if slope(1 / LARGEST) >= 0:
+        return Calibration(note="not calibrated: on validation the logits say next to nothing of the labels")
+    if slope(LARGEST) < 0:
+        return Calibration(note="not calibrated: on validation the logits separate the classes, whatever their size")
+    return Calibration(temperature=1 / float(brentq(slope, 1 / LARGEST, LARGEST)), fitted_on=len(labels))
+
+
+def reliability(probabilities: Probabilities, labels: Labels) -> list[dict[str, float | int]]:
+    """Of each bin: its ends, images in it, their mean probability and the share of malignant ones (NaN without any)."""
+    bins = bin_of(probabilities)
+    n = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        means, shares = (_sums(bins, values) / n for values in (probabilities, labels))
+    return [
+        {
+            "low": index / BINS,
+            "high": (index + 1) / BINS,
+            "n": int(n[index]),
+            "mean_probability": float(means[index]),
+            "malignant_share": float(shares[index]),
+        }
+        for index in range(BINS)
+    ]
+
+
+def describe_calibration(calibration: Calibration, test: Predictions) -> dict[str, Any]:
+    """What was fitted, and what it changes on these images, whose logits are uncalibrated."""
+    stages = {"before": test, "after": calibration.apply(test)}
+    measured = {
+        stage: {name: METRICS[name](found.probabilities, found.labels) for name in MEASURES}
+        for stage, found in stages.items()
+    }
+    bins = {stage: reliability(found.probabilities, found.labels) for stage, found in stages.items()}
+    return {**vars(calibration), "test": measured, "reliability": bins}
+
+
+def _sums(bins: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.asarray(np.bincount(bins, weights=values, minlength=BINS), np.float64)

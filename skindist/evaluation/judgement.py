@@ -1,0 +1,133 @@
+"""The judgement of a trained model: what it is worth on the test images, in figures and in two sentences.
+
+`freeze` sees validation alone; `judge` takes what it has frozen to the test images. Pure functions of predictions and
+of what is known of the images: no network, no file, no process.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from skindist.config import EvaluationConfig
+from skindist.data.scan import CLASSES
+from skindist.evaluation.beside_shortcut import UNTOLD, compare_with_shortcut
+from skindist.evaluation.calibration import Calibration, describe_calibration, fit_calibration
+from skindist.evaluation.figures import figures
+from skindist.evaluation.known import Known
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS
+from skindist.evaluation.operating_point import Threshold, at_threshold, choose_threshold
+from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.subgroups import subgroups
+from skindist.wording import plural
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What is fixed before a test image is seen: how probabilities are calibrated, and from which on an image is called
+    malignant."""
+
+    calibration: Calibration
+    threshold: Threshold
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a saved model needs: calibrated probability = sigmoid(logit / temperature + bias), where the logit is
+        that of the second class name minus that of the first."""
+        return {
+            "temperature": self.calibration.temperature,
+            "bias": self.calibration.bias,
+            "threshold": self.threshold.value,
+            "target_sensitivity": self.threshold.target_sensitivity,
+            "threshold_chosen": self.threshold.chosen,
+            "class_names": list(CLASSES),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Frozen":
+        """What `to_dict` gave; of the interval and the notes nothing is known then. Raises KeyError for a missing
+        value."""
+        threshold = Threshold(values["threshold"], values["threshold_chosen"], values["target_sensitivity"])
+        return cls(Calibration(values["temperature"], values["bias"]), threshold)
+
+
+def freeze(validation: Predictions, known: Known, config: EvaluationConfig, seed: int) -> Frozen:
+    """Fit the calibration and choose the threshold, on validation images alone."""
+    calibration = fit_calibration(validation)
+    calibrated = calibration.apply(validation)
+    threshold = choose_threshold(calibrated.probabilities, calibrated.labels, config.sensitivity, seed, known.groups)
+    return Frozen(calibration, threshold)
+
+
+def judge(
+    frozen: Frozen,
+    validation: tuple[Predictions, Known] | None,
+    test: tuple[Predictions, Known],
+    train: Known | None,
+    config: EvaluationConfig,
+    seed: int,
+) -> dict[str, Any]:
+    """What results.json says of a model: the parts "val", "test", "operating_point", "calibration", "subgroups",
+    "shortcut" and "verdict", as the page on the run folder describes them.
+
+    Args:
+        frozen: what was fixed on validation.
+        validation: predictions as the model gives them, and what is known of the images; None: not at hand.
+        test: the same of the test images.
+        train: what is known of the training images, for the shortcut baseline; None: not at hand.
+        config: the prevalence at which PPV and NPV are stated.
+        seed: of all resampling.
+    """
+    parts = {"test": test} | ({"val": validation} if validation else {})
+    found: dict[str, Any] = {}
+    points: dict[str, Any] = {}
+    for name, (predictions, known) in parts.items():
+        calibrated, groups = frozen.calibration.apply(predictions), known.groups
+        found[name] = figures(calibrated, DEFAULT_THRESHOLD, seed, groups, config.prevalence)
+        p, y = calibrated.probabilities, calibrated.labels
+        at = at_threshold(p, y, frozen.threshold.value, seed, groups, config.prevalence)
+        points[name] = {name: asdict(estimate) for name, estimate in at.items()}
+    calibrated, known = frozen.calibration.apply(test[0]), test[1]
+    found |= {
+        "operating_point": {
+            "threshold": frozen.threshold.value,
+            "chosen": frozen.threshold.chosen,
+            "target_sensitivity": frozen.threshold.target_sensitivity,
+            "threshold_interval": frozen.threshold.interval,
+            "note": frozen.threshold.note,
+            "prevalence": config.prevalence,
+            "validation": points.get("val"),
+            "test": points["test"],
+        },
+        "calibration": describe_calibration(frozen.calibration, test[0]),
+        "subgroups": subgroups(calibrated, known, frozen.threshold.value, seed),
+        "shortcut": compare_with_shortcut(calibrated, known, train, seed),
+    }
+    return found | {"verdict": verdict(found)}
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """Two plain sentences on the figures of the test images: how well they are told apart, and whether that may come
+    from something else than the lesions."""
+    test, point, shortcut = found["test"], found["operating_point"], found["shortcut"]
+    n, hit = test["auroc"]["n"], point["test"]
+    if math.isnan(test["auroc"]["value"]):
+        return (
+            f"The {plural(n, 'test image')} are all of one class, so nothing can be said of how well the model tells "
+            "malignant from benign. Whether it is better than a shortcut cannot be told."
+        )
+    area = _said("auroc", test["auroc"])
+    first = (
+        f"On {plural(n, 'test image')} the model has an AUROC of {area}, and at its threshold it finds "
+        f"{_said('sensitivity', hit['sensitivity'])} of the malignant and clears "
+        f"{_said('specificity', hit['specificity'])} of the benign ones."
+    )
+    if shortcut["verdict"] == UNTOLD:
+        return f"{first} Whether it is better than a shortcut cannot be told: {shortcut['note']}."
+    its = _said("auroc", shortcut["auroc"])
+    second = f"It is {shortcut['verdict']}: a model that never looks at the lesion has an AUROC of {its} there"
+    return f"{first} {second}{', ' + shortcut['note'] if shortcut['note'] else ''}."
+
+
+def _said(name: str, figure: Mapping[str, Any]) -> str:
+    value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
