@@ -101,6 +101,7 @@
   bind("threshold", 1, (value) => value >= 0 && value <= 1);
   bind("prevalence", 0.01, (value) => value > 0 && value < 1);
   document.querySelectorAll(".needs-script").forEach((part) => { part.hidden = false; });
+  document.querySelectorAll(".without-script").forEach((part) => { part.hidden = true; });
   show();
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
 })();

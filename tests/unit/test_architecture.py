@@ -38,7 +38,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
             "shortcut",
         )
     },
-    {"evaluation.beside_shortcut"},
+    {"evaluation.beside_shortcut", "evaluation.bands"},
     {"evaluation.judgement"},
     {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
