@@ -86,7 +86,7 @@ def changed_settings(settings: Mapping[str, Any], named: bool) -> Table | None:
 
 def repeat_command(run: Run, results: Mapping[str, Any], named: bool) -> str:
     """The command that makes the same run again, in a new folder."""
-    config = shlex.quote(str(run.config_file)) if named else "RUN/config.yaml"
+    config = shlex.quote(str(run.config_file)) if named else f"RUN/{run.config_file.name}"
     launcher = "accelerate launch --config_file accelerate_config.yaml"
     return f"{launcher} --num_processes {results.get('world_size', 1)} launch/train.py --config {config}"
 

@@ -15,6 +15,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from skindist.evaluation.bands import Band
+from skindist.evaluation.intervals import wilson
 
 TEXT, GRID, FIRST, SECOND, CARD = (f"#01010{digit}" for digit in range(1, 6))
 VARIABLES = {TEXT: "--soft", GRID: "--line", FIRST: "--first", SECOND: "--second", CARD: "--card"}
@@ -23,7 +24,7 @@ STYLE: Any = {
     "text.color": TEXT, "axes.labelcolor": TEXT, "axes.edgecolor": GRID, "xtick.color": TEXT, "ytick.color": TEXT,
     "grid.color": GRID, "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
     "figure.facecolor": "none", "axes.facecolor": "none", "lines.linewidth": 1.6, "legend.fontsize": 8.5,
-    "figure.subplot.left": 0.14, "figure.subplot.right": 0.98, "figure.subplot.bottom": 0.15,
+    "figure.subplot.left": 0.14, "figure.subplot.right": 0.965, "figure.subplot.bottom": 0.15,
     "figure.subplot.top": 0.97, "xtick.major.size": 0, "ytick.major.size": 0, "axes.titlelocation": "left",
 }  # fmt: skip
 WIDTH, HEIGHT = 4.2, 3.3  # inches of 72 units: a telephone shows it at its natural size
@@ -65,16 +66,17 @@ def histogram(name: str, malignant: Sequence[float], benign: Sequence[float]) ->
 
 
 def reliability(name: str, bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
-    """What was said against what was: the malignant share of the images in each bin of probability."""
+    """What was said against what was: in each bin of probability, the malignant share with its interval."""
     with _axes(name, "reliability diagram") as (drawn, axes):
         axes.plot([0, 1], [0, 1], color=TEXT, linewidth=1, linestyle=":", label="perfect")
-        styles = zip((SECOND, FIRST), ("o", "s"), ("--", "-"), strict=True)
-        for (when, rows), (colour, marker, line) in zip(bins.items(), styles, strict=False):
+        for (when, rows), colour, marker in zip(bins.items(), (SECOND, FIRST), ("o", "s"), strict=False):
             known = [row for row in rows if row["n"]]
             said, was = ([row[key] for row in known] for key in ("mean_probability", "malignant_share"))
+            ends = [wilson(round(row["n"] * row["malignant_share"]), row["n"]) for row in known]
             most = max((row["n"] for row in known), default=1)
-            axes.plot(said, was, color=colour, linestyle=line, linewidth=1.2, marker=marker, markersize=3.5, label=when)
-            axes.scatter(said, was, [130 * row["n"] / most for row in known], color=colour, alpha=0.3, linewidths=0)
+            sizes = [12 + 100 * row["n"] / most for row in known]
+            axes.vlines(said, *zip(*ends, strict=True), color=colour, linewidth=1, alpha=0.6)
+            axes.scatter(said, was, sizes, color=colour, alpha=0.75, marker=marker, linewidths=0, label=when)
         axes.set(xlabel="probability of malignant", ylabel="malignant share", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.legend(loc="upper left")
     return drawn[0]

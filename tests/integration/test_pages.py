@@ -57,7 +57,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: the project's files, images with a table of theirs, and two finished runs called RUN and OTHER."""
+    """A user's folder: the project's files, images with a table, and two finished runs called RUN and OTHER."""
     here = tmp_path_factory.mktemp("pages")
     for name in ("launch", "skindist", "tests", "accelerate_config.yaml"):
         (here / name).symlink_to(ROOT / name)
@@ -284,7 +284,8 @@ def test_the_map_is_true() -> None:
 
 def test_the_page_on_the_run_folder_names_every_file(folder: Path) -> None:
     text = (ROOT / "skindist/run/README.md").read_text()
-    table, checkpoint = (re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for part in text.split("### The checkpoints"))
+    parts = text.split("### The curves")[0], text.split("### The checkpoints")[1]
+    table, checkpoint = (re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for part in parts)
     named = {name.rstrip("/") for cell in table for name in re.findall(r"`([^`]+)`", cell)}
     assert named - {"wandb"} == {path.name for path in (folder / "RUN").iterdir()} - {"curves.png"}
     assert {name.strip("`") for name in checkpoint} == {p.name for p in (folder / "RUN/checkpoints/last").iterdir()}
