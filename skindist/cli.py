@@ -67,7 +67,7 @@ def show_log() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
     commands: dict[str, Callable[..., int | None]] = {
-        "audit": audit, "curves": curves, "evaluate": evaluate, "demo-data": demo_data,
+        "audit": audit, "curves": curves, "evaluate": evaluate, "report": report, "demo-data": demo_data,
         "verify-resume": verify_resume, "clear-cache": clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
@@ -77,7 +77,9 @@ def main(args: Sequence[str] | None = None) -> int:
         title = about.splitlines()[0]
         usage = f"skindist {name} [OPTIONS] -- COMMAND ..." if function is verify_resume else None
         command = ArgumentParser(description=about, usage=usage, exit_on_error=False)
-        command.add_function_arguments(function, as_group=False, as_positional=True, skip={"command"})
+        if function is report:
+            command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Run folder; several are compared.")
+        command.add_function_arguments(function, as_group=False, as_positional=True, skip={"command", "runs"})
         subcommands.add_subcommand(name, command, help=title)
     show_log()
     try:
@@ -230,3 +232,22 @@ def curves(run: Path) -> None:
     from skindist.report.curves import draw_curves
 
     print(draw_curves(run))
+
+
+def report(runs: Sequence[Path], page: Path | None = None, pictures: bool = True) -> None:
+    """Write what a run's figures are worth as one HTML page, or put several runs side by side on one.
+
+    Args:
+        runs: Run folders.
+        page: Where to write it; null: report.html in the run folder, or comparison.html here for several runs.
+        pictures: Show pictures of the errors, and name files and folders. Pages without may leave your disk.
+    """
+    from skindist.report.run_page import write_run_page
+    from skindist.report.runs_page import write_runs_page
+    from skindist.run.folder import Run
+
+    several = [Run(folder) for folder in runs]
+    if len(several) == 1:
+        print(write_run_page(several[0], page, pictures))
+    else:
+        print(write_runs_page(several, page or Path("comparison.html"), pictures))

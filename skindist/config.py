@@ -181,8 +181,7 @@ class EvaluationConfig(Section):
     """Predict disturbed test images, too (ink, hair, blur, ...), and say what that changes: nine times the time that
     testing takes."""
     explain: int = setting(4, lambda n: 0 <= n <= 100, "from 0 to 100")
-    """Pictures of each kind of error, with a heat map of what the model goes by, in RUN/errors; 0: none. They need
-    captum: pip install captum."""
+    """Pictures of each kind of error, with a heat map of what the model goes by, in RUN/errors; 0: none."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from skindist.files import finite, whole_folder
 from skindist.inference.saved_model import Description, build_module, load_weights, read_description
 from skindist.inference.sources import Source, find_model
 from skindist.randomness import Stream, derived_seed
+from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_evaluation
 from skindist.run.folder import Run
 from skindist.training.engine import Predictor, evaluate
@@ -81,7 +82,10 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     disturbed = stress_test(predictor, config, prepared, images, BATCH) if asked.stress else {}
     write = partial(write_evaluation, out, source, description, config, prepared, predictor, images, found, disturbed)
     results = decide(accelerator, write, asked, may_take_hours=True)
-    log.info(f"{describe_evaluation(results)}\nall figures: {Run(out).results_file}")
+    written = Run(out)
+    log.info(
+        f"{describe_evaluation(results)}\nall figures: {written.results_file}; what they are worth: {written.report}"
+    )
     group.leave_group(accelerator)
     return results
 
@@ -148,7 +152,7 @@ def write_evaluation(
         run.write_predictions("test", *prediction_rows(found, frozen.calibration, data))
         show_test(run, predictor, images, data, frozen, found, bool(disturbed), asked.explain)
         run.write_results(told)
-    # report.html belongs here, of Run(out), as at the end of a run: it reads the folder, and nothing else.
+    draw_run_page(Run(out))
     return told
 
 

@@ -13,10 +13,9 @@ from skindist.data.duplicates import Link
 from skindist.data.metadata import ALIASES, NO_ID
 from skindist.data.prepare import Survey, conflicting_copies, data_folder, describe_links, survey
 from skindist.data.scan import CLASSES, ImageFile
-from skindist.errors import UserError
 from skindist.evaluation.shortcut import FEWEST, shortcut_baseline
-from skindist.files import write_atomic
-from skindist.report.page import Pictures, Section, Table, as_page, as_text
+from skindist.report.html import Table, refuse_bad_place, write_page
+from skindist.report.page import Pictures, Section, as_page, as_text
 
 DRAWN = 200  # sets of pictures in one section of the page
 BESIDE = 6  # pictures of one set
@@ -31,15 +30,11 @@ def audit(config: DataConfig, page: Path) -> str:
     Raises:
         UserError: the page cannot be written there; an ambiguous folder, or metadata that cannot be joined.
     """
-    if page.is_dir() or not page.parent.is_dir():
-        raise UserError(f"{page}: {'is a folder' if page.is_dir() else f'there is no folder {page.parent}'}")
+    refuse_bad_place(page)
     root = data_folder(config)
     found = survey(config)
     sections = list(examine(found))
-    try:
-        write_atomic(page, as_page(root, found.images, sections))
-    except OSError as error:
-        raise UserError(f"{page}: cannot be written ({error.strerror})") from None
+    write_page(page, as_page(root, found.images, sections))
     return as_text(root, sections, page)
 
 

@@ -1,10 +1,14 @@
 """What a run says to people, in a line or a few."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from skindist.evaluation.metrics import HEADLINES, METRICS, UNDEFINED
 from skindist.wording import plural
+
+OTHERS = {"count": ",", "number_needed_to_biopsy": ".1f", "prevalence": ".1%", "share": ".1%"}
+"""How figures are printed that are no metrics of METRICS; with three decimals otherwise."""
 
 
 def describe_epoch(epoch: int, metrics: Mapping[str, float], images_per_second: float | None, is_best: bool) -> str:
@@ -68,3 +72,10 @@ def figure_in_words(name: str, figure: Mapping[str, Any]) -> tuple[str, str, str
     """Value, low and high of an estimate as they are printed."""
     value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
     return value, low, high
+
+
+def figure_text(value: object, name: str) -> str:
+    """A figure as it is printed: a metric, or another number of results.json by its key."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return UNDEFINED
+    return METRICS[name].text(value) if name in METRICS else f"{value:{OTHERS.get(name, '.3f')}}"

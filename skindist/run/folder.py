@@ -35,7 +35,7 @@ class Run:
     @property
     def exists(self) -> bool:
         """Whether a run was begun here."""
-        return self._config.exists()
+        return self.config_file.exists()
 
     @property
     def lock(self) -> Path:
@@ -68,6 +68,11 @@ class Run:
         return self.path / "results.json"
 
     @property
+    def report(self) -> Path:
+        """The page that says what the figures are worth."""
+        return self.path / "report.html"
+
+    @property
     def stress_picture(self) -> Path:
         """The picture of test images under each disturbance of the stress test."""
         return self.path / "stress.jpg"
@@ -87,7 +92,8 @@ class Run:
         return self.errors / f"{sha256[:16]}.jpg"
 
     @property
-    def _config(self) -> Path:
+    def config_file(self) -> Path:
+        """The file of the config, written once, when the run begins."""
         return self.path / "config.yaml"
 
     @property
@@ -104,11 +110,11 @@ class Run:
     @property
     def began(self) -> float:
         """When the run was begun, in seconds since 1970: its config is written once."""
-        return self._config.stat().st_mtime
+        return self.config_file.stat().st_mtime
 
     def saved_config(self) -> dict[str, dict[str, Any]]:
         """The config by section, as it was written."""
-        values: dict[str, dict[str, Any]] = self._read(self._config, lambda file: yaml.safe_load(file.read_text()))
+        values: dict[str, dict[str, Any]] = self._read(self.config_file, lambda file: yaml.safe_load(file.read_text()))
         return values
 
     def config(self) -> Config:
@@ -149,7 +155,7 @@ class Run:
 
     def write_settings(self, values: dict[str, dict[str, Any]]) -> None:
         """Write a config, or some sections of it."""
-        write_atomic(self._config, yaml.safe_dump(values, sort_keys=False))
+        write_atomic(self.config_file, yaml.safe_dump(values, sort_keys=False))
 
     def write_images(self, rows: list[Row], quarantine: list[tuple[str, str]]) -> None:
         """Write which images are used, and which were left out."""

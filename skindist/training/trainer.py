@@ -24,6 +24,7 @@ from skindist.launcher import check_batch, this_launch
 from skindist.model import build_model, noisy_batchnorm, preprocessing, synchronise_batchnorm
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
+from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_results
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
@@ -114,7 +115,9 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         outcome = (run, config, data, learner, state, stopping, final, disturbed, images)
         results = decide(accelerator, write_results, *outcome)
         wandb.finish(results, final["test"], images if config.tracking.images else None)
-    log.info(f"{describe_results(results)}\nall figures: {run.results_file}; curves: skindist curves {run.path}")
+        if accelerator.is_main_process:
+            draw_run_page(run)
+    log.info(f"{describe_results(results)}\nall figures: {run.results_file}; what they are worth: {run.report}")
     group.leave_group(accelerator)
     return results
 

@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,9 @@ from sklearn.metrics import recall_score, roc_auc_score
 
 from skindist.cli import main, train
 from skindist.data.demo import write_demo_data
+from skindist.errors import UserError
 from skindist.evaluation.stress import DISTURBANCES
+from skindist.training import pictures
 from tests.helpers import commands, jobs
 from tests.helpers.ranks import run_ranks, said
 
@@ -121,9 +122,19 @@ def test_a_stress_test_has_figures_and_a_picture(folder: str, request: pytest.Fi
     assert size_of(place / "stress.jpg") == (32 * 10, 20 + 4 * 32)
 
 
+def test_the_page_of_an_evaluation_tells_of_no_training(run: Path, found: Path) -> None:
+    page, of_run = ((place / "report.html").read_text() for place in (found, run))
+    assert "A saved model, tested on" in page
+    assert "skindist evaluate MODEL" in page
+    assert "On the half that was not fitted on" in page
+    assert "explained" in page
+    for words in ('id="training"', "launch/train.py", "No leak"):
+        assert words not in page
+        assert words in of_run
+
+
 @pytest.mark.parametrize(("folder", "most"), [("run", 2), ("found", 4)])
 def test_errors_are_listed_and_drawn(folder: str, most: int, request: pytest.FixtureRequest) -> None:
-    pytest.importorskip("captum", reason="needs captum (pip install captum)")
     place: Path = request.getfixturevalue(folder)
     listed, threshold = rows(place / "errors/errors.csv"), results(place)["operating_point"]["threshold"]
     kinds = Counter(row["kind"] for row in listed)
@@ -139,13 +150,16 @@ def test_errors_are_listed_and_drawn(folder: str, most: int, request: pytest.Fix
     assert {path.name for path in (place / "errors").iterdir()} == {row["picture"] for row in listed} | {"errors.csv"}
 
 
-def test_without_captum_a_run_is_whole_and_one_line_says_what_is_missing(
+def test_without_heat_maps_an_evaluation_is_whole_and_one_line_says_why(
     run: Path, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    def refuse(*args: object) -> None:
+        raise UserError("there are no heat maps of this model")
+
+    monkeypatch.setattr(pictures, "explain", refuse)
     assert main(["evaluate", str(run), str(elsewhere), f"--out={tmp_path / 'out'}"]) == 0
     warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warned == ["errors: no pictures of them are drawn: heat maps need captum: pip install captum"]
+    assert warned == ["errors: no pictures of them are drawn: there are no heat maps of this model"]
     assert results(tmp_path / "out")["stress"] == []
     assert not (tmp_path / "out/errors").exists()
 

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder: the project's files, images with a table of theirs, and a finished run called RUN."""
+    """A user's folder: the project's files, images with a table, and two finished runs called RUN and OTHER."""
     here = tmp_path_factory.mktemp("pages")
     for name in ("launch", "skindist", "tests", "accelerate_config.yaml"):
         (here / name).symlink_to(ROOT / name)
@@ -69,6 +70,7 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "ham.csv").write_text("\n".join(["path,lesion_id", *rows]))
     run = here / "RUN"
     assert cli.train([*TINY, f"--data.path={demo}", f"--run.dir={run}", *WHOLE]) == 0
+    shutil.copytree(run, here / "OTHER", symlinks=True)
     (here / "runs").mkdir()
     (here / "runs/...").symlink_to(run)
     return here
@@ -227,7 +229,7 @@ def help_of(command: Callable[[], object]) -> str:
 @functools.cache
 def known_flags() -> set[str]:
     """All flags of the launchers and of the project's own commands."""
-    own = ("audit", "curves", "evaluate", "demo-data", "verify-resume", "clear-cache")
+    own = ("audit", "curves", "evaluate", "report", "demo-data", "verify-resume", "clear-cache")
     launchers = (parser._option_string_actions for parser in (launch_command_parser(), get_args_parser()))
     texts = [help_of(functools.partial(cli.main, [name, "--help"])) for name in own]
     texts += [help_of(lambda: cli.train(["--help"]))]
@@ -309,7 +311,8 @@ def test_the_map_is_true() -> None:
 
 def test_the_page_on_the_run_folder_names_every_file(folder: Path) -> None:
     text = (ROOT / "skindist/run/README.md").read_text()
-    table, checkpoint = (re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for part in text.split("### The checkpoints"))
+    parts = text.split("### The curves")[0], text.split("### The checkpoints")[1]
+    table, checkpoint = (re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for part in parts)
     named = {name.rstrip("/") for cell in table for name in re.findall(r"`([^`]+)`", cell)}
     assert named - {"wandb"} == {path.name for path in (folder / "RUN").iterdir()} - {"curves.png"}
     assert {name.strip("`") for name in checkpoint} == {p.name for p in (folder / "RUN/checkpoints/last").iterdir()}

@@ -46,7 +46,7 @@ def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_run_folder_is_the_contract(run: Path) -> None:
     assert {path.name for path in run.iterdir()} - {".id", ".lock"} == {
         "checkpoints", "config.yaml", "errors", "metrics.jsonl", "model", "predictions-test.csv", "predictions-val.csv",
-        "quarantine.csv", "results.json", "split.csv", "wandb",
+        "quarantine.csv", "report.html", "results.json", "split.csv", "wandb",
     }  # fmt: skip
     assert {path.name for path in (run / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
 

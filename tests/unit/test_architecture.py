@@ -28,13 +28,25 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {f"evaluation.{name}" for name in ("predictions", "counts", "metrics", "modules", "resampling")},
     {
         f"evaluation.{name}"
-        for name in ("intervals", "figures", "known", "calibration", "operating_point", "subgroups", "shortcut")
+        for name in (
+            "bands",
+            "intervals",
+            "figures",
+            "known",
+            "calibration",
+            "operating_point",
+            "subgroups",
+            "shortcut",
+        )
     },
-    {"evaluation.beside_shortcut", "evaluation.differences"},
+    {"evaluation.beside_shortcut", "evaluation.differences", "evaluation.bands"},
     {"evaluation.judgement"},
     {"evaluation.recalibration", "evaluation.stress", "evaluation.mistakes"},
     {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
+    {"report.html", "report.plots", "report.scores"},
+    {"report.page", "report.mistakes", "report.history"},
+    {"report.run_page", "report.runs_page"},
     {"run.opening"},
     {f"distributed.{name}" for name in ("network", "rendezvous", "host", "peers", "group", "buffers", "last_words")},
     {"distributed.ending", "distributed.contact"},
@@ -44,7 +56,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"training.stressing", "training.pictures"},
     {"training.wandb_sink", "training.results", "training.saving", "inference.sources"},
     {"training.tracking", "training.restoring"},
-    {"training.trainer", "report.curves", "report.page", "inference.evaluation"},
+    {"training.trainer", "report.curves", "inference.evaluation"},
     {"report.audit", "verify"},
     {"cli"},
     {"__main__"},

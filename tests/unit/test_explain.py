@@ -1,8 +1,6 @@
 """Heat maps: where the evidence is, on models whose evidence is known; and what is said where there are none."""
 
 import io
-import sys
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -14,8 +12,6 @@ from torch import Tensor, nn
 from skindist.errors import UserError
 from skindist.inference.explain import explain
 from skindist.report.pictures import beside_heat_map, contact_sheet
-
-captum = pytest.mark.skipif(find_spec("captum") is None, reason="needs captum (pip install captum)")
 
 
 class Bright(nn.Module):
@@ -43,7 +39,6 @@ def spot(channel: int, top: int, left: int) -> Tensor:
     return image
 
 
-@captum
 def test_the_evidence_is_where_it_was_put_and_has_its_sign() -> None:
     maps = explain(Bright(), torch.stack([spot(0, 0, 0), spot(2, 24, 24), spot(1, 0, 0)]))
     assert maps.shape == (3, 32, 32)
@@ -55,14 +50,12 @@ def test_the_evidence_is_where_it_was_put_and_has_its_sign() -> None:
     assert (maps[2] == 0).all()  # green says nothing
 
 
-@captum
 def test_two_kinds_of_evidence_keep_their_proportion() -> None:
     (found,) = explain(Bright(), (spot(0, 0, 0) + spot(2, 24, 24))[None])
     assert found[2:6, 2:6].mean() > 0.9
     assert found[26:30, 26:30].mean() == pytest.approx(-0.5, abs=0.05)
 
 
-@captum
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "mobilenetv3_small_050"])
 def test_convolutional_models_have_maps_and_are_left_as_they_were(name: str) -> None:
     torch.manual_seed(0)
@@ -77,19 +70,12 @@ def test_convolutional_models_have_maps_and_are_left_as_they_were(name: str) -> 
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
-@captum
 @pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
 def test_a_model_without_a_map_of_features_is_refused(name: str) -> None:
     model = timm.create_model(name, num_classes=2)
     size = 224 if "224" in name else 160
     with pytest.raises(UserError, match="no heat maps of this model"):
         explain(model, torch.zeros(1, 3, size, size))
-
-
-def test_without_captum_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(UserError, match="heat maps need captum: pip install captum"):
-        explain(Bright(), torch.zeros(1, 3, 32, 32))
 
 
 def test_the_picture_is_the_image_and_beside_it_the_image_under_colour() -> None:

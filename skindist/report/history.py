@@ -1,0 +1,114 @@
+"""How a run came about, in sentences and tables: its training, its data, its settings, and how to repeat it."""
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skindist.config import Config
+from skindist.evaluation.metrics import METRICS
+from skindist.report.html import Table, attempt
+from skindist.report.words import figure_text
+from skindist.run.folder import Run
+from skindist.wording import plural
+
+PARTS = {"train": "training", "val": "validation", "test": "test"}
+
+
+def early_stopping_story(stop: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> list[str]:
+    """What training watched, when it was best, and why it ended: a sentence each."""
+    if not stop:
+        return []
+    rule, most = settings.get("early_stopping") or {}, (settings.get("train") or {}).get("epochs")
+    watched = f"After each epoch the run looked at {stop['monitor']}."
+    best = f"The best was {stop['best']:.4f}, in epoch {stop['best_epoch']}."
+    after = stop["epochs"] - stop["best_epoch"]
+    if stop.get("stopped_early"):
+        least = f" by at least {rule['min_delta']}" if "min_delta" in rule else ""
+        what = "the next epoch" if after == 1 else f"the next {after} epochs"
+        end = f"It did not improve{least} in {what}, so training stopped early, after {plural(stop['epochs'], 'epoch')}"
+        end += f" of at most {most}." if most else "."
+    else:
+        end = f"Training went on to its last epoch, {stop['epochs']}."
+        end += " That was the best one: more epochs might help." if after == 0 else ""
+    return [watched, best, end, "The weights of the best epoch were tested and saved."]
+
+
+def epoch_table(events: Sequence[Mapping[str, Any]]) -> Table | None:
+    """The validation figures of each epoch."""
+    ends = [event for event in events if "val/loss" in event]
+    names = [name for name in METRICS if any(event.get(f"val/{name}") is not None for event in ends)]
+    rows = [[str(end["epoch"]), *(figure_text(end.get(f"val/{name}"), name) for name in names)] for end in ends]
+    return Table(["epoch", *(METRICS[name].title for name in names)], rows) if rows else None
+
+
+def parts_table(images: Mapping[str, Mapping[str, int]]) -> Table | None:
+    """How many images of each class there are in each part."""
+    rows = []
+    for part, counts in images.items():
+        total = sum(counts.values())
+        share = figure_text(counts["malignant"] / total if total else None, "share")
+        rows.append([PARTS.get(part, part), *(f"{count:,}" for count in (*counts.values(), total)), share])
+    return Table(["part", *next(iter(images.values())), "total", "malignant share"], rows) if rows else None
+
+
+def leaks(run: Run) -> int | None:
+    """How many test images belong together (copies, one lesion, one patient) with one that was trained on."""
+    rows = attempt(run.split)
+    if rows is None:
+        return None
+    trained = {row.group for row in rows if row.split == "train"}
+    return sum(row.group in trained for row in rows if row.split == "test")
+
+
+def quarantine_table(run: Run, named: bool) -> Table | None:
+    """The images that were left out; without names, only how many for each first word of the reason."""
+    rows = attempt(run.quarantine)
+    if not rows:
+        return None
+    if named:
+        return Table(["image", "reason"], rows)
+    counts = Counter(reason.split(":")[0].split(" as ")[0] for _, reason in rows)
+    return Table(["reason", "images"], [[reason, str(count)] for reason, count in counts.most_common()])
+
+
+def changed_settings(settings: Mapping[str, Any], named: bool) -> Table | None:
+    """The settings that are not the defaults; local paths only where names are wanted."""
+    defaults = Config().to_dict() if named else Config().without_paths()
+    rows = [
+        [f"{section}.{key}", str(value), str(defaults[section][key])]
+        for section, values in settings.items()
+        for key, value in (values or {}).items()
+        if section in defaults and key in defaults[section] and str(value) != str(defaults[section][key])
+    ]
+    return Table(["setting", "this run", "default"], rows) if rows else None
+
+
+def repeat_command(run: Run, results: Mapping[str, Any], named: bool) -> str:
+    """The command that makes the same run or evaluation again, in a new folder."""
+    if "model" in results:
+        data = attempt(run.saved_config) or {}
+        images = (data.get("data") or {}).get("path") if named else None
+        return f"skindist evaluate MODEL {shlex.quote(str(images or 'DATA'))} --out NEW"
+    config = shlex.quote(str(run.config_file)) if named else f"RUN/{run.config_file.name}"
+    launcher = "accelerate launch --config_file accelerate_config.yaml"
+    return f"{launcher} --num_processes {results.get('world_size', 1)} launch/train.py --config {config}"
+
+
+def facts(results: Mapping[str, Any]) -> dict[str, Table]:
+    """What the run cost, what it ran on, and with which versions."""
+    cost = {
+        "processes": results.get("world_size"),
+        "mixed precision": results.get("mixed_precision"),
+        "images seen": f"{results['images_seen']:,}" if results.get("images_seen") else None,
+        "training time": f"{results['train_seconds'] / 60:.1f} minutes" if results.get("train_seconds") else None,
+        "images a second": f"{results['images_per_second']:.1f}" if results.get("images_per_second") else None,
+        "skipped steps": len(results.get("skipped_steps") or []) or None,
+    }
+    blocks = {"The run": cost, "Hardware": results.get("hardware") or {}, "Versions": results.get("versions") or {}}
+    tables = {}
+    for title, values in blocks.items():
+        rows = [[key.replace("_", " "), str(value)] for key, value in values.items() if value is not None]
+        if rows:
+            tables[title] = Table(("what", "value"), rows)
+    return tables

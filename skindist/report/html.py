@@ -1,0 +1,106 @@
+"""Pages that need nothing else: text, pictures, style and script in one HTML file, and no request to anywhere."""
+
+import base64
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import jinja2
+from markupsafe import Markup
+from PIL import Image
+
+from skindist.data.inspection import FORMATS, decode
+from skindist.errors import UserError
+from skindist.files import write_atomic
+from skindist.report.words import figure_text
+
+T = TypeVar("T")
+SIDE = 160  # pixels of a picture
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # the last: not UTF-8
+
+
+class Table(NamedTuple):
+    """Headings of the columns, rows of as many cells, and maybe for each row the length (0 to 1) of a bar."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bars: Sequence[float] = ()
+
+
+def render(template: str, script: str | None = None, lenient: bool = False, **values: Any) -> str:
+    """One HTML page that needs nothing else, from a template beside this file. What a value holds is text, never HTML,
+    unless it is Markup.
+
+    Args:
+        script: the name of the one script that the page may run.
+        lenient: what is missing in a value counts as absent, instead of being a mistake in the template.
+    """
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined if lenient else jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=printable,
+        loader=jinja2.FunctionLoader(_beside),
+    )
+    environment.filters |= {"figure": figure_text, "digest": _digest}
+    if script:
+        values["script"] = Markup(_beside(script))
+    return environment.get_template(template).render(values)
+
+
+def attempt(read: Callable[[], T]) -> T | None:
+    """What a reader of the run folder gives; None where its file is missing or damaged."""
+    try:
+        return read()
+    except UserError:
+        return None
+
+
+def refuse_bad_place(page: Path) -> None:
+    """Raise UserError where no page can be written there: before the work, not after."""
+    if page.is_dir() or not page.parent.is_dir():
+        raise UserError(f"{page}: {'is a folder' if page.is_dir() else f'there is no folder {page.parent}'}")
+
+
+def write_page(page: Path, content: str) -> Path:
+    """Write a page and return where. Raises UserError where that cannot be."""
+    refuse_bad_place(page)
+    try:
+        write_atomic(page, content)
+    except OSError as error:
+        raise UserError(f"{page}: cannot be written ({error.strerror})") from None
+    return page
+
+
+def _beside(name: str) -> str:
+    return files("skindist.report").joinpath(name).read_text("utf-8")
+
+
+def _digest(text: str) -> str:
+    """What a page's policy calls a script that it allows."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def thumbnail(path: Path, side: int = SIDE) -> str:
+    """A small JPEG as a data URI, its longer side at most `side` pixels; "" if the file could be read a moment ago and
+    cannot be now."""
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            picture = decode(opened, (side, side))
+    except OSError:
+        return ""
+    picture.thumbnail((side, side))
+    picture.info.clear()  # else a comment in the file, which may name the patient, would be written along
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def printable(value: Any) -> Any:
+    """Text without control characters, changes of writing direction and stand-ins for bytes that are not UTF-8."""
+    return UNPRINTABLE.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -1,0 +1,170 @@
+"""The page of a run: what its test figures are worth, for a clinician and an engineer, as one HTML file.
+
+`skindist report RUN` writes it, and so does every run at its end. Only what the run folder holds is shown; a part that
+is missing there (the run is older, or its test set has one class only) is one sentence on the page.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from skindist.evaluation import bands
+from skindist.evaluation.metrics import METRICS, UNDEFINED
+from skindist.report import history, plots
+from skindist.report.html import Table, attempt, render, thumbnail, write_page
+from skindist.report.mistakes import mistakes
+from skindist.report.scores import Scores, read_scores
+from skindist.run.folder import Run
+
+WIDE = 1280  # pixels of a picture over the whole width of the page
+FigureRow = tuple[str, str, Mapping[str, Any], float | None]
+log = logging.getLogger("skindist")
+
+
+def write_run_page(run: Run, page: Path | None = None, pictures: bool = True) -> Path:
+    """Write the page, to `report.html` in the run folder unless told otherwise; return where.
+
+    Args:
+        pictures: whether it shows pictures of patients, and names files and folders.
+
+    Raises:
+        UserError: the folder holds no finished run, or the page cannot be written there.
+    """
+    return write_page(page or run.report, run_page(run, pictures))
+
+
+def draw_run_page(run: Run) -> None:
+    """Write the page of a run that has just ended. The run is whole without it: a failure is said, and no more."""
+    try:
+        write_run_page(run)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        log.warning(f"the page could not be drawn ({what}); skindist report {run.path} tries again")
+
+
+def run_page(run: Run, pictures: bool = True) -> str:
+    """The page as HTML. Raises UserError where the folder holds no finished run."""
+    results = run.results()
+    settings = attempt(run.saved_config) or {}
+    test = attempt(lambda: read_scores(run, "test"))
+    threshold = results.get("operating_point", {}).get("threshold", 0.5)
+    data_folder = (settings.get("data") or {}).get("path")
+    events = attempt(run.metrics) or []
+    cases = mistakes(run, test, threshold, Path(data_folder) if data_folder else None) if test and pictures else []
+    return render(
+        "run.html",
+        script="threshold.js",
+        lenient=True,
+        results=results,
+        name=run.path.resolve().name if pictures else None,
+        model=(settings.get("model") or {}).get("name", "a model"),
+        pictures=pictures,
+        cases=cases,
+        shown=any(case.thumbnail for _, members in cases for case in members),
+        figures=figure_rows(results.get("test", {}), test),
+        benign_baseline=all_benign(test),
+        scores=held_by_the_page(test, results.get("operating_point", {})) if test and test.both_classes else None,
+        drawn=draw(results, test, events),
+        elsewhere="model" in results,
+        recalibrated=recalibrated_table(results.get("recalibrated")),
+        subgroups=by_column(results.get("subgroups") or []),
+        stress=stress_table(results.get("stress") or []),
+        stress_picture=thumbnail(run.stress_picture, WIDE) if pictures and run.stress_picture.exists() else None,
+        story=history.early_stopping_story(results.get("early_stopping"), settings),
+        epochs=history.epoch_table(events),
+        parts=history.parts_table(results.get("images", {})),
+        leaks=history.leaks(run),
+        reasons=history.quarantine_table(run, pictures),
+        changed=history.changed_settings(settings, pictures),
+        repeat=history.repeat_command(run, results, pictures),
+        facts=history.facts(results),
+    )
+
+
+def all_benign(test: Scores | None) -> dict[str, float]:
+    """What each metric gives to a rule that calls every image benign, where that says something."""
+    if test is None:
+        return {}
+    nothing = np.zeros(test.labels.size)
+    values = {name: m(nothing, test.labels) for name, m in METRICS.items() if m.unit == "share" or name == "auroc"}
+    return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+def figure_rows(split: Mapping[str, Any], test: Scores | None) -> list[FigureRow]:
+    """Key, title, estimate and what calling all benign gives, for each figure of the split."""
+    baseline = all_benign(test)
+    return [
+        (name, METRICS[name].title if name in METRICS else name.replace("_", " "), value, baseline.get(name))
+        for name, value in split.items()
+        if isinstance(value, dict) and "value" in value
+    ]
+
+
+def held_by_the_page(test: Scores, point: Mapping[str, Any]) -> dict[str, Any]:
+    """What the script computes with: the probabilities of each class from the highest on, and where it starts."""
+    lists = {name: sorted(test.of(name).tolist(), reverse=True) for name in ("malignant", "benign")}
+    prevalence = point.get("prevalence") or float(test.labels.mean())
+    return {**lists, "frozen": point.get("threshold", 0.5), "prevalence": prevalence}
+
+
+def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mapping[str, Any]]) -> dict[str, Markup]:
+    """The plots by name; those that have nothing to show are left out."""
+    drawn = {}
+    if test and test.both_classes:
+        p, y, groups = test.probabilities, test.labels, test.groups
+        drawn["roc"] = plots.roc("roc", {"this model": bands.roc(p, y, groups, seed=0)})
+        band = {"this model": bands.precision_recall(p, y, groups, seed=0)}
+        drawn["precision-recall"] = plots.precision_recall("precision-recall", band, float(y.mean()))
+        drawn["spread"] = plots.histogram("spread", test.of("malignant").tolist(), test.of("benign").tolist())
+    if reliability := (results.get("calibration") or {}).get("reliability"):
+        drawn["reliability"] = plots.reliability("reliability", reliability)
+    best = (results.get("early_stopping") or {}).get("best_epoch")
+    for name, title in (("loss", "loss"), ("auroc", "AUROC")):
+        series = {split: points(events, f"{split}/{name}") for split in ("train", "val")}
+        if series["val"]:
+            labels = {history.PARTS[split]: line for split, line in series.items()}
+            drawn[f"curve-{name}"] = plots.curve(f"curve-{name}", title, labels, best)
+    return drawn
+
+
+def points(events: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """Epoch and value of each event that has both."""
+    return [(event["epoch"], event[key]) for event in events if event.get(key) is not None and "epoch" in event]
+
+
+def by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Subgroups under the name of their column, in order."""
+    columns: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        columns.setdefault(row["column"], []).append(row)
+    return columns
+
+
+def recalibrated_table(found: Mapping[str, Any] | None) -> Table | None:
+    """The frozen threshold and calibration beside those that were fitted on half of the images."""
+    if not found:
+        return None
+    frozen, refitted = found["frozen"], found["refitted"]
+    rows = [[name.replace("_", " "), cell(frozen[name]), cell(refitted[name])] for name in frozen]
+    return Table(["figure", "frozen", "fitted here"], rows)
+
+
+def stress_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """What each change to the pictures does, under the names that the results give it."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [[cell(row.get(key)) for key in keys] for row in rows]
+    return Table([key.replace("_", " ") for key in keys], lines) if rows else None
+
+
+def cell(value: Any) -> str:
+    """A value of the results in words: an estimate with its interval, a number, a text."""
+    if isinstance(value, Mapping) and "value" in value:
+        parts = [cell(value.get(key)) for key in ("value", "low", "high")]
+        return f"{parts[0]} ({parts[1]} to {parts[2]})"
+    if value is None:
+        return UNDEFINED
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

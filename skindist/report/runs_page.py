@@ -1,0 +1,136 @@
+"""Several runs side by side on one page: `skindist report RUN RUN ...`. Where runs were tested on the same images, the
+difference of their AUROCs has an interval of its own: both are computed on the same resamples of these images."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from skindist.errors import UserError
+from skindist.evaluation import bands
+from skindist.evaluation.counts import Probabilities
+from skindist.evaluation.intervals import Estimate, difference
+from skindist.evaluation.metrics import METRICS, UNDEFINED
+from skindist.report import plots
+from skindist.report.html import Table, attempt, render, write_page
+from skindist.report.scores import Scores, read_scores
+from skindist.run.folder import Run
+
+DRAWN = 5  # ROC curves in one plot
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the runs: what it is called on the page, and what it left."""
+
+    name: str
+    results: Mapping[str, Any]
+    settings: Mapping[str, Mapping[str, Any]]
+    test: Scores | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs, and the AUROC of the first less that of the second, or why there is no such figure."""
+
+    first: str
+    second: str
+    difference: Estimate | None
+    said: str
+
+
+def write_runs_page(runs: Sequence[Run], page: Path, named: bool = True) -> Path:
+    """Write the page and return where.
+
+    Args:
+        named: whether it names the run folders and other local paths.
+
+    Raises:
+        UserError: a folder holds no finished run, one is given twice, or the page cannot be written there.
+    """
+    places = [run.path.resolve() for run in runs]
+    if twice := [str(place) for place, count in Counter(places).items() if count > 1]:
+        raise UserError(f"{twice[0]}: the same run twice; give other runs to compare")
+    sides = [read_side(run, name) for run, name in zip(runs, names(runs, named), strict=True)]
+    pairs = [compare(*two) for two in combinations(sides, 2)]
+    return write_page(
+        page,
+        render(
+            "runs.html",
+            lenient=True,
+            sides=sides,
+            pairs=pairs,
+            roc=draw(sides),
+            figures=[(name, metric.title) for name, metric in METRICS.items()],
+            settings=different_settings(sides, named),
+        ),
+    )
+
+
+def names(runs: Sequence[Run], named: bool) -> list[str]:
+    """What to call each run: its folder, with as many parents as it takes to tell them apart, or its number."""
+    if not named:
+        return [f"run {number}" for number in range(1, len(runs) + 1)]
+    parts = [run.path.resolve().parts for run in runs]
+    depth = next(n for n in range(1, 99) if len({p[-n:] for p in parts}) == len(parts))
+    return ["/".join(p[-depth:]) for p in parts]
+
+
+def read_side(run: Run, name: str) -> Side:
+    """What a run left. Raises UserError where it is no finished run."""
+    return Side(name, run.results(), attempt(run.saved_config) or {}, attempt(lambda: read_scores(run, "test")))
+
+
+def compare(one: Side, other: Side) -> Pair:
+    """The paired difference of two runs that were tested on the same images."""
+    if one.test is None or other.test is None:
+        return Pair(one.name, other.name, None, "the test predictions of one are missing")
+    aligned = align(one.test, other.test)
+    if aligned is None:
+        return Pair(one.name, other.name, None, "tested on other images or labels: their figures cannot be paired")
+    if not one.test.both_classes:
+        return Pair(one.name, other.name, None, "AUROC takes test images of both classes")
+    found = difference(one.test.probabilities, aligned, one.test.labels, 0, one.test.groups)
+    if found.low <= 0 <= found.high:
+        said = "no clear difference"
+    else:
+        said = f"{one.name if found.value > 0 else other.name} is better"
+    return Pair(one.name, other.name, found, said)
+
+
+def align(one: Scores, other: Scores) -> Probabilities | None:
+    """The other run's probabilities in the order of the first; None unless both tested the same images (by SHA-256,
+    or by path where a run does not tell) with the same labels."""
+    hashed = one.hashes is not None and other.hashes is not None
+    keys = [(s.hashes if hashed else s.paths) or () for s in (one, other)]
+    if Counter(zip(keys[0], one.labels.tolist(), strict=True)) != Counter(
+        zip(keys[1], other.labels.tolist(), strict=True)
+    ):
+        return None
+    of_key = dict(zip(keys[1], other.probabilities.tolist(), strict=True))  # the same bytes get the same probability
+    return np.array([of_key[key] for key in keys[0]])
+
+
+def draw(sides: Sequence[Side]) -> Markup | None:
+    """The ROC curves over each other, if they are of the same images."""
+    tests = [side.test for side in sides if side.test and side.test.both_classes]
+    if len(tests) < len(sides) or len(sides) > DRAWN or any(align(tests[0], test) is None for test in tests[1:]):
+        return None
+    curves = {s.name: bands.roc(t.probabilities, t.labels, t.groups, 0) for s, t in zip(sides, tests, strict=True)}
+    return plots.roc("roc", curves)
+
+
+def different_settings(sides: Sequence[Side], named: bool) -> Table | None:
+    """The settings in which the runs differ; local paths only where names are wanted."""
+    saved = [(section, key) for side in sides for section, values in side.settings.items() for key in values]
+    rows = []
+    for section, key in dict.fromkeys(saved):
+        values = [str((side.settings.get(section) or {}).get(key, UNDEFINED)) for side in sides]
+        if len(set(values)) > 1 and (named or not any("/" in value for value in values)):
+            rows.append([f"{section}.{key}", *values])
+    return Table(["setting", *(side.name for side in sides)], rows) if rows else None

@@ -1,0 +1,107 @@
+// The threshold and the prevalence, moved by hand: what the test set says of each, recomputed from its probabilities.
+"use strict";
+(() => {
+  const element = (id) => document.getElementById(id);
+  const held = element("scores");
+  if (!held) return;
+  const { malignant, benign, frozen, prevalence: own } = JSON.parse(held.textContent); // both lists fall
+  const state = { threshold: frozen, prevalence: own };
+
+  // How many of a falling list reach the threshold.
+  const reaching = (falling, threshold) => {
+    let [low, high] = [0, falling.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (falling[middle] >= threshold) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+
+  const figures = (threshold, prevalence) => {
+    const found = reaching(malignant, threshold), alarms = reaching(benign, threshold);
+    const sensitivity = found / malignant.length, specificity = (benign.length - alarms) / benign.length;
+    const [hit, missed] = [prevalence * sensitivity, prevalence * (1 - sensitivity)];
+    const [alarm, right] = [(1 - prevalence) * (1 - specificity), (1 - prevalence) * specificity];
+    return {
+      sensitivity, specificity, ppv: hit / (hit + alarm), npv: right / (right + missed),
+      number_needed_to_biopsy: (hit + alarm) / hit, counts: { found, alarms }, shares: { hit, missed, alarm, right },
+      precision: found / (found + alarms),
+    };
+  };
+
+  const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)}%` : "undefined");
+  const times = (value) => (Number.isFinite(value) ? value.toFixed(1) : "undefined");
+  const short = (value) => String(Number(value.toPrecision(4)));
+
+  // A mark over a plot, at a point in the units of its axes; without y, a line through all of it.
+  const place = (id, x, y) => {
+    const plot = element(id);
+    if (!plot) return;
+    const [left, bottom, right, top, x0, y0, x1, y1] = plot.dataset.frame.split(" ").map(Number);
+    let mark = plot.querySelector(".mark");
+    if (!mark) {
+      mark = document.createElementNS("http://www.w3.org/2000/svg", y === undefined ? "rect" : "circle");
+      mark.setAttribute("class", "mark");
+      plot.append(mark);
+    }
+    mark.style.display = Number.isNaN(x) || Number.isNaN(y) ? "none" : "";
+    const across = left + ((right - left) * (x - x0)) / (x1 - x0);
+    const up = bottom + ((top - bottom) * (y - y0)) / (y1 - y0);
+    const where = y === undefined
+      ? { x: across - 0.75, y: top, width: 1.5, height: bottom - top }
+      : { cx: across, cy: up, r: 4.5 };
+    if (mark.style.display === "") for (const [name, value] of Object.entries(where)) mark.setAttribute(name, value);
+  };
+
+  const show = () => {
+    const { threshold, prevalence } = state, now = figures(threshold, prevalence);
+    for (const name of ["sensitivity", "specificity", "ppv", "npv", "number_needed_to_biopsy"]) {
+      const output = element(`now-${name}`);
+      output.value = name === "number_needed_to_biopsy" ? times(now[name]) : percent(now[name]);
+      output.dataset.value = now[name];
+    }
+    const people = (share) => Math.round(1000 * share);
+    const { hit, missed, alarm, right } = now.shares;
+    element("said").textContent =
+      `Of 1,000 lesions, ${people(hit) + people(missed)} are malignant: ${people(hit)} are found and ` +
+      `${people(missed)} missed. Of the ${people(alarm) + people(right)} benign ones, ${people(alarm)} are called ` +
+      `malignant. (Test set: ${now.counts.found} of ${malignant.length} malignant found, ${now.counts.alarms} of ` +
+      `${benign.length} benign called malignant.)`;
+    for (const [name, share] of Object.entries({ found: hit, missed, alarm })) {
+      element(`people-${name}`).style.width = `${100 * share}%`;
+    }
+    element("threshold-slider").setAttribute("aria-valuetext", short(threshold));
+    element("prevalence-slider").setAttribute("aria-valuetext", percent(prevalence));
+    place("roc", 1 - now.specificity, now.sensitivity);
+    place("precision-recall", now.sensitivity, now.precision);
+    place("spread", threshold);
+  };
+
+  // A slider and a field for one number; `unit` is what the number is shown in.
+  const bind = (name, unit, allowed) => {
+    const [slider, field] = [element(`${name}-slider`), element(`${name}-field`)];
+    const write = (value, ...targets) => targets.forEach((target) => { target.value = short(value / unit); });
+    slider.addEventListener("input", () => { state[name] = Number(slider.value) * unit; write(state[name], field); show(); });
+    field.addEventListener("input", () => {
+      const value = Number(field.value) * unit;
+      const valid = field.value !== "" && allowed(value);
+      field.setAttribute("aria-invalid", String(!valid));
+      if (valid) { state[name] = value; write(value, slider); show(); }
+    });
+    document.querySelectorAll(`button[data-${name}]`).forEach((button) => button.addEventListener("click", () => {
+      state[name] = Number(button.dataset[name]);
+      field.setAttribute("aria-invalid", "false");
+      write(state[name], slider, field);
+      show();
+    }));
+    write(state[name], slider, field);
+  };
+
+  bind("threshold", 1, (value) => value >= 0 && value <= 1);
+  bind("prevalence", 0.01, (value) => value > 0 && value < 1);
+  document.querySelectorAll(".needs-script").forEach((part) => { part.hidden = false; });
+  document.querySelectorAll(".without-script").forEach((part) => { part.hidden = true; });
+  show();
+  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
+})();

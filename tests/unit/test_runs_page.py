@@ -1,0 +1,113 @@
+"""Runs side by side: which may be compared, and how far they differ."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from skindist import cli
+from skindist.report.runs_page import align, compare, names, read_side, write_runs_page
+from skindist.report.scores import read_scores
+from skindist.run.folder import Run
+from tests.helpers.made_run import invented, made_run
+from tests.unit.test_run_page import Reader
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    """Two runs on the same 400 test images, the second clearly better, and one on 300 of them."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = [
+        made_run(folder / name, *invented(400), seed, skill) for seed, (name, skill) in enumerate((("a", 1), ("b", 3)))
+    ]
+    return [*made, made_run(folder / "c", *invented(300), 2, 1)]
+
+
+def auroc(run: Run) -> float:
+    test = read_scores(run, "test")
+    return float(roc_auc_score(test.labels, test.probabilities))
+
+
+def test_a_difference_is_paired_over_the_same_images(runs: list[Run]) -> None:
+    a, b, _ = (read_side(run, name) for run, name in zip(runs, "abc", strict=True))
+    pair = compare(a, b)
+    assert pair.difference
+    assert pair.difference.value == pytest.approx(auroc(runs[0]) - auroc(runs[1]))
+    assert pair.difference.low < pair.difference.value < pair.difference.high < 0
+    assert pair.said == "b is better"
+    same = compare(a, a)
+    assert same.difference
+    assert (same.difference.low, same.difference.value, same.difference.high) == (0, 0, 0)
+    assert same.said == "no clear difference"
+
+
+def test_images_are_paired_by_their_bytes_whatever_their_order(runs: list[Run], tmp_path: Path) -> None:
+    moved = Run(Path(shutil.copytree(runs[1].path, tmp_path / "moved")))
+    for name in ("predictions-test.csv", "split.csv"):
+        header, *lines = (moved.path / name).read_text().replace("/test", "/elsewhere/test").splitlines()
+        (moved.path / name).write_text("\n".join([header, *reversed(lines)]))
+    here, there = read_scores(runs[1], "test"), read_scores(moved, "test")
+    assert list(here.paths) != list(there.paths)
+    aligned = align(here, there)
+    assert aligned is not None
+    assert aligned.tolist() == here.probabilities.tolist()
+
+
+def test_other_images_or_labels_are_not_paired(runs: list[Run], tmp_path: Path) -> None:
+    a, c = read_side(runs[0], "a"), read_side(runs[2], "c")
+    assert compare(a, c).difference is None
+    assert "other images" in compare(a, c).said
+    relabelled = Run(Path(shutil.copytree(runs[1].path, tmp_path / "relabelled")))
+    file = relabelled.path / "predictions-test.csv"
+    file.write_text(file.read_text().replace(",benign,", ",malignant,", 1))
+    assert compare(a, read_side(relabelled, "d")).difference is None
+    (relabelled.path / "predictions-test.csv").unlink()
+    assert "predictions of one are missing" in compare(a, read_side(relabelled, "d")).said
+
+
+def test_names_tell_runs_apart(tmp_path: Path) -> None:
+    runs = [Run(tmp_path / "x/same"), Run(tmp_path / "y/same"), Run(tmp_path / "z")]
+    assert names(runs, named=True) == ["x/same", "y/same", f"{tmp_path.name}/z"]
+    assert names(runs, named=False) == ["run 1", "run 2", "run 3"]
+
+
+def test_the_page(runs: list[Run], tmp_path: Path) -> None:
+    page = Reader(write_runs_page(runs, tmp_path / "three.html").read_text())
+    for number, run in enumerate(runs):
+        assert page.figures[f"{number}.test.auroc"] == pytest.approx(auroc(run))
+    assert page.figures["difference.0"] == pytest.approx(auroc(runs[0]) - auroc(runs[1]))
+    assert [key for key in page.figures if key.startswith("difference")] == ["difference.0"]
+    assert page.text.count("tested on other images") == 2
+    assert "The runs have the same settings" in page.text
+    assert [where for where in page.fetched if not where.startswith("#")] == []
+    assert len(page.ids) == len(set(page.ids))
+    content = write_runs_page(runs[:2], tmp_path / "two.html", named=False).read_text()
+    assert 'id="roc"' in content
+    assert str(runs[0].path.parent) not in content
+
+
+def test_settings_that_differ_are_shown(runs: list[Run], tmp_path: Path) -> None:
+    other = Run(Path(shutil.copytree(runs[0].path, tmp_path / "other")))
+    other.config_file.write_text(
+        other.config_file.read_text().replace("lr: 0.01", "lr: 0.5").replace("path: null", "path: /secret", 1)
+    )
+    text = Reader(write_runs_page([runs[0], other], tmp_path / "page.html").read_text()).text
+    assert "optim.lr 0.01 0.5" in text
+    assert "/secret" in text
+    text = Reader(write_runs_page([runs[0], other], tmp_path / "page.html", named=False).read_text()).text
+    assert "optim.lr 0.01 0.5" in text
+    assert "/secret" not in text
+
+
+def test_the_command(
+    runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["report", *(str(run.path) for run in runs)]) == 0
+    assert capsys.readouterr().out == "comparison.html\n"
+    assert Path("comparison.html").exists()
+    assert cli.main(["report", str(runs[0].path), str(runs[0].path)]) == 2
+    assert "the same run twice" in capsys.readouterr().err
+    assert cli.main(["report", str(runs[0].path), "nowhere"]) == 2
+    assert "results.json" in capsys.readouterr().err
