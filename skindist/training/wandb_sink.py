@@ -21,9 +21,11 @@ from accelerate import Accelerator
 from skindist.config import Config
 from skindist.data.scan import CLASSES
 from skindist.errors import Stopped
+from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.counts import called_malignant
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
+from skindist.files import finite
 from skindist.run.folder import Run
 from skindist.training.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode
 
@@ -133,6 +135,12 @@ class WandbSink:
             "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=labels, preds=guesses, class_names=names),
             "test/roc": wandb.plot.roc_curve(labels, probabilities, **malignant),
             "test/precision_recall": wandb.plot.pr_curve(labels, probabilities, **malignant),
+            "test/reliability": wandb.plot.line(
+                wandb.Table(*reliability_rows(results)), "mean_probability", "malignant_share", title="Reliability"
+            ),
+            "test/thresholds": wandb.plot.line(
+                wandb.Table(*threshold_rows(results, test)), "threshold", "sensitivity", title="Threshold table"
+            ),
         }
         for key, chart in sent.items():  # a table that is bound to no run becomes an artifact, which names local paths
             chart.table.bind_to_run(self.wandb, f"{key}_table", self.wandb.step)
@@ -149,8 +157,10 @@ class WandbSink:
         for name in METRICS:
             figure = results["test"][name]
             self.wandb.summary.update({f"test/{name}{part}": figure[key] for part, key in SUMMARY_PARTS.items()})
-            self.wandb.summary.update({f"val/{name}": results["val"][name]["value"]})  # of the best epoch, not the last
-        self.wandb.summary.update({"best_epoch": results["early_stopping"]["best_epoch"]})
+        best = results["early_stopping"]["best_epoch"]
+        judged = next(event for event in self.run.metrics() if "val/loss" in event and event["epoch"] == best)
+        shown = {name: value for name, value in judged.items() if name.startswith("val/")}  # not the last epoch's
+        self.wandb.summary.update({**shown, "best_epoch": best})
 
     def _finish(self, exit_code: int = 0, preempted: bool = False) -> None:
         record, url = Path(self.wandb.settings.sync_file), self.wandb.url if self.mode == "online" else None
@@ -193,6 +203,25 @@ class WandbSink:
         folders = " ".join(shlex.quote(str(file.parent)) for file in records)
         hidden = "WANDB_HOST=- WANDB_PROGRAM=-"  # else it sends the machine's name and its own path
         return f"; to upload what it lacks: {hidden} wandb sync --include-online {folders}" if records else ""
+
+
+def reliability_rows(results: dict[str, Any]) -> tuple[list[str | int], list[list[Any]]]:
+    """Columns and rows of the bins of calibration that hold an image."""
+    columns: list[str | int] = ["mean_probability", "malignant_share", "n"]
+    bins = results["calibration"]["reliability"]["after"]
+    return columns, [[row[column] for column in columns] for row in bins if row["n"]]
+
+
+def threshold_rows(results: dict[str, Any], test: Predictions) -> tuple[list[str | int], list[list[Any]]]:
+    """Columns and rows of what other thresholds of the calibrated probability would give, beside the chosen one."""
+    fitted, chosen = results["calibration"], results["operating_point"]["threshold"]
+    found = Calibration(fitted["temperature"], fitted["bias"]).apply(test)
+    shares = [METRICS[name] for name in ("sensitivity", "specificity", "ppv", "npv")]
+    rows = [
+        [threshold, *(finite(share(found.probabilities, found.labels, threshold)) for share in shares)]
+        for threshold in sorted({chosen, *(np.arange(1, 20) / 20).tolist()})
+    ]
+    return ["threshold", *(share.name for share in shares)], rows
 
 
 def _first_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -21,17 +22,18 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from skindist.cli import show_log
 from skindist.distributed import group
 from skindist.errors import TrainingError
+from skindist.evaluation.predictions import Predictions
 from skindist.parsing import parse_config
 from skindist.run import folder as run_folder
 from skindist.training.tracking import Tracker
-from skindist.training.wandb_sink import WandbSink
+from skindist.training.wandb_sink import WandbSink, reliability_rows, threshold_rows
 from tests.conftest import Observe
 from tests.helpers.commands import ROOT, TINY, flags
 from tests.helpers.wandb_server import Fault, Run, WandbServer
 from tests.integration.test_run import events
 
 STEPS = [2, 3, 5, 6]  # global steps that a run of two epochs logs
-PLOTS = {"test/confusion_matrix_table", "test/roc_table", "test/precision_recall_table"}
+PLOTS = {f"test/{name}_table" for name in ("confusion_matrix", "roc", "precision_recall", "reliability", "thresholds")}
 START, END, LEAVE = 60, 75, 40  # seconds from the run's begin to an epoch, from the last to the results, to the exit
 UPLOAD = "; to upload what it lacks: "
 UPLOADED = "the printed command uploads {points} points of the curve and {plots} plots"
@@ -145,6 +147,22 @@ def assert_complete(run: Run, logged: list[dict[str, Any]]) -> None:
     tables = [name for name in run.files if name.startswith("media/table/test/")]
     assert len(tables) == len(PLOTS)
     assert run.exit_code == 0
+
+
+def test_the_tables_of_bins_and_thresholds() -> None:
+    bins = [{"n": 2, "mean_probability": 0.1, "malignant_share": 0.5, "low": 0.1}, {"n": 0, "mean_probability": None}]
+    results = {
+        "calibration": {"temperature": 2.0, "bias": 0.0, "reliability": {"after": bins}},
+        "operating_point": {"threshold": 0.5},
+    }
+    assert reliability_rows(results) == (["mean_probability", "malignant_share", "n"], [[0.1, 0.5, 2]])
+    logits = 2 * np.log([0.1 / 0.9, 0.3 / 0.7, 0.62 / 0.38, 0.8 / 0.2])  # twice those of the calibrated probabilities
+    columns, rows = threshold_rows(results, Predictions(np.arange(4), logits, np.array([0, 1, 0, 1])))
+    assert columns == ["threshold", "sensitivity", "specificity", "ppv", "npv"]
+    assert [row[0] for row in rows] == pytest.approx(np.arange(1, 20) / 20)
+    assert rows[9] == [0.5, 0.5, 0.5, 0.5, 0.5]
+    assert rows[13] == [0.7, 0.5, 1.0, 1.0, 2 / 3]
+    assert rows[18] == [0.95, 0.0, 1.0, None, 0.5]
 
 
 @pytest.fixture(scope="module")
