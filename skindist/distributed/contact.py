@@ -18,6 +18,7 @@ from skindist.errors import NoAnswer
 
 EACH = 1.0  # seconds from one sign of life to the next
 GRACE = 3.0  # seconds for the main thread to say itself what it may have noticed, too
+BUSY = 30.0  # seconds that a machine may be too busy for a sign of life
 
 
 class Contact:
@@ -28,7 +29,7 @@ class Contact:
         self.seconds = 60 * timeout_minutes
         self.beats = 0
         self._over = threading.Event()
-        self._group: Any = None if device.type == "cpu" else host.new_group(self.seconds)
+        self._group: Any = None if device.type == "cpu" else host.new_group(max(self.seconds, BUSY))
         self._thread = threading.Thread(target=self._watch, name="contact", daemon=True)
 
     def __enter__(self) -> "Contact":
