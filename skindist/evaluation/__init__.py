@@ -1,4 +1,5 @@
-"""How good a classifier is: metrics, and the intervals that say how far to trust them.
+"""How good a classifier is: metrics, their intervals, and the judgement made of them.
 
-It knows labels and probabilities, no network and no process; training and report may import it. Open metrics.py first.
+It knows predictions and what is known of images, no network and no process; training and report may import it. Open
+judgement.py first.
 """

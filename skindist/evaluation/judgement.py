@@ -115,17 +115,18 @@ def verdict(found: Mapping[str, Any]) -> str:
             f"The {plural(n, 'test image')} are all of one class, so nothing can be said of how well the model tells "
             "malignant from benign. Whether it is better than a shortcut cannot be told."
         )
-    area = _said("auroc", test["auroc"])
+    chosen = f"chosen on validation for a sensitivity of {point['target_sensitivity']:.0%}"
+    origin = chosen if point["chosen"] == "validation" else f"fixed at {point['threshold']}"
     first = (
-        f"On {plural(n, 'test image')} the model has an AUROC of {area}, and at its threshold it finds "
-        f"{_said('sensitivity', hit['sensitivity'])} of the malignant and clears "
+        f"On {plural(n, 'test image')} the model has an AUROC of {_said('auroc', test['auroc'])}; with the threshold "
+        f"{origin} it finds {_said('sensitivity', hit['sensitivity'])} of the malignant ones and clears "
         f"{_said('specificity', hit['specificity'])} of the benign ones."
     )
     if shortcut["verdict"] == UNTOLD:
         return f"{first} Whether it is better than a shortcut cannot be told: {shortcut['note']}."
     its = _said("auroc", shortcut["auroc"])
     second = f"It is {shortcut['verdict']}: a model that never looks at the lesion has an AUROC of {its} there"
-    return f"{first} {second}{', ' + shortcut['note'] if shortcut['note'] else ''}."
+    return f"{first} {second}{'; ' + shortcut['note'] if shortcut['note'] else ''}."
 
 
 def _said(name: str, figure: Mapping[str, Any]) -> str:

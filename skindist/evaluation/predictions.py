@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 @dataclass(frozen=True)
 class Predictions:
     """Every image of a split once, in the order of its sample ids: ids, logits (malignant minus benign), labels, each
-    (N,)."""
+    (N,). Raises ValueError for a logit that is not finite."""
 
     ids: NDArray[np.int64]
     logits: NDArray[np.float64]
     labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.logits).all():
+            raise ValueError(f"logits must be finite: that of image {self.ids[~np.isfinite(self.logits)][0]} is not")
 
     @cached_property
     def probabilities(self) -> NDArray[np.float64]:

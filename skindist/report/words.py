@@ -37,10 +37,11 @@ def describe_operating_point(point: Mapping[str, Any]) -> str:
     said = [describe_figure(name, point["test"][name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
     biopsies = point["test"]["number_needed_to_biopsy"]["value"]
     many = f"{biopsies:.1f}" if biopsies else "an unknown number of"
-    prevalence = "that of the test set" if point["prevalence"] is None else f"{point['prevalence']:.1%}"
+    own = point["prevalence"] is None
+    prevalence = "the test set's own prevalence" if own else f"a prevalence of {point['prevalence']:.1%}"
     return (
         f"operating point: threshold {point['threshold']:.3f}, {origin}\n"
-        f"  on test: {', '.join(said)}; {many} images called malignant for each one that is; prevalence: {prevalence}"
+        f"  on test: {', '.join(said)}; {many} images called malignant for each one that is, at {prevalence}"
     )
 
 

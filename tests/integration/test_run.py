@@ -12,11 +12,13 @@ import pytest
 import timm
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
+from sklearn.metrics import accuracy_score, log_loss, precision_score, recall_score, roc_auc_score
 
 from skindist.cli import main, train
+from skindist.evaluation.judgement import Frozen
 from skindist.parsing import parse_config
 from skindist.training import engine, trainer
 from tests.conftest import TINY
@@ -100,6 +102,49 @@ def test_results_tell_how_they_came_about(run: Path) -> None:
     assert stop["best"] == ends[stop["best_epoch"]] == pytest.approx(results["val"]["loss"]["value"], abs=1e-6)
     assert torch.__version__.startswith(results["versions"]["torch"])
     assert results["images_per_second"] > 0
+
+
+def test_the_operating_point_can_be_computed_again(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text(), parse_constant=pytest.fail)  # no NaN in it
+    point = results["operating_point"]
+    truth, probability = {}, {}
+    for split in ("val", "test"):
+        predictions = rows(run / f"predictions-{split}.csv")
+        truth[split] = np.array([row["label"] == "malignant" for row in predictions])
+        probability[split] = np.array([float(row["probability"]) for row in predictions])
+    malignant = np.sort(probability["val"][truth["val"]])
+    assert (point["threshold"], point["chosen"], point["target_sensitivity"]) == (malignant[0], "validation", 0.95)
+    assert point["note"].startswith("only 6 malignant validation images")
+    called = probability["test"] >= point["threshold"]
+    found = {name: figure["value"] for name, figure in point["test"].items()}
+    assert found["sensitivity"] == pytest.approx(recall_score(truth["test"], called))
+    assert found["specificity"] == pytest.approx(recall_score(~truth["test"], ~called))
+    assert found["ppv"] == pytest.approx(precision_score(truth["test"], called))
+    assert found["number_needed_to_biopsy"] == pytest.approx(called.sum() / (truth["test"] & called).sum())
+    assert results["shortcut"]["verdict"] == "cannot be told", "6 test images of each class are too few"
+    assert results["verdict"].startswith("On 12 test images the model has an AUROC of ")
+    assert results["test"]["threshold"] == 0.5
+
+
+def test_what_was_fixed_travels_with_the_model(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    saved = json.loads((run / "model/config.json").read_text())["skindist"]
+    frozen = Frozen.from_dict(saved)
+    assert saved["class_names"] == ["benign", "malignant"]
+    assert frozen.threshold.value == results["operating_point"]["threshold"]
+    assert frozen.calibration.temperature == results["calibration"]["temperature"] == 1, "6 images are too few"
+    assert "6 benign and 6 malignant validation images" in results["calibration"]["note"]
+
+
+def test_the_model_card_is_one_for_the_hub(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    card = ModelCard.load(run / "model/README.md")
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found["auroc"] == pytest.approx(results["test"]["auroc"]["value"], abs=1e-4)
+    assert (card.data.library_name, card.data.pipeline_tag) == ("timm", "image-classification")
+    for wanted in (results["verdict"], "not a medical device", "| Skin tone (test images) | not provided |"):
+        assert wanted in card.text
+    assert not any(row["path"] in card.content for row in rows(run / "split.csv"))
 
 
 def test_the_saved_model_loads_with_timm_and_predicts_the_same(run: Path, demo: Path) -> None:
@@ -193,6 +238,8 @@ def test_console_says_what_matters(demo: Path, tmp_path: Path, caplog: pytest.Lo
     assert "data: 60 images: train 18 benign + 18 malignant, val 6 benign + 6 malignant" in said
     assert "epoch 1: val loss" in said
     assert "95 % interval" in said
+    assert "operating point: threshold 0." in said
+    assert "Whether it is better than a shortcut cannot be told" in said
     assert "wandb sync" in said
     assert str(tmp_path / "r/results.json") in said
 
@@ -201,6 +248,18 @@ def test_a_finished_run_is_not_trained_again(run: Path, demo: Path, tmp_path: Pa
     copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
     assert train(flags(demo, copy)) == 0
     for file in ("metrics.jsonl", "predictions-test.csv", "split.csv", "config.yaml"):
+        assert (copy / file).read_bytes() == (run / file).read_bytes()
+
+
+def test_a_finished_run_can_be_judged_by_another_sensitivity(run: Path, demo: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    assert train(flags(demo, copy, "--evaluation.sensitivity=0.5", "--evaluation.prevalence=0.02")) == 0
+    before, after = (json.loads((folder / "results.json").read_text()) for folder in (run, copy))
+    assert after["operating_point"]["target_sensitivity"] == 0.5
+    assert after["operating_point"]["threshold"] > before["operating_point"]["threshold"]
+    assert after["operating_point"]["prevalence"] == 0.02
+    assert after["test"]["auroc"] == before["test"]["auroc"]
+    for file in ("metrics.jsonl", "predictions-test.csv", "model/model.safetensors"):
         assert (copy / file).read_bytes() == (run / file).read_bytes()
 
 

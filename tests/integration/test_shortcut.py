@@ -37,7 +37,6 @@ def train(folder: Path, resized: tuple[float, float], lesions_differ: bool = Tru
 @pytest.mark.slow
 def test_the_set_as_it_is_is_not_called_out(tmp_path: Path) -> None:
     results = train(tmp_path, resized=(0, 0))
-    assert results["shortcut"]["auroc"]["low"] < 0.6
     assert results["shortcut"]["verdict"] == BETTER, results["verdict"]
 
 

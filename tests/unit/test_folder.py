@@ -15,8 +15,8 @@ from skindist.run import record
 from skindist.run.folder import Run
 
 NAMES = (
-    "metrics.jsonl", "report.html", "results.json", "split.csv", "quarantine.csv", "config.yaml", "predictions-", "checkpoints",
-    ".lock", ".id",
+    "metrics.jsonl", "report.html", "results.json", "split.csv", "quarantine.csv", "config.yaml", "predictions-",
+    "checkpoints", ".lock", ".id",
 )  # fmt: skip
 READERS = ("metrics", "results", "split", "quarantine", "config")
 

@@ -18,7 +18,8 @@ TWENTY = [(index + 1) / 25 for index in range(20)]  # 0.04 to 0.80
 
 
 @pytest.mark.parametrize(
-    ("target", "value"), [(0.95, 0.08), (0.951, 0.04), (0.9, 0.12), (0.5, 0.44), (0.01, 0.80), (1.0, 0.04)]
+    ("target", "value"),
+    [(0.95, 0.08), (0.951, 0.04), (0.9, 0.12), (0.5, 0.44), (0.01, 0.80), (1.0, 0.04)],
 )
 def test_the_highest_threshold_that_reaches_the_target(target: float, value: float) -> None:
     """Of 20 malignant images, 19 are 95 %: the second lowest probability."""
@@ -28,6 +29,11 @@ def test_the_highest_threshold_that_reaches_the_target(target: float, value: flo
     assert estimates(p, y, 0, threshold=found.value)["sensitivity"].value >= target
     higher = min([score for score in TWENTY if score > value], default=1)
     assert estimates(p, y, 0, threshold=higher)["sensitivity"].value < target
+
+
+def test_55_of_100_images_are_55_percent() -> None:
+    """Though 0.55 * 100 is a little more than 55 to a computer."""
+    assert choose([(index + 1) / 100 for index in range(100)], [0.001], 0.55).value == 0.46
 
 
 def test_the_order_of_the_images_does_not_matter() -> None:
