@@ -311,8 +311,7 @@ def test_the_map_is_true() -> None:
 
 def test_the_page_on_the_run_folder_names_every_file(folder: Path) -> None:
     text = (ROOT / "skindist/run/README.md").read_text()
-    parts = text.split("### The curves")[0], text.split("### The checkpoints")[1]
-    table, checkpoint = (re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for part in parts)
+    table, checkpoint = (re.findall(r"^\| (`.*?) \|", part, re.MULTILINE) for part in text.split("### The checkpoints"))
     named = {name.rstrip("/") for cell in table for name in re.findall(r"`([^`]+)`", cell)}
     assert named - {"wandb"} == {path.name for path in (folder / "RUN").iterdir()} - {"curves.png"}
     assert {name.strip("`") for name in checkpoint} == {p.name for p in (folder / "RUN/checkpoints/last").iterdir()}

@@ -16,8 +16,7 @@ from skindist.run.folder import Run
 
 NAMES = (
     "metrics.jsonl", "report.html", "results.json", "split.csv", "quarantine.csv", "config.yaml", "predictions-",
-    "checkpoints",
-    ".lock", ".id",
+    "checkpoints", ".lock", ".id", "errors.csv", "stress.jpg",
 )  # fmt: skip
 READERS = ("metrics", "results", "split", "quarantine", "config")
 
