@@ -26,7 +26,7 @@ from tests.distributed.same_bytes import FLAGS, assert_same_bytes, newest, saved
 from tests.faults import inject
 from tests.unit.test_checkpoint import example
 
-CALLS_A_STEP = 25_000  # of Python functions, in a rank's main thread: loading, training, saving; more at an epoch's end
+CALLS_A_STEP = 20_000  # of Python functions, in a rank's main thread: loading, training, saving; more at an epoch's end
 
 
 def die_at_call(victim: int, step: int, calls: int, data: Path, run: Path) -> None:
