@@ -26,7 +26,7 @@ from tests.helpers.ranks import end_ranks, run_ranks, said, start_ranks
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 from tests.unit.test_checkpoint import example
 
-CALLS_A_STEP = 25_000  # of Python functions, in a rank's main thread: loading, training, saving; more at an epoch's end
+CALLS_A_STEP = 20_000  # of Python functions, in a rank's main thread: loading, training, saving; more at an epoch's end
 
 
 def die_at_call(victim: int, step: int, calls: int, data: Path, run: Path) -> None:
