@@ -221,6 +221,8 @@ def test_paper_is_white_and_whole(browser: Any, pictured: Path) -> None:
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         assert page.locator("details:not([open])").count() == 0
         assert page.locator("#now-sensitivity").is_visible()
+        whole = "s => getComputedStyle(s).overflowX === 'visible' && getComputedStyle(s).maxHeight === 'none'"
+        assert page.evaluate(f"[...document.querySelectorAll('.scroll')].every({whole})"), "no table is cut off"
         assert len(page.pdf()) > 10_000
 
 
