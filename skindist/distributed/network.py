@@ -100,4 +100,8 @@ def _fault_on_the_way(there: str) -> str:
 def _tell(store: Any, launch: Launch, fault: str) -> list[str]:
     """Tell all processes of a fault; return those of all, "" where there is none."""
     store.set(f"fault/{launch.rank}", f"fault: {fault}")
-    return [store.get(f"fault/{rank}").decode().removeprefix("fault: ") for rank in range(launch.world_size)]
+    faults = [store.get(f"fault/{rank}").decode().removeprefix("fault: ") for rank in range(launch.world_size)]
+    store.set(f"told/{launch.rank}", "yes")
+    if launch.rank == 0:  # its end may take the store away
+        store.wait([f"told/{rank}" for rank in range(launch.world_size)])
+    return faults
