@@ -50,7 +50,7 @@ class DataConfig(Section):
     image_size: int = setting(224, lambda side: side >= 32, "at least 32 pixels")
     """Side in pixels of the square that the model sees."""
     augment: bool = True
-    """Random crop, flips and colour jitter on training images."""
+    """Random crop, turn, shear, mirror and colour jitter on training images."""
     num_workers: int | None = setting(None, lambda n: n >= 0, "0 or more", free=True)
     """Loader processes for each training process; null: 0 on CPU, else up to 8 by the cores there are."""
 
@@ -77,7 +77,7 @@ class OptimConfig(Section):
 
     name: str = "adadelta"
     """Optimizer name, as in timm.optim.list_optimizers()."""
-    lr: float = setting(0.01, lambda x: 0 < x < math.inf, "above 0")
+    lr: float = setting(0.1, lambda x: 0 < x < math.inf, "above 0")
     """Learning rate at its peak."""
     rho: float = setting(0.9, lambda share: 0 <= share < 1, "from 0 to below 1")
     """Adadelta's decay of the squared averages."""
@@ -85,9 +85,9 @@ class OptimConfig(Section):
     """Term added for numerical stability, for the optimizers that have one."""
     weight_decay: float = setting(0.0, lambda x: 0 <= x < math.inf, "0 or more")
     """Weight decay (not applied to biases and normalisation layers)."""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after warm-up: held, or cosine to zero at the last step of train.epochs."""
-    warmup_epochs: float = setting(0.0, lambda x: 0 <= x < math.inf, "from 0 to train.epochs")
+    warmup_epochs: float = setting(1.0, lambda x: 0 <= x < math.inf, "from 0 to train.epochs")
     """Epochs of linear warm-up from zero."""
 
 
@@ -106,6 +106,8 @@ class TrainConfig(Section):
     """Images in one evaluation batch on one process; memory and speed only."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order: faster convolutions."""
+    ema: float = setting(0.99, lambda decay: 0 <= decay < 1, "from 0 to below 1")
+    """Decay of the running average of the weights over the steps, which is what is judged and saved; 0: none."""
     freeze_batchnorm: bool = False
     """Keep BatchNorm statistics as they are in the starting weights."""
     deterministic: bool = setting(True, free=True)
@@ -177,6 +179,9 @@ class EvaluationConfig(Section):
     """Share of the malignant validation images that the operating threshold must find."""
     prevalence: float | None = setting(None, lambda share: 0 < share < 1, "above 0 and below 1, or null")
     """Share of malignant images at which PPV, NPV and biopsies are stated; null: that of each set."""
+    views: int = setting(8, lambda n: 1 <= n <= 8, "from 1 to 8")
+    """Positions (turned and mirrored) in which the finished model sees each image; its logit is their mean. Saved with
+    the model. While it trains, an epoch is judged by one."""
     stress: bool = False
     """Predict disturbed test images, too (ink, hair, blur, ...), and say what that changes: nine times the time that
     testing takes."""

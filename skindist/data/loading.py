@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from skindist.config import DataConfig, TrainConfig
 from skindist.data.split import Row
 from skindist.data.store import PixelStore
-from skindist.data.transforms import IDENTITY, central_square, crop, draw_view
+from skindist.data.transforms import IDENTITY, central_square, draw_view, warp
 from skindist.errors import UserError
 from skindist.machine import available_cores
 from skindist.randomness import Stream, generator
@@ -62,7 +62,7 @@ class LesionImages(Dataset[Batch]):
             if self.augmented:
                 height, width, _ = pixels_HWC.shape
                 view = draw_view(height, width, self.seed, epoch, sample_id)
-                image_HWC.copy_(crop(pixels_HWC, view, self.size))
+                image_HWC.copy_(warp(pixels_HWC, view.matrix, self.size))
                 colours.append((view.gain, view.offset))
             else:
                 image_HWC.copy_(central_square(pixels_HWC, self.size))

@@ -1,4 +1,4 @@
-"""From stored pixels to what the model sees: crops and flips of uint8 pixels here, colours on the device.
+"""From stored pixels to what the model sees: crops, turns and flips of uint8 pixels here, colours on the device.
 
 The colour jitter is one gain and one offset for each image and channel, so that it costs nothing: the normalisation
 that every pixel goes through anyway takes them in.
@@ -10,28 +10,28 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import affine_grid, grid_sample
 
 from skindist.randomness import Stream, generator
 
-AREA = (0.7, 1.0)  # a lesion's border must stay in view, so crops keep at least this share of the square
-RATIO = 1.1  # of a crop's sides, at most
-JITTER = 0.1  # of brightness and of contrast
-TINT = 0.05  # of each channel: the colour of the light
+AREA = (0.4, 1.0)  # a crop's share of the largest square
+RATIO = 1.25  # of a crop's sides, at most
+SHEAR = math.radians(15)  # at most, to either side
+JITTER = 0.3  # of brightness and of contrast
+TINT = 0.1  # of each channel: the colour of the light
 
 IDENTITY = torch.tensor([[1.0] * 3, [0.0] * 3])
+Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 class View(NamedTuple):
-    """One random view of an image: the box of pixels that is enlarged to the whole, mirrored or not, and the gain and
-    the offset of its R, G and B, for pixel values from 0 to 1."""
+    """One random view of an image: where its points come from, and the gain and the offset of its R, G and B, for
+    pixel values from 0 to 1.
 
-    top: int
-    left: int
-    height: int
-    width: int
-    mirrored: bool
-    upside_down: bool
+    `matrix` takes (x, y, 1) in the view to (x, y) in the image, both from -1, its left or upper border, to 1.
+    """
+
+    matrix: Matrix
     gain: tuple[float, float, float]
     offset: tuple[float, float, float]
 
@@ -39,36 +39,53 @@ class View(NamedTuple):
 def draw_view(height: int, width: int, seed: int, epoch: int, sample_id: int) -> View:
     """The view of a sample in an epoch: a pure function of (seed, epoch, sample id), on any process and worker.
 
-    A crop of 70 to 100 % of the largest square's area, anywhere in the image, flips (a lesion has no up or left), and
-    slight changes of brightness, contrast and the colour of the light.
+    A box of 40 to 100 % of the largest square's area, anywhere in the image, turned by any angle about its middle and
+    mirrored or not (a lesion has no up or left), sheared, and changed in brightness, contrast and colour of the light.
     """
-    draws = generator(seed, Stream.AUGMENTATION, epoch, sample_id).random(11).tolist()
-    area, ratio, top, left, mirrored, upside_down, brightness, contrast, *tint = draws
+    draws = generator(seed, Stream.AUGMENTATION, epoch, sample_id).random(12).tolist()
+    area, ratio, angle, shear, left, top, mirrored, *colours = draws
     side = min(height, width) * math.sqrt(AREA[0] + (AREA[1] - AREA[0]) * area)
     stretch = math.sqrt(RATIO) ** (2 * ratio - 1)
-    crop_height, crop_width = min(height, round(side / stretch)), min(width, round(side * stretch))
-    bright, contrast = 1 + JITTER * (2 * brightness - 1), 1 + JITTER * (2 * contrast - 1)
-    red, green, blue = (bright * (1 + TINT * (2 * channel - 1)) for channel in tint)
+    box_width, box_height = side * stretch, side / stretch
+    turn, slant = 2 * math.pi * angle, math.tan(SHEAR * (2 * shear - 1))
+    across = box_width if mirrored < 0.5 else -box_width
+    x = (2 * left - 1) * max(0.0, 1 - box_width / width)
+    y = (2 * top - 1) * max(0.0, 1 - box_height / height)
+    cos, sin = math.cos(turn), math.sin(turn)
+    matrix = (
+        (cos * across / width, (cos * slant - sin) * box_height / width, x),
+        (sin * across / height, (sin * slant + cos) * box_height / height, y),
+    )
+    return View(matrix, *draw_colours(colours))
+
+
+def draw_colours(draws: Sequence[float]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Gain and offset of R, G and B, from five draws between 0 and 1: brightness, contrast about mid-grey, tint."""
+    bright, contrast = (1 + JITTER * (2 * draw - 1) for draw in draws[:2])
+    red, green, blue = (bright * (1 + TINT * (2 * draw - 1)) for draw in draws[2:])
     about_grey = 0.5 - 0.5 * contrast
-    return View(
-        int(top * (height - crop_height + 1)),
-        int(left * (width - crop_width + 1)),
-        crop_height,
-        crop_width,
-        mirrored < 0.5,
-        upside_down < 0.5,
-        (red * contrast, green * contrast, blue * contrast),
-        (red * about_grey, green * about_grey, blue * about_grey),
+    return (red * contrast, green * contrast, blue * contrast), (
+        red * about_grey,
+        green * about_grey,
+        blue * about_grey,
     )
 
 
-def crop(pixels_HWC: Tensor, view: View, size: int) -> Tensor:
-    """The view's pixels: uint8 (H, W, 3) to uint8 (`size`, `size`, 3)."""
-    rows, columns = slice(view.top, view.top + view.height), slice(view.left, view.left + view.width)
-    image_1CHW = pixels_HWC[None, rows, columns].permute(0, 3, 1, 2)  # so, torch sees channels-last: twice as fast
-    image_1CHW = interpolate(image_1CHW, (size, size), mode="bilinear", antialias=True)
-    flipped = [dim for dim, flip in ((2, view.upside_down), (3, view.mirrored)) if flip]
-    return (image_1CHW.flip(flipped) if flipped else image_1CHW)[0].permute(1, 2, 0)
+def warp(pixels_HWC: Tensor, matrix: Matrix, size: int) -> Tensor:
+    """The view's pixels: uint8 (H, W, 3) to uint8 (`size`, `size`, 3), bilinear; beyond its border, an image goes on as
+    in a mirror."""
+    grid_1HW2 = affine_grid(torch.tensor([matrix], dtype=torch.float32), [1, 3, size, size], align_corners=False)
+    image_1CHW = pixels_HWC[None].permute(0, 3, 1, 2).float()
+    seen_1CHW = grid_sample(image_1CHW, grid_1HW2, padding_mode="reflection", align_corners=False)
+    return seen_1CHW[0].permute(1, 2, 0).add_(0.5).to(torch.uint8)
+
+
+def turned(images_BCHW: Tensor, number: int) -> Tensor:
+    """Square images (B, C, S, S) in one of their 8 positions, from 0 to 7: mirrored left to right (1), top to bottom
+    (2), rows and columns exchanged (4), and what these add up to; 0: as they are."""
+    dims = [dim for dim, bit in ((3, 1), (2, 2)) if number & bit]
+    images_BCHW = images_BCHW.flip(dims) if dims else images_BCHW
+    return images_BCHW.transpose(2, 3) if number & 4 else images_BCHW
 
 
 def central_square(pixels_HWC: Tensor, size: int) -> Tensor:

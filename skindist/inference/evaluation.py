@@ -74,7 +74,7 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     prepared = decide(accelerator, prepare_test, config, may_take_hours=True)
     log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}")
     load = partial(load_weights, source.folder)
-    predictor = build_predictor(accelerator, build_module(description), load, pixels)
+    predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
     store = open_store(accelerator, config, prepared, pixels.interpolation)
     images = LesionImages(store, prepared.rows, config.image_size, asked.seed, augmented=False)
     workers = choose_workers(accelerator, config, BATCH)

@@ -30,7 +30,7 @@ FORMAT = 1  # of what stands there: raise it when an older skindist would misrea
 
 @dataclass(frozen=True)
 class Description:
-    """All that is known of a saved model beside its weights."""
+    """All that is known of a saved model beside its weights. `views`: the positions in which it sees each image."""
 
     architecture: str
     image_size: int
@@ -38,6 +38,7 @@ class Description:
     frozen: Frozen
     trained_on: TrainingSet
     version: str
+    views: int = 1
     classes: tuple[str, ...] = CLASSES
 
 
@@ -50,7 +51,7 @@ class SavedModel:
 
 
 def save_model(
-    folder: Path, module: nn.Module, image_size: int, frozen: Frozen, trained_on: TrainingSet, card: str
+    folder: Path, module: nn.Module, image_size: int, frozen: Frozen, trained_on: TrainingSet, card: str, views: int = 1
 ) -> None:
     """Save weights, config and model card: `timm.create_model("local-dir:RUN/model", pretrained=True)` loads them, and
     so does `transformers.AutoModelForImageClassification.from_pretrained("RUN/model")`."""
@@ -65,7 +66,13 @@ def save_model(
     (folder / WEIGHTS).chmod(0o644)  # safetensors leaves its files unreadable to others
     description = json.loads((folder / DESCRIPTION).read_text())
     description.get("model_args", {}).pop("num_classes", None)  # transformers gives it too, and fails on two
-    own = {"format": FORMAT, "version": version("skindist"), **frozen.to_dict(), "trained_on": asdict(trained_on)}
+    own = {
+        "format": FORMAT,
+        "version": version("skindist"),
+        "views": views,
+        **frozen.to_dict(),
+        "trained_on": asdict(trained_on),
+    }
     write_json(folder / DESCRIPTION, description | {OWN: own})
     write_atomic(folder / CARD, card)
 
@@ -92,6 +99,7 @@ def read_description(folder: Path) -> Description:
             frozen=Frozen.from_dict(own),
             trained_on=TrainingSet(**own["trained_on"]),
             version=str(own["version"]),
+            views=int(own.get("views", 1)),
             classes=tuple(own["class_names"]),
         )
         check(description)
@@ -116,6 +124,8 @@ def check(description: Description) -> None:
         raise ValueError("a number is out of range")
     if not 32 <= description.image_size <= 4096:
         raise ValueError(f"input_size {description.image_size}")
+    if not 1 <= description.views <= 8:
+        raise ValueError(f"views {description.views}")
     if missing := UNITS.keys() - description.trained_on.traits.keys():
         raise ValueError(f"nothing is said of {min(missing)}")
 

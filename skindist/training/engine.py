@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, EvalLoader, TrainLoader
+from skindist.data.transforms import turned
 from skindist.distributed import host
 from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
 from skindist.errors import TrainingError
@@ -37,27 +39,45 @@ log = logging.getLogger("skindist")
 
 @dataclass
 class Predictor:
-    """What predicts: the bare module, and the function from uint8 to normalised images."""
+    """What predicts: the bare module, the function from uint8 to normalised images, and in how many positions each
+    image is seen."""
 
     accelerator: Accelerator
     module: nn.Module
     normalize: Callable[[Tensor, Tensor], Tensor]
     channels_last: bool = True
+    views: int = 1
+
+    @property
+    def judged(self) -> nn.Module:
+        """The model whose predictions count."""
+        return self.module
+
+    def logits(self, batch: Batch) -> Tensor:
+        """The mean of the logits of all views, (B, 2)."""
+        images_BCHW, memory_format = self.to_device(batch)[0], self.memory_format
+        views = (turned(images_BCHW, view).contiguous(memory_format=memory_format) for view in range(self.views))
+        total_BK: Tensor = sum(self.judged(images).float() for images in views)
+        return total_BK / self.views
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The order in memory of what the model gets."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) as uint8 to the device, coloured and normalised there; labels (B,)."""
         device = self.accelerator.device
         aside = device.type == "cuda" and batch.images_BCHW.is_pinned()  # MPS would copy what is not there any more
-        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        images_BCHW = batch.images_BCHW.to(device, non_blocking=aside).contiguous(memory_format=memory_format)
+        images_BCHW = batch.images_BCHW.to(device, non_blocking=aside).contiguous(memory_format=self.memory_format)
         colours_B2C = batch.colours_B2C.to(device, non_blocking=aside)
         return self.normalize(images_BCHW, colours_B2C), batch.labels_B.to(device, non_blocking=aside)
 
 
 @dataclass(kw_only=True)
 class Learner(Predictor):
-    """What is trained and with what: the prepared (wrapped) model beside its bare module, and the prepared optimizer;
-    then what it has done in this process.
+    """What is trained and with what: the prepared (wrapped) model beside its bare module, the prepared optimizer, and
+    the running average of the weights, if there is one; then what it has done in this process.
 
     `pending` holds the loss and accuracy of steps, still on the device; `unaveraged` each rank's BatchNorm statistics
     from the end of an epoch to the next step, (ranks, values); `steps` counts those that this process has taken.
@@ -65,9 +85,20 @@ class Learner(Predictor):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    average: ModelEmaV3 | None = None
     pending: list[Tensor] = field(default_factory=list)
     unaveraged: Tensor | None = None
     steps: int = 0
+
+    @property
+    def judged(self) -> nn.Module:
+        """The average of the weights where there is one."""
+        return self.module if self.average is None else self.average.module
+
+    @property
+    def models(self) -> nn.ModuleList:
+        """All that has BatchNorm statistics of its own."""
+        return nn.ModuleList(dict.fromkeys([self.module, self.judged]))
 
 
 def train_one_epoch(
@@ -109,6 +140,8 @@ def train_one_epoch(
             learner.pending.append(train_step(learner, mine, size, state.global_step, config))
             state.global_step += 1
             state.epoch_step += 1
+            if learner.average is not None:
+                learner.average.update(learner.module, step=state.global_step)
             state.images_seen += size
             learner.steps += 1
             bar.update()
@@ -124,7 +157,7 @@ def train_one_epoch(
             state.count_time(time.perf_counter() - started, size if learner.steps > SETTLED else 0)
             if state.epoch_step < len(sizes):
                 after_step()
-    learner.unaveraged = average_buffers(learner.accelerator, learner.module)
+    learner.unaveraged = average_buffers(learner.accelerator, learner.models)
 
 
 def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, global_step: int, config: Config) -> Tensor:
@@ -210,12 +243,12 @@ def evaluate(learner: Predictor, split: EvalLoader, after_batch: Callable[[], No
         RuntimeError: an image is missing or came twice.
         OutOfMemory: on the process that it happened to.
     """
-    learner.module.eval()
+    learner.judged.eval()
     known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
     for batch in progress(split.loader, f"evaluating {split.name}", "batch", learner.accelerator):
         if len(batch.ids_B):
             with advised(len(batch.ids_B), evaluating=True), learner.accelerator.autocast():
-                logits.append(learner.module(learner.to_device(batch)[0]).float())
+                logits.append(learner.logits(batch))
             known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
         after_batch()
     benign_N, malignant_N = host.to_host(torch.cat(logits)).double().unbind(dim=1)

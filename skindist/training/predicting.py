@@ -29,14 +29,18 @@ from skindist.training.engine import Predictor
 
 
 def build_predictor(
-    accelerator: Accelerator, module: nn.Module, load: Callable[[nn.Module], None], pixels: Preprocessing
+    accelerator: Accelerator,
+    module: nn.Module,
+    load: Callable[[nn.Module], None],
+    pixels: Preprocessing,
+    views: int = 1,
 ) -> Predictor:
     """The model on this process's device. Only the main process loads weights, and hands them to the others."""
     group.on_main(accelerator, load, module, may_take_hours=True)
     module.to(memory_format=torch.channels_last)
     module.to(accelerator.device)
     buffers.broadcast_weights(accelerator, module)
-    return Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, accelerator.device))
+    return Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, accelerator.device), views=views)
 
 
 def open_store(accelerator: Accelerator, config: DataConfig, data: Prepared, interpolation: str) -> PixelStore:

@@ -17,7 +17,7 @@ from skindist.run import record
 from skindist.run.checkpoint import Checkpoint, join_optimizer, load_checkpoint, split_optimizer
 from skindist.run.folder import Run
 from skindist.training.engine import Learner
-from skindist.training.saving import Saver, environment, experiment
+from skindist.training.saving import Saver, environment, experiment, split_weights
 from skindist.training.state import TrainState
 from skindist.wording import plural
 
@@ -37,9 +37,12 @@ def restore(run: Run, learner: Learner, config: Config, rows: list[Row]) -> tupl
     checkpoint = share_checkpoint(accelerator, found)
     if checkpoint is None:
         return state, stopping
-    learner.module.load_state_dict(checkpoint.weights)
+    weights, average = split_weights(checkpoint.weights)
+    learner.module.load_state_dict(weights)
+    if learner.average is not None:
+        learner.average.module.load_state_dict(average)
     load_optimizer(learner.optimizer, checkpoint.optimizer)
-    buffers.restore_buffers(accelerator, learner.module, checkpoint.rank_buffers)
+    buffers.restore_buffers(accelerator, learner.models, checkpoint.rank_buffers)
     if accelerator.scaler and checkpoint.state["scaler"]:
         accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
     stopping.load_state_dict(checkpoint.state["early_stopping"])
@@ -50,10 +53,12 @@ def restore(run: Run, learner: Learner, config: Config, rows: list[Row]) -> tupl
 
 
 def load_best(saver: Saver, learner: Learner, global_step: int) -> None:
-    """Give every rank the weights of a saved step."""
+    """Give every rank the weights of a saved step, or their average, which was judged: training is over."""
     best = on_main(learner.accelerator, saver.load, global_step)
     if best:
-        learner.module.load_state_dict(best.weights)
+        weights, average = split_weights(best.weights)
+        learner.module.load_state_dict(average or weights)
+    learner.average = None
     buffers.broadcast_weights(learner.accelerator, learner.module)
 
 

@@ -82,7 +82,7 @@ def write_results(
     told: dict[str, Any] = finite(results)  # every process is told what the file holds
     card, trained_on = model_card(config, told), summarize(known["train"])
     show_test(run, learner, images, data, frozen, predictions["test"], bool(disturbed), asked.explain)
-    save_model(run.model, learner.module, config.data.image_size, frozen, trained_on, card)
+    save_model(run.model, learner.module, config.data.image_size, frozen, trained_on, card, learner.views)
     run.write_results(told)
     return told
 

@@ -24,6 +24,8 @@ from skindist.run.lock import RunLock
 from skindist.training.engine import Learner, collect_window
 from skindist.training.state import TrainState
 
+AVERAGE = "average."  # before the names of averaged weights
+
 
 class Saver:
     """Saves a run while it is entered; what it saves is on disk when it is left."""
@@ -56,7 +58,7 @@ class Saver:
         collect_window(self.learner, state, self.config.train)
         rank_buffers = self.learner.unaveraged if state.epoch_step else None
         if rank_buffers is None:
-            rank_buffers = buffers.gather_buffers(self.learner.module)
+            rank_buffers = buffers.gather_buffers(self.learner.models)
         values = {
             "train": asdict(state),
             "early_stopping": stopping.state_dict(),
@@ -68,8 +70,9 @@ class Saver:
     def _begin_writing(self, values: dict[str, Any], rank_buffers: Tensor) -> None:
         self.lock.check()
         self._finish_writing()
-        weights, optimizer = self.learner.module.state_dict(), self.learner.optimizer.state_dict()
-        checkpoint = copied(Checkpoint(weights, optimizer, values, rank_buffers))
+        checkpoint = copied(
+            Checkpoint(all_weights(self.learner), self.learner.optimizer.state_dict(), values, rank_buffers)
+        )
         step, best_step = values["train"]["global_step"], values["train"]["best_step"]
         folder = step_folder(self.run.checkpoints, step)
         best = step_folder(self.run.checkpoints, best_step) if best_step else None
@@ -89,6 +92,18 @@ class Saver:
         """The checkpoint of a step, once all are on disk. Call it on the main process only."""
         self._finish_writing()
         return load_checkpoint(step_folder(self.run.checkpoints, global_step))
+
+
+def all_weights(learner: Learner) -> dict[str, Tensor]:
+    """What a checkpoint holds: the weights by name, and their average, if there is one, as "average.<name>"."""
+    average = {} if learner.average is None else learner.average.module.state_dict()
+    return learner.module.state_dict() | {f"{AVERAGE}{name}": tensor for name, tensor in average.items()}
+
+
+def split_weights(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a checkpoint, and their average, both by name; the second is empty where there is none."""
+    average = {name.removeprefix(AVERAGE): tensor for name, tensor in weights.items() if name.startswith(AVERAGE)}
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(AVERAGE)}, average
 
 
 def experiment(config: Config, rows: list[Row]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from timm.utils import ModelEmaV3
 
 from skindist.config import Config
 from skindist.data.loading import LesionImages, Loaders, TrainBatches, TrainLoader, make_loader, sample_ids
@@ -107,6 +108,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
             saver.save(state, stopping)
 
         load_best(saver, learner, state.best_step)
+        learner.views = config.evaluation.views
         final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}
         images: Any = loaders.test.loader.dataset
         disturbed = {}
@@ -135,7 +137,9 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     buffers.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
-    return Learner(accelerator, module, normalize, config.train.channels_last, model=model, optimizer=optimizer)
+    average = ModelEmaV3(module, decay=config.train.ema, use_warmup=True) if config.train.ema else None
+    channels_last = config.train.channels_last
+    return Learner(accelerator, module, normalize, channels_last, model=model, optimizer=optimizer, average=average)
 
 
 def find_memory(learner: Learner, config: Config) -> Config:

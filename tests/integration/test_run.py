@@ -400,7 +400,7 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (lambda *_: ["--optim.name=adadleta"], "--optim.name adadleta"),
     (lambda *_: ["--train.micro_batch_size=0"], "must be 1 or more, or auto"),
     (lambda *_: ["--run.resume=must"], "--run.resume must: no checkpoint"),
-    (other_config, "optim.lr 0.7 -> 0.01"),
+    (other_config, "optim.lr 0.7 -> 0.1"),
     (no_metadata, "nowhere.csv: no such file"),
     (no_cache, "a file: Not a directory; give another folder"),
 ]

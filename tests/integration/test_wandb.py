@@ -182,7 +182,7 @@ def test_online(healthy: tuple[Path, Done, WandbServer]) -> None:
     assert_complete(run, events(folder))
     assert curve(run) == STEPS
     assert run.name == f"test_resnet-{run_id}"
-    assert json.loads(run.config)["optim"]["value"]["lr"] == 0.01
+    assert json.loads(run.config)["optim"]["value"]["lr"] == 0.1
     assert UPLOAD not in done.said, "there is nothing left to upload"
 
 

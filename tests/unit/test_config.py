@@ -38,12 +38,14 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "train.batch_size": (0, "1 or more"),
     "train.micro_batch_size": (0, "1 or more, or auto"),
     "train.eval_batch_size": (0, "1 or more"),
+    "train.ema": (1.0, "from 0 to below 1"),
     "train.max_skipped": (-1, "0 or more"),
     "train.log_every": (0, "1 or more"),
     "early_stopping.patience": (0, "1 or more"),
     "early_stopping.min_delta": (-0.1, "0 or more"),
     "evaluation.sensitivity": (0.0, "above 0 and at most 1"),
     "evaluation.prevalence": (1.0, "above 0 and below 1, or null"),
+    "evaluation.views": (9, "from 1 to 8"),
     "evaluation.explain": (101, "from 0 to 100"),
     "run.seed": (-1, "0 or more"),
     "run.timeout_minutes": (0.4, "0.5 or more"),
@@ -197,7 +199,8 @@ def test_a_run_may_go_on_with_other_values_of_these_alone() -> None:
         "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
         "train.log_every", "train.non_finite", "train.max_skipped", "train.deterministic",
         "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep",
-        "evaluation.sensitivity", "evaluation.prevalence", "evaluation.stress", "evaluation.explain",
+        "evaluation.sensitivity", "evaluation.prevalence", "evaluation.views", "evaluation.stress",
+        "evaluation.explain",
         "tracking.wandb", "tracking.project", "tracking.name", "tracking.images",
     }  # fmt: skip
 
@@ -208,14 +211,14 @@ def test_changes_are_named_but_for_free_fields() -> None:
     )
     assert changes(Config().to_dict(), now.to_dict()) == [
         "data.fractions [0.9, 0.05, 0.05] -> [0.8, 0.1, 0.1]",
-        "optim.lr 0.01 -> 0.5",
+        "optim.lr 0.1 -> 0.5",
     ]
 
 
 def test_a_field_that_an_older_run_did_not_save_counts_as_null() -> None:
     saved = Config().to_dict()
     del saved["model"]["weights"], saved["train"]["max_skipped"], saved["optim"]["schedule"], saved["tracking"]
-    assert changes(saved, Config().to_dict()) == ["optim.schedule None -> 'constant'"]
+    assert changes(saved, Config().to_dict()) == ["optim.schedule None -> 'cosine'"]
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "min"), ("val/auroc", "max"), ("val/accuracy", "max")])

@@ -12,7 +12,7 @@ from torch import nn
 
 from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, EvalLoader
-from skindist.data.transforms import IDENTITY
+from skindist.data.transforms import IDENTITY, turned
 from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
 from skindist.training import trainer
@@ -147,11 +147,11 @@ def test_an_image_that_is_missing_or_comes_twice_is_an_error() -> None:
 
 def test_predictions_carry_the_difference_of_the_logits_exactly() -> None:
     learner, batch, _ = learner_and_batch()
-    nn.init.normal_(head_weight(learner.module))
+    nn.init.normal_(head_weight(learner.judged))
     split: Any = [batch]
     found = evaluate(learner, EvalLoader("val", list(range(12)), split))
     with torch.inference_mode():
-        logits_BK = learner.module.eval()(learner.to_device(batch)[0]).double()
+        logits_BK = learner.judged.eval()(learner.to_device(batch)[0]).double()
     assert found.logits.tolist() == (logits_BK[:, 1] - logits_BK[:, 0]).tolist()
     assert len(set(found.logits.tolist())) == 12
     assert found.probabilities.tolist() == pytest.approx(logits_BK.softmax(dim=1)[:, 1].tolist(), rel=1e-14)
@@ -253,7 +253,7 @@ def test_an_evaluation_without_memory_says_what_to_lower() -> None:
     def refuse(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    learner.module.register_forward_pre_hook(refuse)
+    learner.judged.register_forward_pre_hook(refuse)
     one: Any = [batch]
     with pytest.raises(OutOfMemory, match=r"with 12 images at a time: choose a smaller --train\.eval_batch_size"):
         evaluate(learner, EvalLoader("val", list(range(12)), one))
@@ -274,3 +274,36 @@ def test_the_rehearsal_tries_what_training_and_evaluation_will_hold() -> None:
     found = trainer.find_memory(learner, config).train
     assert tried == {True: [12, 6, 3], False: [64, 32]}
     assert (found.micro_batch_size, found.eval_batch_size) == (3, 32)
+
+
+def test_the_views_of_an_image_are_its_eight_positions_and_their_logits_are_averaged() -> None:
+    corner = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2)
+    seen = [turned(corner, number).flatten().tolist() for number in range(8)]
+    assert seen == [
+        [0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0],
+        [0, 2, 1, 3], [1, 3, 0, 2], [2, 0, 3, 1], [3, 1, 2, 0],
+    ]  # fmt: skip
+    learner, batch, _ = learner_and_batch()
+    nn.init.normal_(head_weight(learner.judged))
+    split: Any = [batch]
+    learner.views = 2
+    found = evaluate(learner, EvalLoader("val", list(range(12)), split))
+    with torch.inference_mode():
+        images_BCHW = learner.to_device(batch)[0]
+        one, other = (learner.judged(images).double() for images in (images_BCHW, images_BCHW.flip(3)))
+    expected = ((one + other)[:, 1] - (one + other)[:, 0]) / 2
+    assert found.logits.tolist() == pytest.approx(expected.tolist(), rel=1e-5, abs=1e-6)
+
+
+def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
+    """After one step from a copy, with timm's warm-up of the decay: 1 - (1 + step)^(-2/3), at most `train.ema`."""
+    learner, batch, config = learner_and_batch()
+    before = {name: tensor.clone() for name, tensor in learner.module.named_parameters()}
+    train_step(learner, [batch], 12, 0, config)
+    assert learner.average is not None
+    learner.average.update(learner.module, step=1)
+    decay = min(config.train.ema, learner.average.get_decay(1))
+    averaged = dict(learner.average.module.named_parameters())
+    for name, now in learner.module.named_parameters():
+        torch.testing.assert_close(averaged[name], decay * before[name] + (1 - decay) * now)
+    assert learner.judged is learner.average.module

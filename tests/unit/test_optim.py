@@ -45,12 +45,12 @@ def test_an_unknown_optimizer_is_refused() -> None:
 
 
 def test_constant_after_warm_up() -> None:
-    config = OptimConfig(lr=1.0, warmup_epochs=0.5)
+    config = OptimConfig(lr=1.0, schedule="constant", warmup_epochs=0.5)
     rates = [learning_rate(step, 8, 2, config) for step in range(16)]
     assert rates == [0.25, 0.5, 0.75] + [1.0] * 13
 
 
 def test_cosine_ends_at_zero() -> None:
-    config = OptimConfig(lr=2.0, schedule="cosine")
+    config = OptimConfig(lr=2.0, schedule="cosine", warmup_epochs=0)
     rates = [learning_rate(step, 4, 2, config) for step in (0, 2, 4, 6, 8)]
     assert rates == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])

@@ -90,13 +90,13 @@ def test_the_page(runs: list[Run], tmp_path: Path) -> None:
 def test_settings_that_differ_are_shown(runs: list[Run], tmp_path: Path) -> None:
     other = Run(Path(shutil.copytree(runs[0].path, tmp_path / "other")))
     other.config_file.write_text(
-        other.config_file.read_text().replace("lr: 0.01", "lr: 0.5").replace("path: null", "path: /secret", 1)
+        other.config_file.read_text().replace("lr: 0.1", "lr: 0.5").replace("path: null", "path: /secret", 1)
     )
     text = Reader(write_runs_page([runs[0], other], tmp_path / "page.html").read_text()).text
-    assert "optim.lr 0.01 0.5" in text
+    assert "optim.lr 0.1 0.5" in text
     assert "/secret" in text
     text = Reader(write_runs_page([runs[0], other], tmp_path / "page.html", named=False).read_text()).text
-    assert "optim.lr 0.01 0.5" in text
+    assert "optim.lr 0.1 0.5" in text
     assert "/secret" not in text
 
 
