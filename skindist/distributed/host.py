@@ -1,8 +1,7 @@
 """What processes say to each other over the CPU. Nothing here travels through a GPU, nor waits for one unseen.
 
-Beside torch's default group, whose device part is for weights and gradients, there are three groups of the CPU for the
-run's life: a prompt one, in which a process gives up after `--run.timeout_minutes`, a patient one, and one for
-questions that are under way while the others are in use.
+Beside torch's default group, whose device part is for weights and gradients, there are two groups of the CPU for the
+run's life: a prompt one, in which a process gives up after `--run.timeout_minutes`, and a patient one.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,6 @@ class Groups(NamedTuple):
 
     prompt: Any = None
     patient: Any = None
-    questions: Any = None
 
 
 _groups = Groups()
@@ -44,9 +42,7 @@ def join(device: str, timeout: timedelta) -> None:
     if not torch.distributed.is_initialized():  # as after a run that failed, in a notebook
         torch.distributed.init_process_group(backend, init_method=ATTEMPT, timeout=limit)
     if not _groups.prompt:
-        _groups = Groups(
-            *(torch.distributed.new_group(backend="gloo", timeout=limit) for limit in (timeout, HOURS, timeout))
-        )
+        _groups = Groups(*(torch.distributed.new_group(backend="gloo", timeout=limit) for limit in (timeout, HOURS)))
 
 
 def leave() -> None:
@@ -148,7 +144,7 @@ def ask_largest(values: Tensor) -> Callable[[], Tensor]:
     if not _several():
         return lambda: values
     largest = torch.distributed.ReduceOp.MAX
-    work = torch.distributed.all_reduce(values, largest, group=_groups.questions, async_op=True)
+    work = torch.distributed.all_reduce(values, largest, group=_groups.prompt, async_op=True)
 
     def answer() -> Tensor:
         work.wait()
