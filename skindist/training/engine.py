@@ -140,8 +140,6 @@ def train_one_epoch(
             learner.pending.append(train_step(learner, mine, size, state.global_step, config))
             state.global_step += 1
             state.epoch_step += 1
-            if learner.average is not None:
-                learner.average.update(learner.module, step=state.global_step)
             state.images_seen += size
             learner.steps += 1
             bar.update()
@@ -194,6 +192,8 @@ def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, glob
         learner.optimizer.step()
         if accelerator.scaler is not None and accelerator.optimizer_step_was_skipped:
             totals[2].fill_(math.inf)
+        if learner.average is not None:
+            learner.average.update(learner.module, step=global_step + 1)
     learner.optimizer.zero_grad(set_to_none=True)
     return totals
 
@@ -243,7 +243,7 @@ def evaluate(learner: Predictor, split: EvalLoader, after_batch: Callable[[], No
         RuntimeError: an image is missing or came twice.
         OutOfMemory: on the process that it happened to.
     """
-    learner.judged.eval()
+    learner.module.eval()
     known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
     for batch in progress(split.loader, f"evaluating {split.name}", "batch", learner.accelerator):
         if len(batch.ids_B):

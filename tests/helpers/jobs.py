@@ -55,8 +55,9 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     loaders = trainer.build_loaders(learner, config, prepared)
     batches = loaders.train.batches
     warm_up(learner, config.data.image_size)
-    torch.manual_seed(1)
-    nn.init.normal_(head_weight(learner.module))  # a zero head would predict the same for every image
+    for model in learner.models:
+        torch.manual_seed(1)
+        nn.init.normal_(head_weight(model))  # a zero head would predict the same for every image
 
     loaded = []
     for epoch in range(2):
@@ -71,7 +72,7 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
             micro_batches, _ = loaders.train.start(1)
         mine = list(islice(micro_batches, batches.accumulation_steps))
         losses.append(accelerator.reduce(train_step(learner, mine, size, step, config))[0].item())
-    buffers.average_buffers(accelerator, learner.module)
+    buffers.average_buffers(accelerator, learner.models)
     after = evaluate(learner, loaders.val)
     result = {
         "loaded": loaded,

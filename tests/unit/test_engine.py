@@ -301,7 +301,6 @@ def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
     before = {name: tensor.clone() for name, tensor in learner.module.named_parameters()}
     train_step(learner, [batch], 12, 0, config)
     assert learner.average is not None
-    learner.average.update(learner.module, step=1)
     decay = min(config.train.ema, learner.average.get_decay(1))
     averaged = dict(learner.average.module.named_parameters())
     for name, now in learner.module.named_parameters():
