@@ -16,7 +16,7 @@ from tests.helpers.jobs import tiny_config
 COUNT, SIZE, SMALL = 400, 48, 36
 FLAGS = (
     "--data.image_size=48", "--data.fractions=[0.5,0.2,0.3]", "--train.epochs=15", "--optim.lr=1.0",
-    "--optim.schedule=cosine", "--early_stopping.patience=15",
+    "--optim.schedule=cosine", "--optim.warmup_epochs=0", "--early_stopping.patience=15",
 )  # fmt: skip
 
 
