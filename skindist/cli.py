@@ -1,4 +1,4 @@
-"""The two command lines: `launch/train.py` (one run) and `skindist COMMAND` (everything around it). Thin on purpose."""
+"""The command lines: `skindist train`, which is `launch/train.py`, and the commands around a run. Thin on purpose."""
 
 import logging
 import re
@@ -18,8 +18,11 @@ from skindist.parsing import parse_config
 SWITCHES = ("--recalibrate", "--stress")  # flags that need no value
 
 
-def train(args: Sequence[str] | None = None) -> int:
+def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> int:
     """Run `fit` with the config of the command line, on one of the processes that a launcher started.
+
+    Args:
+        prog: what the command is called in its help.
 
     Returns:
         The exit status: 0 done, 2 a user's mistake, 130 interrupted, 143 or 138 stopped by SIGTERM or SIGUSR1 with
@@ -28,7 +31,7 @@ def train(args: Sequence[str] | None = None) -> int:
     show_log()
 
     def run() -> None:
-        config = parse_config(args, prog="launch/train.py")
+        config = parse_config(args, prog)
         from skindist.training.trainer import fit  # after parsing: --help must not wait for torch
 
         fit(config)
@@ -65,13 +68,18 @@ def show_log() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """`skindist COMMAND`: each command is a function below, its arguments the command's."""
+    """`skindist COMMAND`: each command is a function below, its arguments the command's; those of `train` are a run's
+    config."""
+    words = sys.argv[1:] if args is None else list(args)
+    if words[:1] == ["train"]:
+        return train(words[1:], prog="skindist train")
     commands: dict[str, Callable[..., int | None]] = {
         "audit": audit, "curves": curves, "evaluate": evaluate, "report": report, "demo-data": demo_data,
         "verify-resume": verify_resume, "clear-cache": clear_cache,
     }  # fmt: skip
-    parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
+    parser = ArgumentParser(prog="skindist", description="Train a model, and what surrounds that.", exit_on_error=False)
     subcommands = parser.add_subcommands()
+    subcommands.add_subcommand("train", ArgumentParser(), help="Fine-tune a model on a folder of images.")
     for name, function in commands.items():
         about = str(function.__doc__).split("\n\n    Args:")[0]
         title = about.splitlines()[0]
@@ -83,7 +91,7 @@ def main(args: Sequence[str] | None = None) -> int:
         subcommands.add_subcommand(name, command, help=title)
     show_log()
     try:
-        words, training = split_command(sys.argv[1:] if args is None else list(args))
+        words, training = split_command(words)
         words = with_values(words)
         chosen = parser.parse_args(words)
         options = chosen[chosen.subcommand].as_dict() | ({"command": training} if training else {})
@@ -128,8 +136,10 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
     from skindist.data.demo import write_demo_data
 
     write_demo_data(directory, count, size, seed)
-    print(f"{count} pictures in {directory}; to train on them:")
+    print(f"{count} pictures in {directory}; to train on them, in the project's folder:")
     print(f"  launch/train.py --config launch/demo.yaml --data.path {directory}")
+    print("elsewhere, from random weights:")
+    print(f"  skindist train --data.path {directory} --data.image_size 64 --model.pretrained false --optim.lr 1.0")
 
 
 def audit(directory: Path, metadata: Path | None = None, page: Path = Path("audit.html")) -> None:
@@ -251,3 +261,7 @@ def report(runs: Sequence[Path], page: Path | None = None, pictures: bool = True
         print(write_run_page(several[0], page, pictures))
     else:
         print(write_runs_page(several, page or Path("comparison.html"), pictures))
+
+
+if __name__ == "__main__":  # accelerate launch ... -m skindist.cli, and -m skindist
+    sys.exit(main())

@@ -20,12 +20,13 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
         UserError: unknown flag or key, a value of the wrong type or out of range.
         SystemExit: status 0 after `--help` and `--print_config`.
     """
+    launched = "%(prog)s" if prog and prog.endswith(".py") else "-m skindist train"
     parser = jsonargparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [--config FILE.yaml] [--section.key VALUE ...]",
         description="Fine-tune an ImageNet-pretrained model on a folder of benign and malignant skin lesions.",
         epilog="Processes, devices and precision belong to the launcher: accelerate launch --config_file "
-        "accelerate_config.yaml [--num_processes N] [--mixed_precision no|bf16|fp16] %(prog)s ...",
+        f"accelerate_config.yaml [--num_processes N] [--mixed_precision no|bf16|fp16] {launched} ...",
         exit_on_error=False,
         allow_abbrev=False,
     )

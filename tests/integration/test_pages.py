@@ -118,6 +118,8 @@ class Check:
 
         self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
         self.monkeypatch.setattr(evaluation, "evaluate_model", evaluate_model)
+        if words[0] == "train" and words[1:]:
+            return self.train(words[1:])
         if len(words) == 1 and words[0] != "clear-cache":
             assert f" {words[0]} " in help_of(lambda: cli.main([*words, "--help"]))
             return
@@ -131,7 +133,7 @@ class Check:
         assert words[0] == "launch"
         if words[1:]:
             asked = launch_command_parser().parse_args(words[1:])
-            assert Path(asked.config_file).is_file()
+            assert asked.multi_gpu if asked.config_file is None else Path(asked.config_file).is_file()
             self.on_8_gpus(asked)
             if asked.module:
                 assert asked.training_script == "skindist"
@@ -154,6 +156,8 @@ class Check:
 
     def torchrun(self, words: Sequence[str]) -> None:
         asked = get_args_parser().parse_args(words)
+        if asked.module:
+            return self.skindist(asked.training_script_args)
         self.script(asked.training_script, asked.training_script_args)
 
     def script(self, name: str, words: Sequence[str]) -> None:
