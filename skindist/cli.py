@@ -15,7 +15,7 @@ from skindist.launcher import this_launch
 from skindist.machine import cache_folder
 from skindist.parsing import parse_config
 
-SWITCHES = ("--recalibrate", "--stress")  # flags that need no value
+SWITCHES = ("--recalibrate", "--stress", "--overwrite")  # flags that need no value
 
 
 def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> int:
@@ -74,8 +74,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if words[:1] == ["train"]:
         return train(words[1:], prog="skindist train")
     commands: dict[str, Callable[..., int | None]] = {
-        "audit": audit, "curves": curves, "evaluate": evaluate, "report": report, "demo-data": demo_data,
-        "verify-resume": verify_resume, "clear-cache": clear_cache,
+        "audit": audit, "curves": curves, "evaluate": evaluate, "predict": predict, "report": report,
+        "demo-data": demo_data, "verify-resume": verify_resume, "clear-cache": clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="Train a model, and what surrounds that.", exit_on_error=False)
     subcommands = parser.add_subcommands()
@@ -198,6 +198,29 @@ def evaluate(
             raise UserError(re.sub(r"--data\.path |(?<=--)(data|evaluation)\.", "", str(error))) from None
 
     return together(run)
+
+
+def predict(
+    model: str, input: str, out: Path | None = None, overwrite: bool = False, explain: Path | None = None
+) -> int:
+    """Say of each image how probably it is malignant, and what that means at the model's own threshold.
+
+    One row a file, in the order of their names. A file that cannot be used has a reason instead of a probability. After
+    an interruption, the same command goes on where it was. On several processes: accelerate launch --config_file
+    accelerate_config.yaml --num_processes 4 -m skindist predict MODEL INPUT --out FILE
+
+    Args:
+        model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
+        input: Folder of images (any layout), one image, a quoted pattern, or a CSV file with a column `path`.
+        out: New file for the rows: .csv, .jsonl or .parquet.
+        overwrite: Replace the file that is there.
+        explain: New folder for a heat map of each image, as PNG.
+    """
+    if out is None:
+        raise UserError("--out is missing: give a new .csv, .jsonl or .parquet file for the rows")
+    from skindist.inference.predict import predict
+
+    return together(lambda: predict(model, input, out, overwrite, explain))
 
 
 def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder: Path | None = None) -> int:

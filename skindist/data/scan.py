@@ -171,7 +171,7 @@ def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, i
         )
     _refuse_loose_images(root, folder)
     for label, name in enumerate(sorted(names, key=str.lower)):
-        for path, stamp in _files_below(str(folder / name), set()):
+        for path, stamp in files_below(str(folder / name), set()):
             yield path.removeprefix(f"{root}{os.sep}").replace(os.sep, "/"), label, split, stamp
 
 
@@ -188,18 +188,19 @@ def _refuse_loose_images(root: Path, folder: Path) -> None:
         )
 
 
-def _files_below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Stamp]]:
-    """Yield each file that is not hidden, with its stamp; links are followed too, each real folder once."""
+def files_below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Stamp]]:
+    """Yield each file that is not hidden, with its stamp, folder by folder in the order of names; links are followed
+    too, each real folder once."""
     status = Path(folder).stat()
     if (status.st_dev, status.st_ino) in seen:
         return
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _files_below(entry.path, seen)
+                yield from files_below(entry.path, seen)
                 continue
             try:
                 status = entry.stat()

@@ -26,7 +26,8 @@ from skindist.data.loading import Batch
 from skindist.distributed import buffers, ending, group, host
 from skindist.distributed.contact import Contact
 from skindist.errors import Stopped, TrainingError, UserError
-from skindist.inference import evaluation
+from skindist.inference import evaluation, predict
+from skindist.inference.table import GrowingTable
 from skindist.parsing import parse_config
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
@@ -124,6 +125,21 @@ def evaluate_elsewhere(model: Path, data: Path, out: Path, *flags: str) -> int:
     torch.set_num_threads(1)
     replace(evaluation, "BATCH", 8)
     return main(["evaluate", str(model), str(data), f"--out={out}", *flags])
+
+
+def predict_files(model: Path, images: Path, out: Path, die_after: int | None, *flags: str) -> int:
+    """The exit status of `skindist predict`; the main process is killed once rows were saved so often."""
+    replace(predict, "AHEAD", 1)  # so that there are several savings
+    saved = itertools.count(1)
+
+    def append(table: GrowingTable, rows: Any) -> None:
+        original(table, rows)
+        if next(saved) == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    original = GrowingTable.append
+    replace(GrowingTable, "append", append)
+    return main(["predict", str(model), str(images), f"--out={out}", *flags])
 
 
 def fit_aloud(data: Path, run: Path, *flags: str) -> dict[str, Any]:

@@ -172,11 +172,12 @@ def test_the_demo_recipe_is_valid() -> None:
 def test_skindist_train_is_launch_train(capsys: pytest.CaptureFixture[str]) -> None:
     """The same parser, the same run, the same errors; only the help calls it by its own name."""
     said = []
-    for command in (lambda *words: main(["train", *words]), lambda *words: train(words)):
-        assert command("--train.epoch=1") == command("--data.path=nowhere") == 2
+    commands: list[tuple[Callable[[list[str]], int], list[str]]] = [(main, ["train"]), (train, [])]
+    for command, words in commands:
+        assert command([*words, "--train.epoch=1"]) == command([*words, "--data.path=nowhere"]) == 2
         said.append(capsys.readouterr().err)
         with pytest.raises(SystemExit):
-            command("--print_config")
+            command([*words, "--print_config"])
         said[-1] += capsys.readouterr().out
     assert said[0] == said[1]
     assert said[0].count("error: ") == 2

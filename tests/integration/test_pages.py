@@ -233,7 +233,7 @@ def help_of(command: Callable[[], object]) -> str:
 @functools.cache
 def known_flags() -> set[str]:
     """All flags of the launchers and of the project's own commands."""
-    own = ("audit", "curves", "evaluate", "report", "demo-data", "verify-resume", "clear-cache")
+    own = ("audit", "curves", "evaluate", "predict", "report", "demo-data", "verify-resume", "clear-cache")
     launchers = (parser._option_string_actions for parser in (launch_command_parser(), get_args_parser()))
     texts = [help_of(functools.partial(cli.main, [name, "--help"])) for name in own]
     texts += [help_of(lambda: cli.train(["--help"]))]
