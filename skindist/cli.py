@@ -5,15 +5,16 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skindist.config import DataConfig, EvaluationConfig
+from skindist.config import DataConfig, EvaluationConfig, Word
 from skindist.distributed.ending import fail, fail_alone, fail_together
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder
-from skindist.parsing import parse_config
+from skindist.parsing import in_one_line, parse_config
 
 SWITCHES = ("--recalibrate", "--stress", "--overwrite")  # flags that need no value
 
@@ -97,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> int:
         options = chosen[chosen.subcommand].as_dict() | ({"command": training} if training else {})
         return commands[chosen.subcommand](**options) or 0
     except (UserError, ArgumentError) as error:
-        return fail_together(str(error), 2)
+        return fail_together(in_one_line(str(error)) if isinstance(error, ArgumentError) else str(error), 2)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
 
@@ -142,17 +143,33 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
     print(f"  skindist train --data.path {directory} --data.image_size 64 --model.pretrained false --optim.lr 1.0")
 
 
-def audit(directory: Path, metadata: Path | None = None, page: Path = Path("audit.html")) -> None:
+def audit(
+    directory: Path,
+    metadata: Path | None = None,
+    page: Path = Path("audit.html"),
+    label_column: str | None = None,
+    malignant: tuple[Word, ...] = DataConfig.malignant,
+    benign: tuple[Word, ...] = DataConfig.benign,
+    other: Literal["error", "drop"] = "error",
+    split_column: str | None = None,
+) -> None:
     """Say what a folder of images holds before any training: bad files, copies, leaks, shortcuts.
 
     Args:
-        directory: Folder with the class folders, split or not.
+        directory: Folder with the class folders, split or not; with a column of labels, of any layout.
         metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
         page: Where to write the same with pictures, as one HTML page.
+        label_column: As for --data.label_column.
+        malignant: As for --data.malignant.
+        benign: As for --data.benign.
+        other: As for --data.other.
+        split_column: As for --data.split_column.
     """
     from skindist.report.audit import audit
 
-    print(audit(DataConfig(path=str(directory), metadata=str(metadata) if metadata else None), page))
+    labels = {"label_column": label_column, "malignant": malignant, "benign": benign, "other": other}
+    table = {"metadata": str(metadata) if metadata else None, "split_column": split_column}
+    print(audit(DataConfig(path=str(directory), **table, **labels), page))  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -165,6 +182,11 @@ def evaluate(
     prevalence: float | None = None,
     max_bad: float = 0.05,
     cache_dir: Path | None = None,
+    label_column: str | None = None,
+    malignant: tuple[Word, ...] = DataConfig.malignant,
+    benign: tuple[Word, ...] = DataConfig.benign,
+    other: Literal["error", "drop"] = "error",
+    split_column: str | None = None,
 ) -> int:
     """Say what a saved model is worth on other images, its threshold and calibration frozen.
 
@@ -173,7 +195,8 @@ def evaluate(
 
     Args:
         model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
-        data: Folder with the class folders; of a folder split into train/, val/ and test/, test/ alone is used.
+        data: Folder with the class folders, or of any layout with a column of labels; of a folder or a table that is
+            split into train, val and test, test alone is used.
         out: New folder for figures, predictions and report.
         metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
         recalibrate: Fit threshold and calibration on half of the images, too, and show them on the other half.
@@ -181,11 +204,20 @@ def evaluate(
         prevalence: Share of malignant images at which PPV, NPV and biopsies are stated; null: that of these images.
         max_bad: Share of images that cannot be used above which nothing is evaluated.
         cache_dir: As for --data.cache_dir.
+        label_column: As for --data.label_column.
+        malignant: As for --data.malignant.
+        benign: As for --data.benign.
+        other: As for --data.other.
+        split_column: As for --data.split_column.
     """
     if out is None:
         raise UserError("--out is missing: give a new folder for what is found")
     table, cache = (str(path) if path else None for path in (metadata, cache_dir))
-    config = DataConfig(path=str(data), metadata=table, max_bad=max_bad, cache_dir=cache)
+    labels = {"label_column": label_column, "malignant": malignant, "benign": benign, "other": other}
+    config = DataConfig(
+        path=str(data), metadata=table, max_bad=max_bad, cache_dir=cache, split_column=split_column,
+        **labels,  # type: ignore[arg-type]
+    )  # fmt: skip
     from skindist.inference.evaluation import Asked, evaluate_model
 
     asked = Asked(recalibrate, stress, prevalence)

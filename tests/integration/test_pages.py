@@ -59,6 +59,9 @@ def commands(page: Path) -> list[str]:
     return [shlex.join(words) for words in found if words]
 
 
+DX = {"benign": "nv", "malignant": "mel"}
+
+
 @pytest.fixture(scope="module")
 def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: the project's files, images with a table, and two finished runs called RUN and OTHER."""
@@ -66,8 +69,8 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("launch", "skindist", "tests", "accelerate_config.yaml"):
         (here / name).symlink_to(ROOT / name)
     (here / "lesions").symlink_to(demo)
-    rows = [f"{path.relative_to(demo)},{path.stem}" for path in demo.glob("*/*")]
-    (here / "ham.csv").write_text("\n".join(["path,lesion_id", *rows]))
+    rows = [f"{file.relative_to(demo)},{file.stem},{DX[file.parent.name]}" for file in demo.glob("*/*")]
+    (here / "ham.csv").write_text("\n".join(["path,lesion_id,dx", *rows]))
     run = here / "RUN"
     assert cli.train([*TINY, f"--data.path={demo}", f"--run.dir={run}", *WHOLE]) == 0
     shutil.copytree(run, here / "OTHER", symlinks=True)

@@ -24,7 +24,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
         "parsing",
     },
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
-    {"data.listing"},
+    {"data.listing", "data.labels"},
     {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
     {f"evaluation.{name}" for name in ("predictions", "counts", "metrics", "modules", "resampling")},
     {
