@@ -14,7 +14,7 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from skindist.errors import UserError
+from skindist.errors import TrainingError, UserError
 from skindist.files import sync_folder
 
 Row = Sequence[str | float | None]
@@ -94,11 +94,19 @@ class GrowingTable:
         return map(json.loads, islice(self._lines(), 1, None))
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add rows, and wait until they are on the disk."""
+        """Add rows, and wait until they are on the disk.
+
+        Raises:
+            TrainingError: it is full; the rows before are kept.
+        """
         self._write(json.dumps(row) for row in rows)
 
     def finish(self, columns: Sequence[str]) -> None:
-        """Write the table as its name says, and remove what it grew in. A crash leaves all of it or nothing."""
+        """Write the table as its name says, and remove what it grew in. A crash leaves all of it or nothing.
+
+        Raises:
+            TrainingError: the disk is full; the rows are kept.
+        """
         temporary = self.out.with_name(f".{self.out.name}.tmp")
         try:
             with temporary.open("wb") as file:
@@ -106,6 +114,8 @@ class GrowingTable:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self.out)
+        except OSError as error:
+            raise _no_room(self.out, error) from None
         finally:
             temporary.unlink(missing_ok=True)
         self.part.unlink()
@@ -127,9 +137,16 @@ class GrowingTable:
             while content:
                 content = content[os.write(self._descriptor, content) :]
             os.fsync(self._descriptor)
-        except OSError as error:  # a full disk, which says of no file that it is
+        except OSError as error:
             os.ftruncate(self._descriptor, before)
-            raise OSError(error.errno, error.strerror, str(self.part)) from None
+            raise _no_room(self.part, error) from None
+
+
+def _no_room(file: Path, error: OSError) -> TrainingError:
+    """What to say of a full disk."""
+    return TrainingError(
+        f"{file}: {error.strerror or error}; make room, and start the same command again: it goes on where it was"
+    )
 
 
 def _differing(first: bytes, depends_on: Mapping[str, Any]) -> str:

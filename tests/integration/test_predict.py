@@ -404,7 +404,7 @@ def test_a_full_disk_is_one_line_and_rows_are_kept(
         patch.setattr(os, "fsync", full)
         assert main(words) == 1
     error = capsys.readouterr().err
-    assert "No space left on device" in error
+    assert "No space left on device; make room, and start the same command again" in error
     assert error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ([] if call == 2 else ["out.csv.part"])
     assert main(words) == 0
