@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 
 from skindist.cli import main, show_log, train
 from skindist.config import CheckpointConfig, Config
+from skindist.data.listing import Item
 from skindist.data.loading import Batch
 from skindist.distributed import buffers, ending, group, host
 from skindist.distributed.contact import Contact
@@ -140,6 +142,19 @@ def predict_files(model: Path, images: Path, out: Path, die_after: int | None, *
     original = GrowingTable.append
     replace(GrowingTable, "append", append)
     return main(["predict", str(model), str(images), f"--out={out}", *flags])
+
+
+def batches_of(count: int, first: int) -> list[list[Any]]:
+    """For each of so many files, by `predict.in_order` on several threads: its name, its batch, and the threads that
+    computed that."""
+
+    def reader(start: int, items: Sequence[Item]) -> list[list[str | float | None]]:
+        return [[item.name, start, len(items), torch.get_num_threads()] for item in items]
+
+    torch.set_num_threads(3)
+    files = (Item(str(number), "") for number in range(first, count))
+    rows = predict.in_order(group.join_group(), reader, files, first, batch=4, threads=3)
+    return [list(row) for row in itertools.chain.from_iterable(rows)]
 
 
 def fit_aloud(data: Path, run: Path, *flags: str) -> dict[str, Any]:

@@ -191,6 +191,26 @@ def test_what_was_killed_goes_on_and_ends_with_the_same_bytes(
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.csv"]
 
 
+@pytest.mark.parametrize("first", [0, 8])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_one_thread_computes_a_batch_and_the_order_of_files_alone_decides_on_it(
+    processes: int, first: int, tmp_path: Path
+) -> None:
+    """What decides the last bits of a sum: who is in a batch, and how many threads share it."""
+    expected = [[str(number), number // 4 * 4, min(4, 70 - number // 4 * 4), 1] for number in range(first, 70)]
+    assert run_ranks(processes, tmp_path, jobs.batches_of, 70, first) == [expected] * processes
+
+
+def test_an_unfinished_table_is_cut_back_to_whole_batches(tmp_path: Path) -> None:
+    """Else a batch of the rest would hold other images than that of a command that nobody stopped."""
+    out = tmp_path / "out.csv"
+    with GrowingTable(out, {"model": "a"}, 8) as table:
+        table.append([[str(number)] for number in range(19)])
+    with GrowingTable(out, {"model": "a"}, 8) as table:
+        assert table.kept == 16
+        assert [row[0] for row in table.rows()] == [str(number) for number in range(16)]
+
+
 def test_number_of_threads_does_not_matter(model: Path, images: Path, found: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
