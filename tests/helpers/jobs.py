@@ -29,7 +29,7 @@ from skindist.distributed import buffers, ending, group, host
 from skindist.distributed.contact import Contact
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.inference import evaluation, predict
-from skindist.inference.table import GrowingTable
+from skindist.inference.table import GrowingTable, Row
 from skindist.parsing import parse_config
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
@@ -148,12 +148,13 @@ def batches_of(count: int, first: int) -> list[list[Any]]:
     """For each of so many files, by `predict.in_order` on several threads: its name, its batch, and the threads that
     computed that."""
 
-    def reader(start: int, items: Sequence[Item]) -> list[list[str | float | None]]:
+    def reader(start: int, items: Sequence[Item]) -> list[Row]:
         return [[item.name, start, len(items), torch.get_num_threads()] for item in items]
 
+    accelerator = group.join_group()
     torch.set_num_threads(3)
     files = (Item(str(number), "") for number in range(first, count))
-    rows = predict.in_order(group.join_group(), reader, files, first, batch=4, threads=3)
+    rows = predict.in_order(accelerator, reader, files, first, batch=4, threads=3)
     return [list(row) for row in itertools.chain.from_iterable(rows)]
 
 
