@@ -1,25 +1,29 @@
-"""The two command lines: `launch/train.py` (one run) and `skindist COMMAND` (everything around it). Thin on purpose."""
+"""The command lines: `skindist train`, which is `launch/train.py`, and the commands around a run. Thin on purpose."""
 
 import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skindist.config import DataConfig, EvaluationConfig
+from skindist.config import DataConfig, EvaluationConfig, Word
 from skindist.distributed.ending import fail, fail_alone, fail_together
 from skindist.errors import Stopped, TrainingError, UserError
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder
-from skindist.parsing import parse_config
+from skindist.parsing import in_one_line, parse_config
 
-SWITCHES = ("--recalibrate", "--stress")  # flags that need no value
+SWITCHES = ("--recalibrate", "--stress", "--overwrite")  # flags that need no value
 
 
-def train(args: Sequence[str] | None = None) -> int:
+def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> int:
     """Run `fit` with the config of the command line, on one of the processes that a launcher started.
+
+    Args:
+        prog: what the command is called in its help.
 
     Returns:
         The exit status: 0 done, 2 a user's mistake, 130 interrupted, 143 or 138 stopped by SIGTERM or SIGUSR1 with
@@ -28,7 +32,7 @@ def train(args: Sequence[str] | None = None) -> int:
     show_log()
 
     def run() -> None:
-        config = parse_config(args, prog="launch/train.py")
+        config = parse_config(args, prog)
         from skindist.training.trainer import fit  # after parsing: --help must not wait for torch
 
         fit(config)
@@ -65,13 +69,18 @@ def show_log() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """`skindist COMMAND`: each command is a function below, its arguments the command's."""
+    """`skindist COMMAND`: each command is a function below, its arguments the command's; those of `train` are a run's
+    config."""
+    words = sys.argv[1:] if args is None else list(args)
+    if words[:1] == ["train"]:
+        return train(words[1:], prog="skindist train")
     commands: dict[str, Callable[..., int | None]] = {
-        "audit": audit, "curves": curves, "evaluate": evaluate, "report": report, "demo-data": demo_data,
-        "verify-resume": verify_resume, "clear-cache": clear_cache,
+        "audit": audit, "curves": curves, "evaluate": evaluate, "predict": predict, "report": report,
+        "demo-data": demo_data, "verify-resume": verify_resume, "clear-cache": clear_cache,
     }  # fmt: skip
-    parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
+    parser = ArgumentParser(prog="skindist", description="Train a model, and what surrounds that.", exit_on_error=False)
     subcommands = parser.add_subcommands()
+    subcommands.add_subcommand("train", ArgumentParser(), help="Fine-tune a model on a folder of images.")
     for name, function in commands.items():
         about = str(function.__doc__).split("\n\n    Args:")[0]
         title = about.splitlines()[0]
@@ -83,13 +92,13 @@ def main(args: Sequence[str] | None = None) -> int:
         subcommands.add_subcommand(name, command, help=title)
     show_log()
     try:
-        words, training = split_command(sys.argv[1:] if args is None else list(args))
+        words, training = split_command(words)
         words = with_values(words)
         chosen = parser.parse_args(words)
         options = chosen[chosen.subcommand].as_dict() | ({"command": training} if training else {})
         return commands[chosen.subcommand](**options) or 0
     except (UserError, ArgumentError) as error:
-        return fail_together(str(error), 2)
+        return fail_together(in_one_line(str(error)) if isinstance(error, ArgumentError) else str(error), 2)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
 
@@ -128,21 +137,39 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
     from skindist.data.demo import write_demo_data
 
     write_demo_data(directory, count, size, seed)
-    print(f"{count} pictures in {directory}; to train on them:")
+    print(f"{count} pictures in {directory}; to train on them, in the project's folder:")
     print(f"  launch/train.py --config launch/demo.yaml --data.path {directory}")
+    print("elsewhere, from random weights:")
+    print(f"  skindist train --data.path {directory} --data.image_size 64 --model.pretrained false --optim.lr 1.0")
 
 
-def audit(directory: Path, metadata: Path | None = None, page: Path = Path("audit.html")) -> None:
+def audit(
+    directory: Path,
+    metadata: Path | None = None,
+    page: Path = Path("audit.html"),
+    label_column: str | None = None,
+    malignant: tuple[Word, ...] = DataConfig.malignant,
+    benign: tuple[Word, ...] = DataConfig.benign,
+    other: Literal["error", "drop"] = "error",
+    split_column: str | None = None,
+) -> None:
     """Say what a folder of images holds before any training: bad files, copies, leaks, shortcuts.
 
     Args:
-        directory: Folder with the class folders, split or not.
+        directory: Folder with the class folders, split or not; with a column of labels, of any layout.
         metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
         page: Where to write the same with pictures, as one HTML page.
+        label_column: As for --data.label_column.
+        malignant: As for --data.malignant.
+        benign: As for --data.benign.
+        other: As for --data.other.
+        split_column: As for --data.split_column.
     """
     from skindist.report.audit import audit
 
-    print(audit(DataConfig(path=str(directory), metadata=str(metadata) if metadata else None), page))
+    labels = {"label_column": label_column, "malignant": malignant, "benign": benign, "other": other}
+    table = {"metadata": str(metadata) if metadata else None, "split_column": split_column}
+    print(audit(DataConfig(path=str(directory), **table, **labels), page))  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -155,6 +182,11 @@ def evaluate(
     prevalence: float | None = None,
     max_bad: float = 0.05,
     cache_dir: Path | None = None,
+    label_column: str | None = None,
+    malignant: tuple[Word, ...] = DataConfig.malignant,
+    benign: tuple[Word, ...] = DataConfig.benign,
+    other: Literal["error", "drop"] = "error",
+    split_column: str | None = None,
 ) -> int:
     """Say what a saved model is worth on other images, its threshold and calibration frozen.
 
@@ -163,7 +195,8 @@ def evaluate(
 
     Args:
         model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
-        data: Folder with the class folders; of a folder split into train/, val/ and test/, test/ alone is used.
+        data: Folder with the class folders, or of any layout with a column of labels; of a folder or a table that is
+            split into train, val and test, test alone is used.
         out: New folder for figures, predictions and report.
         metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
         recalibrate: Fit threshold and calibration on half of the images, too, and show them on the other half.
@@ -171,11 +204,20 @@ def evaluate(
         prevalence: Share of malignant images at which PPV, NPV and biopsies are stated; null: that of these images.
         max_bad: Share of images that cannot be used above which nothing is evaluated.
         cache_dir: As for --data.cache_dir.
+        label_column: As for --data.label_column.
+        malignant: As for --data.malignant.
+        benign: As for --data.benign.
+        other: As for --data.other.
+        split_column: As for --data.split_column.
     """
     if out is None:
         raise UserError("--out is missing: give a new folder for what is found")
     table, cache = (str(path) if path else None for path in (metadata, cache_dir))
-    config = DataConfig(path=str(data), metadata=table, max_bad=max_bad, cache_dir=cache)
+    labels = {"label_column": label_column, "malignant": malignant, "benign": benign, "other": other}
+    config = DataConfig(
+        path=str(data), metadata=table, max_bad=max_bad, cache_dir=cache, split_column=split_column,
+        **labels,  # type: ignore[arg-type]
+    )  # fmt: skip
     from skindist.inference.evaluation import Asked, evaluate_model
 
     asked = Asked(recalibrate, stress, prevalence)
@@ -188,6 +230,29 @@ def evaluate(
             raise UserError(re.sub(r"--data\.path |(?<=--)(data|evaluation)\.", "", str(error))) from None
 
     return together(run)
+
+
+def predict(
+    model: str, input: str, out: Path | None = None, overwrite: bool = False, explain: Path | None = None
+) -> int:
+    """Say of each image how probably it is malignant, and what that means at the model's own threshold.
+
+    One row a file, in the order of their names. A file that cannot be used has a reason instead of a probability. After
+    an interruption, the same command goes on where it was. On several processes: accelerate launch --config_file
+    accelerate_config.yaml --num_processes 4 -m skindist predict MODEL INPUT --out FILE
+
+    Args:
+        model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
+        input: Folder of images (any layout), one image, a quoted pattern, or a CSV file with a column `path`.
+        out: New file for the rows: .csv, .jsonl or .parquet.
+        overwrite: Replace the file that is there.
+        explain: New folder for a heat map of each image, as PNG.
+    """
+    if out is None:
+        raise UserError("--out is missing: give a new .csv, .jsonl or .parquet file for the rows")
+    from skindist.inference.predict import predict
+
+    return together(lambda: predict(model, input, out, overwrite, explain))
 
 
 def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder: Path | None = None) -> int:
@@ -251,3 +316,7 @@ def report(runs: Sequence[Path], page: Path | None = None, pictures: bool = True
         print(write_run_page(several[0], page, pictures))
     else:
         print(write_runs_page(several, page or Path("comparison.html"), pictures))
+
+
+if __name__ == "__main__":  # accelerate launch ... -m skindist.cli, and -m skindist
+    sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from skindist.section import Section, setting
 
+Word = str | int | float | bool  # of a table; YAML takes a bare 1 for a number
 Monitor = Literal[
     "val/loss",
     "val/accuracy",
@@ -33,6 +34,16 @@ class DataConfig(Section):
     """Folder of images; a folder already split into train/, val/ and test/ keeps its split."""
     metadata: str | None = setting(None, path=True)
     """CSV file with one row an image, found by file name or ISIC id: patient_id, lesion_id, age, sex, site, ..."""
+    label_column: str | None = None
+    """Column of that table with the labels, of images in any layout; null: class folders tell them."""
+    malignant: tuple[Word, ...] = ("malignant", "1", "true")
+    """What that column says of a malignant image; case does not matter."""
+    benign: tuple[Word, ...] = ("benign", "0", "false")
+    """What it says of a benign one."""
+    other: Literal["error", "drop"] = "error"
+    """Images of which it says something else: refuse to start, or leave them out and say how many."""
+    split_column: str | None = None
+    """Column of that table with train, val or test; null: the folder is split, or a split is drawn."""
     on_bad: Literal["quarantine", "error"] = "quarantine"
     """Images that cannot be used: leave them out and list them in quarantine.csv, or refuse to start."""
     max_bad: float = setting(0.05, lambda share: 0 <= share <= 1, "from 0 to 1")

@@ -20,12 +20,13 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
         UserError: unknown flag or key, a value of the wrong type or out of range.
         SystemExit: status 0 after `--help` and `--print_config`.
     """
+    launched = "%(prog)s" if prog and prog.endswith(".py") else "-m skindist train"
     parser = jsonargparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [--config FILE.yaml] [--section.key VALUE ...]",
         description="Fine-tune an ImageNet-pretrained model on a folder of benign and malignant skin lesions.",
         epilog="Processes, devices and precision belong to the launcher: accelerate launch --config_file "
-        "accelerate_config.yaml [--num_processes N] [--mixed_precision no|bf16|fp16] %(prog)s ...",
+        f"accelerate_config.yaml [--num_processes N] [--mixed_precision no|bf16|fp16] {launched} ...",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -41,8 +42,8 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
     return Config(**{section: values[section] for section in Config.__dataclass_fields__})
 
 
-def _with_nearest(message: str) -> str:
-    """Name the flag that is wrong, and the valid one that an unknown one resembles most."""
+def in_one_line(message: str) -> str:
+    """What the parser says, in one line that begins with the flag that is wrong."""
     message = re.sub(r'^Parser key "([\w.]+)": Expected a', r"--\1: expected", " ".join(message.split()))
     message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
     message = re.sub(
@@ -51,6 +52,12 @@ def _with_nearest(message: str) -> str:
         lambda found: f"--{found[1]}: expected {found[2].replace(', ', ' or ')}. Got value: {found[3]}",
         message,
     )
+    return re.sub(r"expected (a )?tuple\.", "expected a list, such as '[a, b]'.", message)
+
+
+def _with_nearest(message: str) -> str:
+    """Name the flag that is wrong, and the valid one that an unknown one resembles most."""
+    message = in_one_line(message)
     message = re.sub(r"^Group '(\w+)' does not accept option '(\w+)'", r"Option '\1.\2' is not accepted", message)
     known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
     if unknown := re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", message):

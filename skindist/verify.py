@@ -200,7 +200,8 @@ def why_ended(status: int, run: Path, log: Path) -> str:
         said = [line for line in lines if line.startswith("error: ")] or lines[-15:]
         return "\n".join([f"the command ended with status {status}{f' after step {done}' if done else ''}:", *said])
     if done == 0:
-        return "the command ended without a step: give one that runs launch/train.py, with its flags at the end"
+        what = "launch/train.py or skindist train"
+        return f"the command ended without a step: give one that runs {what}, with its flags at the end"
     return f"the run was over after step {done}: give fewer --steps or --kills, or more --train.epochs"
 
 

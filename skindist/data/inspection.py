@@ -5,8 +5,10 @@ Each file is decoded once, JPEGs at an eighth of their size: every byte is still
 
 import hashlib
 import io
+import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import imagehash
 import numpy as np
@@ -25,11 +27,14 @@ NOT_AN_IMAGE = "not an image"
 CONVERTED = {"CMYK": "CMYK", "P": "palette", "PA": "palette", "LA": "alpha", "RGBA": "alpha"}
 MODES_8_BIT = {"1", "L", "RGB", "YCbCr", *CONVERTED}
 MIN_SIDE = 32  # pixels
+LARGEST = 2**30  # bytes of a file: an image below PIL's limit of pixels has fewer
 THUMBNAIL = 128  # pixels that hashes and colours are computed from, at least
 HASH_SIDE = 16  # 256 bits
 LAYOUT_SIDE = 8
 BLANK = 2.0  # standard deviation in grey levels under which a hash is noise
 ORIENTATIONS = (None, *Image.Transpose)  # the 8 symmetries of a picture; the first is the picture as it is
+
+T = TypeVar("T")
 
 
 class Facts(NamedTuple):
@@ -54,34 +59,49 @@ class Facts(NamedTuple):
 
 
 def inspect(path: Path) -> Facts:
-    """Read and decode one file. Nothing that a file contains makes this raise.
+    """What a file tells. Nothing that it contains makes this raise; for bombs, see `open_image`."""
+    found = open_image(path, lambda content, image: _facts(path, content, image))
+    return Facts(found) if isinstance(found, str) else found
+
+
+def open_image(path: Path, use: Callable[[bytes, Image.Image], T]) -> T | str:
+    """What `use` makes of the bytes of a file and of its opened image, or why the file cannot be used. Nothing that a
+    file contains makes this raise.
 
     The caller has made `Image.DecompressionBombWarning` an error, else a bomb below twice PIL's limit is decoded.
     """
     try:
+        status = path.stat()
+        if stat.S_ISFIFO(status.st_mode) or status.st_size > LARGEST:
+            return "not a file" if stat.S_ISFIFO(status.st_mode) else f"larger than {LARGEST >> 30} GiB"
         content = path.read_bytes()
     except OSError as error:
-        return Facts(f"cannot be read ({error.strerror})")
+        return f"cannot be read ({error.strerror})"
     if not content:
-        return Facts("empty (0 bytes)")
+        return "empty (0 bytes)"
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            return _decode(path, content, image)
+            return _refusal(image) or use(content, image)
     except UnidentifiedImageError:
-        return Facts(NOT_AN_IMAGE)
+        return NOT_AN_IMAGE
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return Facts(f"more than {Image.MAX_IMAGE_PIXELS} pixels (a decompression bomb?)")
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels (a decompression bomb?)"
     except Exception as error:  # a damaged file can make a decoder raise nearly anything
         words = str(error).strip() or type(error).__name__
-        return Facts("truncated" if "truncated" in words else f"damaged ({words})")
+        return "truncated" if "truncated" in words else f"damaged ({words})"
 
 
-def _decode(path: Path, content: bytes, image: Image.Image) -> Facts:
-    file_format = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one file
+def _refusal(image: Image.Image) -> str:
+    """Why pixels like these are not used; "" if they are."""
     if image.mode not in MODES_8_BIT:
-        return Facts(f"16-bit or floating-point pixels (mode {image.mode}); convert it to 8 bits a channel")
+        return f"16-bit or floating-point pixels (mode {image.mode}); convert it to 8 bits a channel"
     if min(image.size) < MIN_SIDE:
-        return Facts(f"too small ({image.width} x {image.height} pixels; at least {MIN_SIDE} x {MIN_SIDE})")
+        return f"too small ({image.width} x {image.height} pixels; at least {MIN_SIDE} x {MIN_SIDE})"
+    return ""
+
+
+def _facts(path: Path, content: bytes, image: Image.Image) -> Facts:
+    file_format = "JPEG" if image.format == "MPO" else str(image.format)  # MPO: several JPEGs in one file
     size, turned = upright_size(image)
     notes = [
         *(["extension"] if path.suffix.lower() not in SUFFIXES[file_format] else []),

@@ -34,8 +34,14 @@ class _Row(NamedTuple):
     values: dict[str, str]
 
 
-def read_metadata(file: Path, paths: Sequence[str]) -> Metadata:
+def read_metadata(
+    file: Path, paths: Sequence[str], bad: Sequence[str] = (), telling: Sequence[str | None] = ()
+) -> Metadata:
     """Find the row of each image (path relative to the data folder); an image without one is left out.
+
+    Args:
+        bad: paths of images that cannot be used, and may have a row, too.
+        telling: columns, if not None, in which two rows of one image must not differ, either.
 
     Raises:
         UserError: the file is missing, not UTF-8 or malformed; no column names the images, or no row any of them;
@@ -45,15 +51,19 @@ def read_metadata(file: Path, paths: Sequence[str]) -> Metadata:
         raise UserError(f"--data.metadata {file}: {'is a folder' if file.is_dir() else 'no such file'}")
     try:
         columns, rows = _parse(file.read_bytes().decode("utf-8-sig"))
-        metadata = _join(rows, paths)
+        agreed = (*IDS, *(canonical_name(name) for name in telling if name))
+        metadata, lonely = _join(rows, [*paths, *bad], agreed)
     except UnicodeDecodeError:
         raise UserError(f"--data.metadata {file}: is not UTF-8 text; save it as CSV in UTF-8") from None
     except (UserError, OSError, csv.Error) as error:
         raise UserError(f"--data.metadata {file}: {error}") from None
     known = ", ".join(name for name in ALIASES if name in columns) or "no known column"
-    log.info(f"metadata: {len(metadata):,} of {len(paths):,} images have a row in {file.name} ({known})")
+    number = sum(path in metadata for path in paths)
+    log.info(f"metadata: {number:,} of {len(paths):,} images have a row in {file.name} ({known})")
     if missing := [path for path in paths if path not in metadata]:
         log.warning(f"metadata: {len(missing):,} image{'s' * (len(missing) != 1)} without a row, such as {missing[0]}")
+    if lonely:
+        log.info(f"metadata: {len(lonely):,} row{'s' * (len(lonely) != 1)} without an image, such as {lonely[0].key}")
     return metadata
 
 
@@ -74,6 +84,11 @@ def _parse(text: str) -> tuple[list[str], list[_Row]]:
     return columns, [_row(line, cells, columns, columns[key]) for line, cells in lines[1:]]
 
 
+def canonical_name(column: str) -> str:
+    """What a column is called here: "localization" is the "site"."""
+    return next((name for name, aliases in ALIASES.items() if _first(aliases, [column]) is not None), column)
+
+
 def _first(names: Sequence[str], header: Sequence[str]) -> int | None:
     """Position in the header of the first of these names that it has, however it is written."""
     plain = [re.sub(r"[\s-]", "_", name.lower()) for name in header]
@@ -89,7 +104,8 @@ def _row(line: int, cells: list[str], columns: Sequence[str], key: str) -> _Row:
     return _Row(line, values.pop(key).replace("\\", "/").removeprefix("./"), values)
 
 
-def _join(rows: Sequence[_Row], paths: Sequence[str]) -> Metadata:
+def _join(rows: Sequence[_Row], paths: Sequence[str], agreed: Sequence[str]) -> tuple[Metadata, list[_Row]]:
+    """The values of each image that has a row, and the rows that fit none."""
     rows_by_name, images_by_name = defaultdict(list), defaultdict(list)
     for row in rows:
         for name in (row.key.lower(), _isic_id(row.key)):
@@ -101,10 +117,10 @@ def _join(rows: Sequence[_Row], paths: Sequence[str]) -> Metadata:
     metadata = {}
     for path, names in names_by_path.items():
         if found := [row for name in names for row in rows_by_name[name]]:
-            metadata[path] = _agreed(found, path, images_by_name[found[0].key.lower()])
+            metadata[path] = _agreed(found, path, images_by_name[found[0].key.lower()], agreed)
     if not metadata:
         raise UserError(f"no row names an image: a row is called {rows[0].key!r}, an image {paths[0]!r}")
-    return metadata
+    return metadata, [row for row in rows if not {row.key.lower(), _isic_id(row.key)} & images_by_name.keys()]
 
 
 def _names(path: str) -> list[str]:
@@ -118,12 +134,12 @@ def _isic_id(path: str) -> str:
     return found[0].upper() if found else ""  # names are in lower case, so that a row's own name can come before its id
 
 
-def _agreed(rows: Sequence[_Row], path: str, images: Sequence[str]) -> dict[str, str]:
+def _agreed(rows: Sequence[_Row], path: str, images: Sequence[str], agreed: Sequence[str]) -> dict[str, str]:
     """Values of the best row of one image, where `images` are all that the row's key fits."""
     best = rows[0]
     if len(images) > 1 and not _isic_id(best.key):  # an ISIC id is one picture wherever it lies
         raise UserError(f"line {best.line}: {best.key!r} fits {images[0]} and {images[1]}; use a path column")
     for row in rows[1:]:
-        if unlike := [name for name in IDS if row.values.get(name) != best.values.get(name)]:
+        if unlike := [name for name in agreed if row.values.get(name) != best.values.get(name)]:
             raise UserError(f"lines {best.line} and {row.line} differ in the {unlike[0]} of {path}; keep the right one")
     return best.values

@@ -10,6 +10,7 @@ from pathlib import Path
 from skindist.config import DataConfig
 from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
 from skindist.data.inspection import Facts
+from skindist.data.labels import refuse_lonely_flags, split_of, use_table
 from skindist.data.metadata import Metadata, read_metadata
 from skindist.data.scan import SPLIT_FOLDERS, ImageFile, Scan, scan_folder
 from skindist.data.split import Row, count_rows, make_split, refuse_changed_images
@@ -71,10 +72,13 @@ def survey(config: DataConfig, part: str | None = None) -> Survey:
     Raises:
         UserError: an ambiguous folder, or metadata that cannot be joined.
     """
-    scan = scan_folder(data_folder(config), config.cache_dir)
-    scan = part_of(scan, part) if part else scan
-    paths = [image.path for image in scan.images]
-    metadata = read_metadata(Path(config.metadata), paths) if config.metadata else {}
+    scan = look_into(config)
+    by_table = config.split_column is not None
+    scan = part_of(scan, part) if part and not by_table else scan
+    metadata = metadata_of(config, scan)
+    scan = use_table(config, scan, metadata)
+    scan = part_of(scan, part, split_of(config, metadata)) if part and by_table else scan
+    metadata = {image.path: metadata[image.path] for image in scan.images if image.path in metadata}
     links = find_links(scan.images, metadata)
     return Survey(scan, metadata, links, group_images(scan.images, links))
 
@@ -89,7 +93,7 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
     bad = dict([*found.scan.bad, *conflicting_copies(found)])
     refuse_bad(config, bad, len(found.images) + len(found.scan.bad))
     say_what_was_found(found, bad)
-    left_out = bad | dropped_for_leaks(config, found)
+    left_out = bad | dict(found.scan.left_out) | dropped_for_leaks(config, found)
     kept = [index for index, image in enumerate(found.images) if image.path not in left_out]
     images, groups = [found.images[index] for index in kept], [found.groups[index] for index in kept]
     rows = make_split(images, groups, config.fractions, seed)
@@ -117,21 +121,45 @@ def prepare_test(config: DataConfig) -> Prepared:
                 f"--data.path {config.path}: {plural(count, f'{name} image')} to test on; with fewer than {FEWEST} of "
                 f"a class nothing can be said: add images to {name}/"
             )
-    return Prepared(rows, _facts(rows, found.images), sorted(bad.items()), found.metadata)
+    left_out = sorted((bad | dict(found.scan.left_out)).items())
+    return Prepared(rows, _facts(rows, found.images), left_out, found.metadata)
 
 
-def part_of(scan: Scan, part: str) -> Scan:
-    """What a scan of a split folder found in one part; all of it where the folder is not split."""
+def look_into(config: DataConfig) -> Scan:
+    """What lies in the folder.
+
+    Raises:
+        UserError: an ambiguous folder, or flags that mean nothing without others.
+    """
+    refuse_lonely_flags(config)
+    return scan_folder(data_folder(config), config.cache_dir, any_layout=config.label_column is not None)
+
+
+def metadata_of(config: DataConfig, scan: Scan) -> Metadata:
+    """What the table says of each file, usable or not; nothing without a table."""
+    if config.metadata is None:
+        return {}
+    paths, bad = [image.path for image in scan.images], [path for path, _ in scan.bad]
+    return read_metadata(Path(config.metadata), paths, bad, (config.label_column, config.split_column))
+
+
+def part_of(scan: Scan, part: str, splits: Mapping[str, str] | None = None) -> Scan:
+    """What a scan found in one part of the split; all of it where there is no split.
+
+    Args:
+        splits: the part of each file, if it is not its folder that says so.
+    """
     if not any(image.split for image in scan.images):
         return scan
-    log.info(f"data: the folder is split: its {part}/ alone is used")
+    log.info(f"data: the {'folder' if splits is None else 'table'} is split: its {part}/ alone is used")
 
     def inside(path: str) -> bool:
-        return SPLIT_FOLDERS.get(path.partition("/")[0].lower()) == part
+        said = SPLIT_FOLDERS.get(path.partition("/")[0].lower()) if splits is None else splits.get(path)
+        return said == part
 
     images = [image for image in scan.images if image.split == part]
-    bad = [(path, reason) for path, reason in scan.bad if inside(path)]
-    return Scan(images, bad, [path for path in scan.others if inside(path)])
+    bad, left_out = ([(path, reason) for path, reason in found if inside(path)] for found in (scan.bad, scan.left_out))
+    return Scan(images, bad, [path for path in scan.others if inside(path)], left_out)
 
 
 def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
@@ -140,9 +168,10 @@ def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
     Raises:
         UserError: an image is gone, cannot be used any more, or has other bytes.
     """
-    scan = scan_folder(data_folder(config), config.cache_dir)
+    scan = look_into(config)
     refuse_changed_images(rows, scan.images)
-    metadata = read_metadata(Path(config.metadata), [row.path for row in rows]) if config.metadata else {}
+    told = metadata_of(config, scan)
+    metadata = {row.path: told[row.path] for row in rows if row.path in told}
     return Prepared(rows, _facts(rows, scan.images), metadata=metadata)
 
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from skindist.files import write_atomic
 from skindist.machine import available_cores, cache_folder
 
 CLASSES = ("benign", "malignant")  # the index is the label
+UNLABELLED = -1  # by the folder that an image lies in
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 CACHE_FORMAT = 1  # of what is remembered: raise it when `inspect` finds out other things
@@ -37,8 +38,8 @@ Stamp = str  # size, modification time and change time of a file, in bytes and n
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """One usable image: path relative to the data folder, label (index into CLASSES), split ("" where the folder has
-    none), and what its file told."""
+    """One usable image: path relative to the data folder, label (index into CLASSES, or UNLABELLED), split ("" where
+    nothing says one), and what its file told."""
 
     path: str
     label: int
@@ -53,21 +54,25 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class Scan:
-    """All files of a folder: usable images, (path, reason) of the images that are not, and files that are no images
-    by name or content. Each part is sorted by path."""
+    """All files of a folder: usable images, (path, reason) of the images that are not, files that are no images by name
+    or content, and (path, reason) of usable images that a table leaves without a label. Each part is sorted by path."""
 
     images: list[ImageFile]
     bad: list[tuple[str, str]]
     others: list[str]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
-def scan_folder(root: Path, cache_dir: str | None = None) -> Scan:
+def scan_folder(root: Path, cache_dir: str | None = None, any_layout: bool = False) -> Scan:
     """Inspect every file below the class folders of `root`.
+
+    Args:
+        any_layout: whether there need not be class folders, as a table will tell the labels.
 
     Raises:
         UserError: the folder is missing, empty, laid out ambiguously, or holds no image.
     """
-    found = sorted(_find(root))
+    found = sorted(_find(root, any_layout))
     facts = _inspect_all(root, {path: stamp for path, _, _, stamp in found}, cache_dir)
     images, bad, others = [], [], []
     for path, label, split, _ in found:
@@ -79,7 +84,7 @@ def scan_folder(root: Path, cache_dir: str | None = None) -> Scan:
         else:
             bad.append((path, fact.reason))
     if not images and not bad:
-        raise UserError(f"--data.path {root}: no images in its class folders")
+        raise UserError(f"--data.path {root}: no images in {'it' if any_layout else 'its class folders'}")
     return Scan(images, bad, others)
 
 
@@ -137,11 +142,14 @@ def _from_json(values: dict[str, Any]) -> Facts:
     return Facts(**values)
 
 
-def _find(root: Path) -> Iterator[tuple[str, int, str, Stamp]]:
+def _find(root: Path, any_layout: bool) -> Iterator[tuple[str, int, str, Stamp]]:
     """Yield (relative path, label, split, stamp) of every file, having checked the layout."""
     if not root.is_dir():
         raise UserError(f"--data.path {root}: {'is not a folder' if root.exists() else 'no such folder'}")
     folders = _folders(root)
+    if any_layout and not any(_class_folders(folder) for folder in (root, *folders.values())):
+        yield from _find_anywhere(root, folders)
+        return
     splits = {SPLIT_FOLDERS[name.lower()]: folder for name, folder in folders.items() if name.lower() in SPLIT_FOLDERS}
     if not splits:
         yield from _find_classes(root, root, "")
@@ -162,16 +170,31 @@ def _find(root: Path) -> Iterator[tuple[str, int, str, Stamp]]:
         yield from _find_classes(root, folder, split)
 
 
+def _class_folders(folder: Path) -> bool:
+    """Whether it holds one, and so says something of labels."""
+    return any(name.lower() in CLASSES for name in _folders(folder))
+
+
+def _find_anywhere(root: Path, folders: dict[str, Path]) -> Iterator[tuple[str, int, str, Stamp]]:
+    """All files, without labels; a folder that is all train/, val/ and test/ says the split."""
+    splits = {name: SPLIT_FOLDERS.get(name.lower(), "") for name in folders}
+    given = {"train", "test"} <= set(splits.values()) and all(splits.values())
+    for path, stamp in files_below(str(root), set()):
+        name = path.removeprefix(f"{root}{os.sep}").replace(os.sep, "/")
+        yield name, UNLABELLED, splits.get(name.partition("/")[0], "") if given else "", stamp
+
+
 def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, int, str, Stamp]]:
     names = sorted(_folders(folder))
     if sorted(name.lower() for name in names) != sorted(CLASSES):
         raise UserError(
             f"--data.path {root}: {folder} must hold exactly the class folders benign/ and malignant/, "
-            f"but it holds {', '.join(f'{name}/' for name in names) or 'no folder'}"
+            f"but it holds {', '.join(f'{name}/' for name in names) or 'no folder'}; "
+            "or name a table and its column of labels (--data.metadata FILE.csv --data.label_column COLUMN)"
         )
     _refuse_loose_images(root, folder)
     for label, name in enumerate(sorted(names, key=str.lower)):
-        for path, stamp in _files_below(str(folder / name), set()):
+        for path, stamp in files_below(str(folder / name), set()):
             yield path.removeprefix(f"{root}{os.sep}").replace(os.sep, "/"), label, split, stamp
 
 
@@ -188,18 +211,19 @@ def _refuse_loose_images(root: Path, folder: Path) -> None:
         )
 
 
-def _files_below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Stamp]]:
-    """Yield each file that is not hidden, with its stamp; links are followed too, each real folder once."""
+def files_below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, Stamp]]:
+    """Yield each file that is not hidden, with its stamp, folder by folder in the order of names; links are followed
+    too, each real folder once."""
     status = Path(folder).stat()
     if (status.st_dev, status.st_ino) in seen:
         return
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from _files_below(entry.path, seen)
+                yield from files_below(entry.path, seen)
                 continue
             try:
                 status = entry.stat()

@@ -32,7 +32,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from skindist.data.inspection import FORMATS, decode
+from skindist.data.inspection import FORMATS, decode, open_image, upright_size
+from skindist.data.transforms import central_square
 from skindist.errors import UserError
 from skindist.files import sync_folder, write_json
 from skindist.machine import available_cores
@@ -212,8 +213,25 @@ def _pixels(source: Source, shape: tuple[int, int], resampling: Image.Resampling
     if hashlib.sha256(content).hexdigest() != source.sha256:
         raise UserError(f"{source.path} has changed since it was inspected; start again")
     with Image.open(BytesIO(content), formats=FORMATS) as image:
-        # Twice the wanted size, as PIL for thumbnails: within half a grey level of decoding it whole, on average.
-        return decode(image, (2 * min(shape), 2 * min(shape))).resize(shape, resampling).tobytes()
+        return resized(image, shape, resampling).tobytes()
+
+
+def resized(image: Image.Image, shape: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
+    """An opened file as upright RGB of this width and height, its `stored_size`."""
+    # Decoded at twice that, as PIL for thumbnails: within half a grey level of decoding it whole, on average.
+    return decode(image, (2 * min(shape), 2 * min(shape))).resize(shape, resampling)
+
+
+def seen_pixels(path: Path, size: int, interpolation: str) -> Tensor | str:
+    """What a model sees of one file, (`size`, `size`, 3) uint8, as by way of a store; or why the file cannot be used.
+    For bombs, see `open_image`."""
+
+    def pixels(_: bytes, image: Image.Image) -> Tensor:
+        shape = stored_size(*upright_size(image)[0], size)
+        picture = resized(image, shape, Image.Resampling[interpolation.upper()])
+        return central_square(torch.from_numpy(np.array(picture)), size)
+
+    return open_image(path, pixels)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

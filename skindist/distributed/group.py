@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator as Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from skindist.determinism import choose_kernels
@@ -106,6 +106,16 @@ def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *
     mine = _attempt(function, *args)[1] if accelerator.is_local_main_process else None
     for error in host.gather(mine, may_take_hours=True):
         _result(None, error)
+
+
+def on_all(accelerator: Accelerator, function: Callable[..., T], *args: Any, may_take_hours: bool = False) -> T:
+    """Run `function(*args)` on every process, for its own result. An error of any of them is raised on all, as by
+    `decide`."""
+    result, mine = _attempt(function, *args)
+    for error in host.gather(mine, may_take_hours):
+        _result(None, error)
+    own: T = result
+    return own
 
 
 def _attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, Exception | None]:

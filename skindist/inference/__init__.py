@@ -1,5 +1,6 @@
-"""The saved model: written and read (saved_model, sources), judged on other images (evaluation), explained (explain).
+"""The saved model: written and read (saved_model, sources), used on files (predict, seeing, table), judged on other
+images (evaluation), explained (explain).
 
 A run saves its model through this room. `skindist evaluate` stands above training, whose loop it predicts with. Open
-evaluation.py first.
+predict.py and evaluation.py first.
 """

@@ -45,6 +45,8 @@ def examine(found: Survey) -> Iterator[Section]:
     yield _images(found.images)
     yield _sizes(found.images)
     yield _list("Unusable images", [f"{path}: {reason}" for path, reason in bad], attention=bool(bad))
+    if left_out := found.scan.left_out:
+        yield _list("Without a label", [f"{path}: {reason}" for path, reason in left_out], attention=True)
     yield _converted(found.images)
     yield _list("Other files", found.scan.others)
     yield _metadata(found)

@@ -27,17 +27,26 @@ def contact_sheet(headings: Sequence[str], rows: Sequence[Sequence[Pixels]]) -> 
     return as_jpeg(sheet)
 
 
-def beside_heat_map(pixels: Pixels, heat: NDArray[np.float32]) -> bytes:
-    """A JPEG of an image and, to its right, the same under its heat map (H, W): 1 is all for malignant (orange), -1 all
-    for benign (blue)."""
+def beside_heat_map(pixels: Pixels, heat: NDArray[np.float32]) -> Image.Image:
+    """An image and, to its right, the same under its heat map (H, W): 1 is all for malignant (orange), -1 all for
+    benign (blue)."""
     colour = np.where(heat[..., None] > 0, np.array(MALIGNANT), np.array(BENIGN))
     cover = np.abs(heat)[..., None].clip(0, 1) * STRENGTH
     under = np.rint(pixels * (1 - cover) + colour * cover).astype(np.uint8)
-    return as_jpeg(Image.fromarray(np.hstack([pixels, under])))
+    return Image.fromarray(np.hstack([pixels, under]))
 
 
 def as_jpeg(picture: Image.Image) -> bytes:
     """The file's content; nothing but pixels is in it."""
+    return _saved(picture, "JPEG", quality=85)
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """The same without loss."""
+    return _saved(picture, "PNG")
+
+
+def _saved(picture: Image.Image, kind: str, **options: int) -> bytes:
     content = io.BytesIO()
-    picture.save(content, "JPEG", quality=85)
+    picture.save(content, kind, **options)
     return content.getvalue()

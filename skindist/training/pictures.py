@@ -13,7 +13,7 @@ from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.stress import DISTURBANCES, disturb
 from skindist.files import whole_folder, write_atomic, write_csv
 from skindist.inference.explain import explain
-from skindist.report.pictures import Pixels, beside_heat_map, contact_sheet
+from skindist.report.pictures import Pixels, as_jpeg, beside_heat_map, contact_sheet
 from skindist.run.folder import Run
 from skindist.training.engine import Predictor
 
@@ -75,7 +75,7 @@ def explained(predictor: Predictor, images: LesionImages, ids: Sequence[int]) ->
         batch = images.__getitems__([(0, sample_id) for sample_id in ids[start : start + AT_ONCE]])
         maps = explain(predictor.module, predictor.to_device(batch)[0]).numpy()
         for pixels, heat in zip(pixels_of(batch), maps, strict=True):
-            yield beside_heat_map(pixels, heat)
+            yield as_jpeg(beside_heat_map(pixels, heat))
 
 
 def pixels_of(batch: Batch) -> list[Pixels]:

@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -22,11 +23,13 @@ from torch import nn
 
 from skindist.cli import main, show_log, train
 from skindist.config import CheckpointConfig, Config
+from skindist.data.listing import Item
 from skindist.data.loading import Batch
 from skindist.distributed import buffers, ending, group, host
 from skindist.distributed.contact import Contact
 from skindist.errors import Stopped, TrainingError, UserError
-from skindist.inference import evaluation
+from skindist.inference import evaluation, predict
+from skindist.inference.table import GrowingTable, Row
 from skindist.parsing import parse_config
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
@@ -125,6 +128,35 @@ def evaluate_elsewhere(model: Path, data: Path, out: Path, *flags: str) -> int:
     torch.set_num_threads(1)
     replace(evaluation, "BATCH", 8)
     return main(["evaluate", str(model), str(data), f"--out={out}", *flags])
+
+
+def predict_files(model: Path, images: Path, out: Path, die_after: int | None, *flags: str) -> int:
+    """The exit status of `skindist predict`; the main process is killed once rows were saved so often."""
+    replace(predict, "AHEAD", 1)  # so that there are several savings
+    saved = itertools.count(1)
+
+    def append(table: GrowingTable, rows: Any) -> None:
+        original(table, rows)
+        if next(saved) == die_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    original = GrowingTable.append
+    replace(GrowingTable, "append", append)
+    return main(["predict", str(model), str(images), f"--out={out}", *flags])
+
+
+def batches_of(count: int, first: int) -> list[list[Any]]:
+    """For each of so many files, by `predict.in_order` on several threads: its name, its batch, and the threads that
+    computed that."""
+
+    def reader(start: int, items: Sequence[Item]) -> list[Row]:
+        return [[item.name, start, len(items), torch.get_num_threads()] for item in items]
+
+    accelerator = group.join_group()
+    torch.set_num_threads(3)
+    files = (Item(str(number), "") for number in range(first, count))
+    rows = predict.in_order(accelerator, reader, files, first, batch=4, threads=3)
+    return [list(row) for row in itertools.chain.from_iterable(rows)]
 
 
 def fit_aloud(data: Path, run: Path, *flags: str) -> dict[str, Any]:

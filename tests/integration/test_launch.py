@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from skindist.cli import train
+from skindist.cli import main, train
 from tests.helpers.commands import LAUNCH, ROOT, flags, launch, run
 from tests.helpers.ranks import run_ranks, said
 from tests.integration.test_run import BAD_INPUT, NAMES
@@ -109,11 +109,15 @@ STARTED_ONE = (
         pytest.param([*LAUNCH, "--num_processes=2"], NO_SUCH_FOLDER, id="2 processes"),
         pytest.param([*LAUNCH, "--num_processes=3"], NO_SUCH_FOLDER, id="3 processes", marks=pytest.mark.slow),
         pytest.param([*TORCHRUN, "--nproc_per_node=2"], NO_SUCH_FOLDER, id="torchrun", marks=pytest.mark.slow),
+        pytest.param(
+            [*TORCHRUN, "--nproc_per_node=2", "-m", "skindist", "train"], NO_SUCH_FOLDER,
+            id="torchrun, a module", marks=pytest.mark.slow,
+        ),
         pytest.param([*ACCELERATE, "--num_processes=2"], STARTED_ONE, id="without a config file"),
         pytest.param([*ACCELERATE, "--config_file=cpu.yaml"], STARTED_ONE, id="MULTI_CPU", marks=pytest.mark.slow),
         pytest.param(
-            [*ACCELERATE, "--multi_gpu", "--num_processes=2", "--main_process_port=0"], NO_SUCH_FOLDER,
-            id="the advice helps", marks=pytest.mark.slow,
+            [*ACCELERATE, "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m", "skindist.cli", "train"],
+            NO_SUCH_FOLDER, id="the advice helps, and a module", marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip
@@ -122,8 +126,9 @@ def test_the_fault_is_the_last_thing_on_the_screen(tmp_path: Path, launcher: lis
     (tmp_path / "cpu.yaml").write_text(
         "distributed_type: MULTI_CPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
     )
+    script = [] if launcher[-1] == "train" else [str(ROOT / "launch/train.py")]
     done = subprocess.run(
-        [*launcher, str(ROOT / "launch/train.py"), "--data.path=nowhere"],
+        [*launcher, *script, "--data.path=nowhere"],
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -162,3 +167,22 @@ def test_help_needs_no_framework(command: list[str]) -> None:
 def test_the_demo_recipe_is_valid() -> None:
     done = run(sys.executable, ROOT / "launch/train.py", f"--config={ROOT / 'launch/demo.yaml'}", "--print_config")
     assert done.returncode == 0, done.stderr
+
+
+def test_skindist_train_is_launch_train(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same parser, the same run, the same errors; only the help calls it by its own name."""
+    said = []
+    commands: list[tuple[Callable[[list[str]], int], list[str]]] = [(main, ["train"]), (train, [])]
+    for command, words in commands:
+        assert command([*words, "--train.epoch=1"]) == command([*words, "--data.path=nowhere"]) == 2
+        said.append(capsys.readouterr().err)
+        with pytest.raises(SystemExit):
+            command([*words, "--print_config"])
+        said[-1] += capsys.readouterr().out
+    assert said[0] == said[1]
+    assert said[0].count("error: ") == 2
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith("usage: skindist train ")
+    assert "-m skindist train ..." in text

@@ -59,6 +59,9 @@ def commands(page: Path) -> list[str]:
     return [shlex.join(words) for words in found if words]
 
 
+DX = {"benign": "nv", "malignant": "mel"}
+
+
 @pytest.fixture(scope="module")
 def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's folder: the project's files, images with a table, and two finished runs called RUN and OTHER."""
@@ -66,8 +69,8 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("launch", "skindist", "tests", "accelerate_config.yaml"):
         (here / name).symlink_to(ROOT / name)
     (here / "lesions").symlink_to(demo)
-    rows = [f"{path.relative_to(demo)},{path.stem}" for path in demo.glob("*/*")]
-    (here / "ham.csv").write_text("\n".join(["path,lesion_id", *rows]))
+    rows = [f"{file.relative_to(demo)},{file.stem},{DX[file.parent.name]}" for file in demo.glob("*/*")]
+    (here / "ham.csv").write_text("\n".join(["path,lesion_id,dx", *rows]))
     run = here / "RUN"
     assert cli.train([*TINY, f"--data.path={demo}", f"--run.dir={run}", *WHOLE]) == 0
     shutil.copytree(run, here / "OTHER", symlinks=True)
@@ -118,6 +121,8 @@ class Check:
 
         self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
         self.monkeypatch.setattr(evaluation, "evaluate_model", evaluate_model)
+        if words[0] == "train" and words[1:]:
+            return self.train(words[1:])
         if len(words) == 1 and words[0] != "clear-cache":
             assert f" {words[0]} " in help_of(lambda: cli.main([*words, "--help"]))
             return
@@ -131,7 +136,7 @@ class Check:
         assert words[0] == "launch"
         if words[1:]:
             asked = launch_command_parser().parse_args(words[1:])
-            assert Path(asked.config_file).is_file()
+            assert asked.multi_gpu if asked.config_file is None else Path(asked.config_file).is_file()
             self.on_8_gpus(asked)
             if asked.module:
                 assert asked.training_script == "skindist"
@@ -154,6 +159,8 @@ class Check:
 
     def torchrun(self, words: Sequence[str]) -> None:
         asked = get_args_parser().parse_args(words)
+        if asked.module:
+            return self.skindist(asked.training_script_args)
         self.script(asked.training_script, asked.training_script_args)
 
     def script(self, name: str, words: Sequence[str]) -> None:
@@ -229,7 +236,7 @@ def help_of(command: Callable[[], object]) -> str:
 @functools.cache
 def known_flags() -> set[str]:
     """All flags of the launchers and of the project's own commands."""
-    own = ("audit", "curves", "evaluate", "report", "demo-data", "verify-resume", "clear-cache")
+    own = ("audit", "curves", "evaluate", "predict", "report", "demo-data", "verify-resume", "clear-cache")
     launchers = (parser._option_string_actions for parser in (launch_command_parser(), get_args_parser()))
     texts = [help_of(functools.partial(cli.main, [name, "--help"])) for name in own]
     texts += [help_of(lambda: cli.train(["--help"]))]

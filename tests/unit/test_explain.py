@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skindist.errors import UserError
 from skindist.inference.explain import explain
-from skindist.report.pictures import beside_heat_map, contact_sheet
+from skindist.report.pictures import as_jpeg, beside_heat_map, contact_sheet
 
 
 class Bright(nn.Module):
@@ -81,7 +81,7 @@ def test_a_model_without_a_map_of_features_is_refused(name: str) -> None:
 def test_the_picture_is_the_image_and_beside_it_the_image_under_colour() -> None:
     heat = np.zeros((64, 64), np.float32)
     heat[:32], heat[32:] = 1, -1
-    picture = Image.open(io.BytesIO(beside_heat_map(np.full((64, 64, 3), 200, np.uint8), heat)))
+    picture = Image.open(io.BytesIO(as_jpeg(beside_heat_map(np.full((64, 64, 3), 200, np.uint8), heat))))
     assert picture.size == (128, 64)
     pixels = np.asarray(picture).astype(int)
     assert pixels[:, 8:56].mean(axis=(0, 1)) == pytest.approx([200] * 3, abs=2)

@@ -192,8 +192,10 @@ def test_it_says_what_it_found(table: Path, caplog: pytest.LogCaptureFixture, he
         read_metadata(table, [f"benign/{index}.jpg" for index in range(1998, 2002)])
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("INFO", f"metadata: 1,001 of 1,001 images have a row in table.csv ({known})"),
+        ("INFO", "metadata: 999 rows without an image, such as 1001"),
         ("INFO", f"metadata: 2 of 4 images have a row in table.csv ({known})"),
         ("WARNING", "metadata: 2 images without a row, such as benign/2000.jpg"),
+        ("INFO", "metadata: 1,998 rows without an image, such as 0"),
     ]
 
 

@@ -1,0 +1,74 @@
+"""Which files a user means by one word: a folder, a pattern, a table with a column of paths, or one file.
+
+The files come one by one and in the same order each time, so that a million of them need no more memory than ten.
+"""
+
+import csv
+import glob
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from skindist.data.scan import files_below
+from skindist.errors import UserError
+
+COLUMN = "path"
+
+
+class Item(NamedTuple):
+    """A file: what it is called in the user's own terms, and where it is ("" where a table's row says nothing)."""
+
+    name: str
+    path: str
+
+
+def list_files(given: str, left_out: Collection[Path] = ()) -> Iterator[Item]:
+    """Yield what `given` means: all files of a folder, at any depth, that are not hidden; what a pattern with `*`, `?`
+    or `[...]` fits; each row of a CSV file that has a column `path`, whose paths start in that file's folder; or else
+    the one file.
+
+    Args:
+        left_out: absolute paths that are never meant.
+
+    Raises:
+        UserError: nothing is there, a folder cannot be read, or the table cannot.
+    """
+    place = Path(given).expanduser()
+    if place.is_dir():
+        items = _in_folder(str(place))
+    elif place.suffix.lower() == ".csv":
+        items = _in_table(place)
+    elif place.exists():
+        items = iter([Item(given, str(place))])
+    elif glob.has_magic(given):
+        found = glob.glob(str(place), recursive=True)  # noqa: PTH207 - of any root, where `Path.glob` has one
+        items = (Item(path, path) for path in sorted(found) if not Path(path).is_dir())
+    else:
+        raise UserError(f"{given}: no such file or folder; give a folder, an image, a quoted pattern or a CSV file")
+    try:
+        yield from (item for item in items if not left_out or Path(item.path).absolute() not in left_out)
+    except OSError as error:
+        raise UserError(f"{error.filename or given}: cannot be read ({error.strerror})") from None
+
+
+def _in_folder(folder: str) -> Iterator[Item]:
+    for path, _ in files_below(folder, set()):
+        yield Item(os.path.relpath(path, folder).replace(os.sep, "/"), path)
+
+
+def _in_table(file: Path) -> Iterator[Item]:
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            delimiter = max(",;\t", key=lines.readline().count)
+            lines.seek(0)
+            table = csv.DictReader(lines, delimiter=delimiter)
+            if COLUMN not in (names := table.fieldnames or []):
+                raise UserError(f"{file}: no column is called {COLUMN}; found {', '.join(names) or 'nothing'}")
+            for row in table:
+                name = (row[COLUMN] or "").strip()
+                yield Item(name, str(file.parent / Path(name).expanduser()) if name else "")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: is not UTF-8 text; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{file}: line {table.line_num}: {error}") from None

@@ -1,0 +1,272 @@
+"""`skindist predict`: one row a file, with its calibrated probability and the decision at the frozen threshold.
+
+The files are cut into batches by their order alone, and one thread computes a batch from beginning to end. So the
+numbers are the same, bit for bit, on any number of processes and threads of one kind of device. Rows are kept as they
+come: an interrupted command goes on where it was.
+"""
+
+import hashlib
+import logging
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from importlib.metadata import version
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from skindist.data.listing import Item, list_files
+from skindist.data.transforms import normalizer
+from skindist.distributed import group, host
+from skindist.distributed.group import Accelerator, decide, on_all, on_main
+from skindist.errors import UserError
+from skindist.evaluation.judgement import Frozen
+from skindist.inference.explain import explain
+from skindist.inference.saved_model import SavedModel
+from skindist.inference.seeing import BatchReader
+from skindist.inference.sources import load_model
+from skindist.inference.table import GrowingTable, Row, part_of, refuse_bad_table
+from skindist.machine import available_cores
+from skindist.training.engine import Predictor, progress
+from skindist.wording import plural
+
+BATCH, BATCH_ON_CPU = 64, 8  # images of one batch; on a CPU each thread has one
+AHEAD = 4  # batches of each thread from one saving to the next
+READERS = 8  # threads at most that read files for one GPU
+LIBRARIES = ("skindist", "torch", "timm", "numpy", "pillow")
+log = logging.getLogger("skindist")
+
+
+def predict(model: str, given: str, out: Path, overwrite: bool = False, maps: Path | None = None) -> dict[str, int]:
+    """Predict every file that is meant once, on all processes, and write one row for each.
+
+    Args:
+        model: as `load_model` takes it.
+        given: a folder, an image, a pattern, or a CSV file with a column `path`, as `list_files` takes it.
+        out: new .csv, .jsonl or .parquet file.
+        overwrite: whether `out` may be there already, and `maps` hold something.
+        maps: folder for a heat map of each image; None: none are drawn.
+
+    Returns:
+        On the main process how many rows there are of each decision and, under "error", without one; else nothing.
+
+    Raises:
+        UserError: a mistake in the model, the files or the places to write to; raised on every process.
+        TrainingError: the disk is full; raised on every process. What is done so far is kept.
+        OutOfMemory: raised on the process that it happened to.
+    """
+    accelerator = group.join_group()
+    total = decide(accelerator, look, given, out, overwrite, maps, may_take_hours=True)
+    saved = fetch(accelerator, model)
+    description, device = saved.description, accelerator.device
+    pixels, on_cpu = description.preprocessing, device.type == "cpu"
+    module = saved.module.to(memory_format=torch.channels_last).to(device)
+    predictor = Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, device))
+    log.info(f"{describe_frozen(description.frozen)}\n{group.describe(accelerator)}")
+    if maps:
+        on_all(accelerator, make_place_for_maps, maps, predictor, description.image_size)
+    batch, depends_on = BATCH_ON_CPU if on_cpu else BATCH, what_rows_depend_on(saved, accelerator, given, maps)
+    reader = BatchReader(predictor, description, maps)
+    threads = torch.get_num_threads() if on_cpu else readers(accelerator)
+    with ExitStack() as stack:
+        table = on_main(accelerator, GrowingTable, out, depends_on, batch)
+        if table:
+            stack.enter_context(table)
+        kept = decide(accelerator, take_up, table, given, out, may_take_hours=True)
+        log.info(
+            f"{total - kept:,} of {plural(total, 'file')} to predict; rows are kept in {part_of(out)} until the end"
+        )
+        started, files = time.perf_counter(), islice(list_files(given, own_files(out)), kept, None)
+        bar = stack.enter_context(progress(None, "predicting", "image", accelerator, total=total, initial=kept))
+        for rows in stack.enter_context(closing(in_order(accelerator, reader, files, kept, batch, threads))):
+            on_main(accelerator, save, table, rows)
+            bar.update(len(rows))
+        bar.close()
+        counts = on_main(accelerator, finish, table, reader.columns, may_take_hours=True) or {}
+    speed = (total - kept) / (time.perf_counter() - started)
+    log.info(f"{describe_counts(counts, total)} ({speed:.1f} images/s)\nrows: {out}")
+    group.leave_group(accelerator)
+    return counts
+
+
+def own_files(out: Path) -> set[Path]:
+    """What is written while files are looked for, maybe in the same folder."""
+    return {out.absolute(), part_of(out).absolute()}
+
+
+def look(given: str, out: Path, overwrite: bool, maps: Path | None) -> int:
+    """How many files are meant, once it is clear that there is a place for what is found.
+
+    Raises:
+        UserError: there is none, or no file.
+    """
+    refuse_bad_table(out, overwrite)
+    if maps and Path(given).is_dir() and maps.resolve().is_relative_to(Path(given).resolve()):
+        raise UserError(f"--explain {maps}: lies in {given}, so that its pictures would be predicted; give another")
+    if maps and maps.exists() and not maps.is_dir():
+        raise UserError(f"--explain {maps}: is not a folder; give another")
+    if maps and maps.is_dir() and any(maps.iterdir()) and not (overwrite or part_of(out).exists()):
+        raise UserError(f"--explain {maps}: is not empty; give a new folder, or --overwrite")
+    total = sum(1 for _ in list_files(given, own_files(out)))
+    if not total:
+        raise UserError(f"{given}: no file is there that is not hidden; give another")
+    return total
+
+
+def fetch(accelerator: Accelerator, model: str) -> SavedModel:
+    """The model on every process: the main process reads it first, and fetches it, if it is on the Hub.
+
+    Raises:
+        UserError: there is none, or another one on another machine; raised on every process.
+    """
+    first = on_main(accelerator, load_model, model, may_take_hours=True)
+    saved: SavedModel = on_all(accelerator, lambda: first or load_model(model), may_take_hours=True)
+    if len(set(host.gather(digest(saved)))) > 1:
+        raise UserError(f"{model}: another model is there on another machine; copy one to all of them")
+    return saved
+
+
+def digest(saved: SavedModel) -> str:
+    """SHA-256 of all that decides on a row, beside the image."""
+    found = hashlib.sha256(repr(saved.description).encode())
+    for name, tensor in sorted(saved.module.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def what_rows_depend_on(
+    saved: SavedModel, accelerator: Accelerator, given: str, maps: Path | None
+) -> Mapping[str, str | None]:
+    """What must be the same where an unfinished table is continued, in the words of a message."""
+    return {
+        "model": digest(saved),
+        "INPUT": str(Path(given).absolute()),
+        "--explain": str(maps.absolute()) if maps else None,
+        "device or precision": f"{accelerator.device.type} {accelerator.mixed_precision}",
+        "version of skindist or its libraries": " ".join(map(version, LIBRARIES)),
+    }
+
+
+def make_place_for_maps(maps: Path, predictor: Predictor, size: int) -> None:
+    """Create the folder, once it is clear that the model can be explained.
+
+    Raises:
+        UserError: it cannot, or the folder cannot be created.
+    """
+    explain(predictor.module, torch.zeros(1, 3, size, size, device=predictor.accelerator.device))
+    try:
+        maps.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--explain {maps}: cannot be created ({error.strerror})") from None
+
+
+def take_up(table: GrowingTable, given: str, out: Path) -> int:
+    """How many rows of an earlier process are kept.
+
+    Raises:
+        UserError: they are not of the first files that there are now.
+    """
+    for row, item in zip_longest(table.rows(), islice(list_files(given, own_files(out)), table.kept)):
+        if row is None or item is None or row[0] != item.name:
+            name = row[0] if row else item.name if item else "?"
+            raise UserError(
+                f"{table.part}: the files are not those that it was begun with (such as {name}); bring them back, or "
+                "delete it to begin anew"
+            )
+    return table.kept
+
+
+def readers(accelerator: Accelerator) -> int:
+    """Threads that read files for this process's GPU; call it on every process."""
+    return min(READERS, max(1, available_cores() // group.processes_on_my_cores(accelerator)))
+
+
+def in_order(
+    accelerator: Accelerator,
+    reader: Callable[[int, Sequence[Item]], list[Row]],
+    files: Iterator[Item],
+    first: int,
+    batch: int,
+    threads: int,
+) -> Generator[list[Row], None, None]:
+    """The rows of all files in their order, many at a time, on every process. The main process alone looks at `files`.
+
+    While some are handed over, the next ones are being computed already.
+    """
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    many = world_size * threads * AHEAD * batch
+
+    def next_files() -> list[Item]:
+        return list(islice(files, many))
+
+    before: list[Future[list[Row]]] | None = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        pool = ThreadPoolExecutor(threads, initializer=settle, initargs=(accelerator.device,))
+        used = torch.get_num_threads()
+        try:
+            while items := decide(accelerator, next_files, may_take_hours=True):
+                starts = range(0, len(items), batch)[rank::world_size]
+                jobs = [pool.submit(reader, first + start, items[start : start + batch]) for start in starts]
+                first += len(items)
+                if before is not None:
+                    yield hand_over(before)
+                before = jobs
+            if before is not None:
+                yield hand_over(before)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(used)
+
+
+def settle(device: torch.device) -> None:
+    """In a thread that predicts: a batch is its work alone, so that no sum depends on how many threads there are."""
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    elif device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def hand_over(jobs: Sequence[Future[list[Row]]]) -> list[Row]:
+    """The rows of all processes' batches, of which each has every n-th."""
+    turns = zip_longest(*host.gather([job.result() for job in jobs], may_take_hours=True), fillvalue=[])
+    return list(chain.from_iterable(chain.from_iterable(turns)))
+
+
+def save(table: GrowingTable, rows: Sequence[Row]) -> None:
+    """Add rows to the table."""
+    table.append(rows)
+
+
+def finish(table: GrowingTable, columns: Sequence[str]) -> dict[str, int]:
+    """Write the whole table; return how many rows there are of each decision and, under "error", without one."""
+    counts = Counter(str(row[2] or "error") for row in table.rows())
+    table.finish(columns)
+    return dict(counts)
+
+
+def describe_frozen(frozen: Frozen) -> str:
+    """What decides, for the console."""
+    threshold = frozen.threshold
+    if threshold.chosen == "validation":
+        said = f"chosen on validation for a sensitivity of {threshold.target_sensitivity:.0%}"
+    else:
+        said = "fixed: this model has no operating point of its own"
+    plain = (frozen.calibration.temperature, frozen.calibration.bias) == (1.0, 0.0)
+    return (
+        f"decision: malignant from a {'' if plain else 'calibrated '}probability of {threshold.value:.3g} on, {said}"
+        + ("; its probabilities are not calibrated" if plain else "")
+    )
+
+
+def describe_counts(counts: Mapping[str, int], total: int) -> str:
+    """What was found, for the console."""
+    parts = [f"{counts.get(name, 0):,} {name}" for name in ("malignant", "benign")]
+    bad = f", {counts['error']:,} that cannot be used (the column error says why)" if counts.get("error") else ""
+    return f"{plural(total, 'file')}: {', '.join(parts)}{bad}"
