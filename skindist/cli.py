@@ -15,7 +15,7 @@ from skindist.launcher import this_launch
 from skindist.machine import cache_folder
 from skindist.parsing import parse_config
 
-SWITCHES = ("--recalibrate", "--stress")  # flags that need no value
+SWITCHES = ("--recalibrate", "--stress", "--overwrite")  # flags that need no value
 
 
 def train(args: Sequence[str] | None = None) -> int:
@@ -67,8 +67,8 @@ def show_log() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
     commands: dict[str, Callable[..., int | None]] = {
-        "audit": audit, "curves": curves, "evaluate": evaluate, "report": report, "demo-data": demo_data,
-        "verify-resume": verify_resume, "clear-cache": clear_cache,
+        "audit": audit, "curves": curves, "evaluate": evaluate, "export": export, "report": report,
+        "demo-data": demo_data, "verify-resume": verify_resume, "clear-cache": clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
     subcommands = parser.add_subcommands()
@@ -188,6 +188,23 @@ def evaluate(
             raise UserError(re.sub(r"--data\.path |(?<=--)(data|evaluation)\.", "", str(error))) from None
 
     return together(run)
+
+
+def export(model: str, out: Path | None = None, overwrite: bool = False) -> None:
+    """Write a saved model as one file that other programs run: pictures in, probabilities and decisions out.
+
+    The file is tried first, and written only if its probabilities are those of the model.
+
+    Args:
+        model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
+        out: FILE.onnx, for onnxruntime and others; or FILE.pt2, for torch.export.load.
+        overwrite: Replace the file if it exists.
+    """
+    if out is None:
+        raise UserError("--out is missing: give FILE.onnx or FILE.pt2")
+    from skindist.inference.export import export_model
+
+    export_model(model, out, overwrite)
 
 
 def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder: Path | None = None) -> int:

@@ -1,4 +1,5 @@
-"""The saved model: written and read (saved_model, sources), judged on other images (evaluation), explained (explain).
+"""The saved model: written and read (saved_model, sources), judged on other images (evaluation), explained (explain),
+exported as one file for other programs (graph, export).
 
 A run saves its model through this room. `skindist evaluate` stands above training, whose loop it predicts with. Open
 evaluation.py first.

@@ -12,6 +12,7 @@ ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
     {
         "errors",
+        "extras",
         "determinism",
         "files",
         "machine",
@@ -52,11 +53,11 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"distributed.ending", "distributed.contact"},
     {"training.memory", "training.wandb_service", "training.interruption", "report.model_card"},
     {"training.engine", "training.rehearsal", "inference.saved_model"},
-    {"training.predicting", "inference.explain", "report.pictures"},
+    {"training.predicting", "inference.explain", "inference.graph", "report.pictures"},
     {"training.stressing", "training.pictures"},
     {"training.wandb_sink", "training.results", "training.saving", "inference.sources"},
     {"training.tracking", "training.restoring"},
-    {"training.trainer", "report.curves", "inference.evaluation"},
+    {"training.trainer", "report.curves", "inference.evaluation", "inference.export"},
     {"report.audit", "verify"},
     {"cli"},
     {"__main__"},
