@@ -98,9 +98,27 @@ skindist draws. A split that was given is kept as it was.
 
 ## Use
 
+With timm, from pixels to the decision (`model` is this folder):
+
 ```python
-model = timm.create_model("local-dir:model", pretrained=True)
+import json
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:model", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+with torch.inference_mode():
+    benign, malignant = model(transform(Image.open("lesion.jpg").convert("RGB"))[None])[0]
+with open("model/config.json") as file:
+    fixed = json.load(file)["skindist"]
+probability = torch.sigmoid((malignant - benign) / fixed["temperature"] + fixed["bias"]).item()
+decision = probability >= fixed["threshold"]
 ```
+
+With transformers, `pipeline("image-classification", model="model")` gives the same probabilities before calibration. To
+calibrate one of malignant, take logit = log(p / (1 - p)). skindist does all of this: `skindist export` writes it as one
+ONNX file.
 """
 
 
