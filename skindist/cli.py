@@ -15,7 +15,7 @@ from skindist.launcher import this_launch
 from skindist.machine import cache_folder
 from skindist.parsing import parse_config
 
-SWITCHES = ("--recalibrate", "--stress", "--overwrite")  # flags that need no value
+SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value
 
 
 def train(args: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def show_log() -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: each command is a function below, its arguments the command's."""
     commands: dict[str, Callable[..., int | None]] = {
-        "audit": audit, "curves": curves, "evaluate": evaluate, "export": export, "report": report,
+        "audit": audit, "curves": curves, "evaluate": evaluate, "export": export, "push": push, "report": report,
         "demo-data": demo_data, "verify-resume": verify_resume, "clear-cache": clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="What surrounds a run.", exit_on_error=False)
@@ -205,6 +205,22 @@ def export(model: str, out: Path | None = None, overwrite: bool = False) -> None
     from skindist.inference.export import export_model
 
     export_model(model, out, overwrite)
+
+
+def push(model: str, repository: str, public: bool = False, yes: bool = False) -> None:
+    """Send a saved model and its card to the Hugging Face Hub; what would be sent is shown first.
+
+    Three files are sent, and nothing else: config.json, model.safetensors and README.md.
+
+    Args:
+        model: Run folder, or its model/ folder.
+        repository: OWNER/NAME; it is made if there is none.
+        public: Let everybody see it; else it is private.
+        yes: Do not ask before sending.
+    """
+    from skindist.inference.push import push_model
+
+    push_model(model, repository, public, yes)
 
 
 def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder: Path | None = None) -> int:

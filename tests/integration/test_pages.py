@@ -23,7 +23,7 @@ from torch.distributed.run import get_args_parser
 import skindist
 from skindist import cli, verify
 from skindist.config import Config, DataConfig
-from skindist.inference import evaluation, export
+from skindist.inference import evaluation, export, push
 from skindist.inference.sources import find_model
 from skindist.launcher import read_launch
 from skindist.run.folder import Run
@@ -105,8 +105,8 @@ class Check:
         rules[words[0]](words[1:])
 
     def skindist(self, words: Sequence[str]) -> None:
-        """Run; but `demo-data` draws few, `verify-resume` runs nothing, `evaluate` and `export` look whether their
-        words lead somewhere, and a name alone is asked for help."""
+        """Run; but `demo-data` draws few, `verify-resume` runs nothing, `evaluate`, `export` and `push` look whether
+        their words lead somewhere, and a name alone is asked for help."""
         commands: list[Sequence[str]] = []
 
         def verify_resume(command: Sequence[str], *_: object) -> verify.Verdict:
@@ -123,6 +123,7 @@ class Check:
 
         self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
         self.monkeypatch.setattr(export, "export_model", export_model)
+        self.monkeypatch.setattr(push, "push_model", lambda model, *_: push.checked(model))
         self.monkeypatch.setattr(evaluation, "evaluate_model", evaluate_model)
         if len(words) == 1 and words[0] != "clear-cache":
             assert f" {words[0]} " in help_of(lambda: cli.main([*words, "--help"]))
@@ -236,7 +237,7 @@ def help_of(command: Callable[[], object]) -> str:
 @functools.cache
 def known_flags() -> set[str]:
     """All flags of the launchers and of the project's own commands."""
-    own = ("audit", "curves", "evaluate", "export", "report", "demo-data", "verify-resume", "clear-cache")
+    own = ("audit", "curves", "evaluate", "export", "push", "report", "demo-data", "verify-resume", "clear-cache")
     launchers = (parser._option_string_actions for parser in (launch_command_parser(), get_args_parser()))
     texts = [help_of(functools.partial(cli.main, [name, "--help"])) for name in own]
     texts += [help_of(lambda: cli.train(["--help"]))]

@@ -57,7 +57,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"training.stressing", "training.pictures"},
     {"training.wandb_sink", "training.results", "training.saving", "inference.sources"},
     {"training.tracking", "training.restoring"},
-    {"training.trainer", "report.curves", "inference.evaluation", "inference.export"},
+    {"training.trainer", "report.curves", "inference.evaluation", "inference.export", "inference.push"},
     {"report.audit", "verify"},
     {"cli"},
     {"__main__"},

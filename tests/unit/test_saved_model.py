@@ -173,7 +173,7 @@ def test_a_run_without_a_model_yet(tmp_path: Path) -> None:
 
 
 def test_a_model_on_the_hub_is_fetched_anew_and_then_found_without_a_network(folder: Path, tmp_path: Path) -> None:
-    done = commands.run(sys.executable, "-m", "tests.helpers.hub", folder, tmp_path / "cache")
+    done = commands.run(sys.executable, "-m", "tests.helpers.hub", folder, tmp_path / "cache", "visit")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["first"] == "0.3"
