@@ -20,14 +20,12 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from skindist.data.demo import draw_lesion
-from skindist.data.store import stored_size
-from skindist.data.transforms import IDENTITY, central_square, normalizer
 from skindist.errors import UserError
-from skindist.evaluation.predictions import sigmoid
 from skindist.extras import require
 from skindist.files import write_atomic
 from skindist.inference.graph import Classifier
 from skindist.inference.saved_model import SavedModel
+from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
 from skindist.weights import first_line
 
@@ -161,7 +159,8 @@ def compare(answer: Answer, members: Sequence[SavedModel], threshold: float) -> 
     """
     own, worst = members[0].description.image_size, {OWN_SIZE: 0.0, RESIZED: 0.0}
     for images in trials(own):
-        wanted = np.mean([probabilities(member, images) for member in members], axis=0)
+        pictures = [Image.fromarray(image) for image in images]
+        wanted = np.mean([probabilities(member, pictures) for member in members], axis=0)
         probability, decision = answer(images)
         height, width = images.shape[1:3]
         same = all(member.description.image_size == height == width for member in members)
@@ -196,20 +195,3 @@ def drawn(number: int, height: int, width: int) -> Pixels:
     side = min(max(height, width), 512)
     picture = draw_lesion(np.random.default_rng([number, height, width]), bool(number % 2), side)
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def probabilities(member: SavedModel, images_NHWC: Pixels) -> NDArray[np.float64]:
-    """What skindist says of pictures (N, H, W, 3): their calibrated probabilities, (N,)."""
-    known, calibration = member.description, member.description.frozen.calibration
-    pixels, (height, width) = known.preprocessing, images_NHWC.shape[1:3]
-    shape = stored_size(width, height, known.image_size)
-    resized = [
-        Image.fromarray(image).resize(shape, Image.Resampling[pixels.interpolation.upper()]) for image in images_NHWC
-    ]
-    squares = [central_square(torch.from_numpy(np.array(image)), known.image_size) for image in resized]
-    normalize = normalizer(pixels.mean, pixels.std, torch.device("cpu"))
-    with torch.inference_mode():
-        images_BCHW = torch.stack(squares).permute(0, 3, 1, 2)
-        logits_BK = member.module(normalize(images_BCHW, IDENTITY.expand(len(squares), -1, -1))).double()
-    logits = (logits_BK[:, 1] - logits_BK[:, 0]).numpy()
-    return sigmoid(logits / calibration.temperature + calibration.bias)

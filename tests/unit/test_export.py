@@ -21,9 +21,10 @@ from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference import export
-from skindist.inference.export import drawn, export_model, probabilities
+from skindist.inference.export import drawn, export_model
 from skindist.inference.graph import Classifier, Resize
 from skindist.inference.saved_model import SavedModel, save_model
+from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
 from tests.helpers.commands import ROOT
 
@@ -39,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module = timm.create_model("test_resnet", num_classes=2)
     frozen = Frozen(Calibration(0.05, -0.25), Threshold(0.3, "validation", 0.95))
     save_model(folder, module, 32, frozen, TRAINED_ON, "# A card")
-    seen = np.concatenate([probabilities(load_model(folder), pictures(*shape)) for shape in SHAPES])
+    seen = np.concatenate([own_answer(load_model(folder), pictures(*shape)) for shape in SHAPES])
     threshold = float(np.median(seen))
     save_model(folder, module, 32, replace(frozen, threshold=Threshold(threshold, "validation", 0.95)), TRAINED_ON, "")
     return folder
@@ -47,6 +48,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pictures(height: int, width: int) -> export.Pixels:
     return np.stack([drawn(number, height, width) for number in (100, 101, 102)])
+
+
+def own_answer(model: SavedModel, images: export.Pixels) -> Any:
+    return probabilities(model, [Image.fromarray(image) for image in images])
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -78,7 +83,7 @@ def test_an_exported_model_says_what_skindist_says(
     answer, threshold, decided = export.READERS[suffix](content), own.description.frozen.threshold.value, set()
     for shape in SHAPES:
         images = pictures(*shape)
-        expected = probabilities(own, images)
+        expected = own_answer(own, images)
         probability, decision = answer(images)
         assert (str(probability.dtype), probability.shape, str(decision.dtype)) == ("float32", (3,), "int64")
         assert np.abs(probability - expected).max() < (1e-6 if shape == (32, 32) else 1e-3)
@@ -114,7 +119,7 @@ def test_several_models_are_one_graph_with_the_mean_of_their_probabilities(model
     members = [one, SavedModel(other.module, changed)]
     images = pictures(40, 50)
     probability, decision = Classifier(members, 0.0)(torch.from_numpy(images))
-    expected = (probabilities(members[0], images) + probabilities(members[1], images)) / 2
+    expected = (own_answer(members[0], images) + own_answer(members[1], images)) / 2
     assert probability.detach().numpy() == pytest.approx(expected, abs=1e-3)
     assert decision.tolist() == [1, 1, 1]
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -21,8 +20,9 @@ from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.operating_point import Threshold
-from skindist.inference.export import Pixels, drawn, probabilities
+from skindist.inference.export import drawn
 from skindist.inference.saved_model import save_model
+from skindist.inference.single import probabilities
 from skindist.inference.sources import find_model, load_model
 from skindist.model import Preprocessing
 from tests.helpers import commands
@@ -54,15 +54,15 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
         assert torch.equal(found.module(images), module().eval()(images))
 
 
-def saved_pictures(folder: Path) -> list[tuple[Path, Pixels]]:
-    """Files of several formats, sizes and shapes, one turned by its EXIF tag; and their upright pixels (H, W, 3)."""
+def saved_pictures(folder: Path) -> list[tuple[Path, Image.Image]]:
+    """Files of several formats, sizes and shapes, one turned by its EXIF tag; and the upright pictures."""
     shapes = {"own.png": (64, 64), "small.bmp": (40, 57), "tall.webp": (300, 200), "camera.jpg": (2000, 3000)}
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6
     for number, (name, shape) in enumerate(shapes.items()):
         Image.fromarray(drawn(number, *shape)).save(folder / name, exif=turned if name == "tall.webp" else Image.Exif())
     files = [folder / name for name in shapes]
-    return [(file, np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))) for file in files]
+    return [(file, ImageOps.exif_transpose(Image.open(file)).convert("RGB")) for file in files]
 
 
 def calibrated(probability: float) -> float:
@@ -81,10 +81,10 @@ def test_timm_and_transformers_give_the_same_probabilities_of_image_files(folder
     preprocessing: Any = timm.data.resolve_model_data_config  # its types are lost on mypy
     transform: Any = timm.data.create_transform(**preprocessing(with_timm), is_training=False)
     pipeline = transformers.pipeline("image-classification", model=str(folder))
-    for file, pixels in saved_pictures(tmp_path):
-        expected = probabilities(own, pixels[None])[0]
+    for file, picture in saved_pictures(tmp_path):
+        expected = probabilities(own, [picture])[0]
         with torch.inference_mode():
-            of_timm = with_timm(transform(Image.fromarray(pixels))[None]).softmax(1)[0, 1].item()
+            of_timm = with_timm(transform(picture)[None]).softmax(1)[0, 1].item()
         assert calibrated(of_timm) == pytest.approx(expected, abs=1e-5)
         scores = {said["label"]: said["score"] for said in pipeline(str(file))}
         assert calibrated(scores["malignant"]) == pytest.approx(expected, abs=1e-5)
