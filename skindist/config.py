@@ -202,16 +202,24 @@ class EvaluationConfig(Section):
 
 @dataclass(frozen=True)
 class TrackingConfig(Section):
-    """Weights & Biases; metrics.jsonl in the run folder is written in any case."""
+    """Where the curves go; metrics.jsonl in the run folder is written in any case."""
 
+    to: str = "wandb"
+    """Trackers, with commas between them: wandb, tensorboard, trackio, mlflow, or another that Accelerate knows."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online with an API key, else offline."""
     project: str = "skindist"
-    """W&B project."""
+    """Project in W&B, trackio and MLflow."""
     name: str | None = None
-    """Name of the run in W&B; null: <model>-<W&B id>, as the run folder's name may name people."""
+    """Name of the run there; null: <model>-<W&B id>, as the run folder's name may name people."""
     images: bool = False
     """Send the 16 test images with the largest error to W&B; false: no image leaves."""
+
+    @property
+    def names(self) -> list[str]:
+        """The trackers, without W&B if it is disabled."""
+        named = [name.strip() for name in self.to.split(",")]
+        return [name for name in named if name and not (name == "wandb" and self.wandb == "disabled")]
 
 
 @dataclass(frozen=True)

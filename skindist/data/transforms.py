@@ -88,6 +88,18 @@ def turned(images_BCHW: Tensor, number: int) -> Tensor:
     return images_BCHW.transpose(2, 3) if number & 4 else images_BCHW
 
 
+def mean_of_views(
+    module: Callable[[Tensor], Tensor],
+    images_BCHW: Tensor,
+    views: int,
+    memory_format: torch.memory_format = torch.contiguous_format,
+) -> Tensor:
+    """The mean of what `module` gives, (B, K) float32, over the first `views` positions of each image; see `turned`."""
+    seen = (turned(images_BCHW, number).contiguous(memory_format=memory_format) for number in range(views))
+    total_BK: Tensor = sum(module(images).float() for images in seen)  # type: ignore[assignment]
+    return total_BK / views
+
+
 def central_square(pixels_HWC: Tensor, size: int) -> Tensor:
     """The square in the middle, as timm's evaluation transform cuts it: uint8 (H, W, 3) to (size, size, 3)."""
     height, width, _ = pixels_HWC.shape

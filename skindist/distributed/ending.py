@@ -5,12 +5,13 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from skindist.errors import NoAnswer, OutOfMemory, UserError
+from skindist.errors import NoAnswer, OutOfMemory, Stopped, TrainingError, UserError
 from skindist.files import write_atomic
 from skindist.launcher import Launch, this_launch
 
@@ -21,6 +22,28 @@ GONE = (  # in the words of gloo and NCCL, whose errors are of any class
 )  # fmt: skip
 SPOKEN = "skindist/spoken"
 LAST_WORDS = Path(__file__).with_name("last_words.py")
+
+
+def together(job: Callable[[], object], again: str = "") -> int:
+    """Do a job that all processes of a launch share; of its errors one process speaks, and every process ends.
+
+    Args:
+        again: how a job that was stopped goes on from what it has saved.
+
+    Returns:
+        The exit status, as of `train`.
+    """
+    try:
+        job()
+    except (UserError, TrainingError) as error:
+        return fail_together(str(error), 2 if isinstance(error, UserError) else 1)
+    except Stopped as stop:
+        return fail_together(f"stopped by {stop.name}; {again} here", stop.status)
+    except KeyboardInterrupt:
+        return fail(f"interrupted; {again} its last checkpoint" if again else "interrupted", 130)
+    except Exception as error:
+        return fail_alone(error)
+    return 0
 
 
 def fail(message: str, status: int) -> int:

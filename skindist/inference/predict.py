@@ -66,7 +66,7 @@ def predict(model: str, given: str, out: Path, overwrite: bool = False, maps: Pa
     description, device = saved.description, accelerator.device
     pixels, on_cpu = description.preprocessing, device.type == "cpu"
     module = saved.module.to(memory_format=torch.channels_last).to(device)
-    predictor = Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, device))
+    predictor = Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, device), views=description.views)
     log.info(f"{describe_frozen(description.frozen)}\n{group.describe(accelerator)}")
     if maps:
         on_all(accelerator, make_place_for_maps, maps, predictor, description.image_size)

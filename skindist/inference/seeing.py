@@ -88,7 +88,7 @@ class BatchReader:
         """Malignant minus benign, of each image."""
         try:
             with torch.inference_mode(), self.predictor.accelerator.autocast():
-                logits_BK = self.predictor.module(self.predictor.to_device(batch)[0]).float()
+                logits_BK = self.predictor.logits(batch)
             benign_B, malignant_B = logits_BK.cpu().double().unbind(dim=1)
         except Exception as error:
             if not is_out_of_memory(error):

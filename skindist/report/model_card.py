@@ -98,10 +98,38 @@ skindist draws. A split that was given is kept as it was.
 
 ## Use
 
+With timm, from pixels to the decision (`model` is this folder):
+
 ```python
-model = timm.create_model("local-dir:model", pretrained=True)
+import json
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:model", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+with torch.inference_mode():
+    benign, malignant = model(transform(Image.open("lesion.jpg").convert("RGB"))[None])[0]
+with open("model/config.json") as file:
+    fixed = json.load(file)["skindist"]
+probability = torch.sigmoid((malignant - benign) / fixed["temperature"] + fixed["bias"]).item()
+decision = probability >= fixed["threshold"]
 ```
+
+With transformers, `pipeline("image-classification", model="model")` gives the same probabilities before calibration. To
+calibrate one of malignant, take logit = log(p / (1 - p)). skindist does all of this: `skindist export` writes it as one
+ONNX file.{_views(config.evaluation.views)}
 """
+
+
+def _views(views: int) -> str:
+    """What timm and transformers do otherwise; "" if nothing."""
+    if views == 1:
+        return ""
+    return (
+        f" timm and transformers see a picture in one position. The figures above are of {views} (turned and mirrored; "
+        "the mean of their logits), so their probabilities differ a little. What skindist exports sees all of them."
+    )
 
 
 def header(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from skindist.config import Config, TrainConfig
 from skindist.data.loading import Batch, EvalLoader, TrainLoader
-from skindist.data.transforms import turned
+from skindist.data.transforms import mean_of_views
 from skindist.distributed import host
 from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
 from skindist.errors import TrainingError
@@ -55,10 +55,7 @@ class Predictor:
 
     def logits(self, batch: Batch) -> Tensor:
         """The mean of the logits of all views, (B, 2)."""
-        images_BCHW, memory_format = self.to_device(batch)[0], self.memory_format
-        views = (turned(images_BCHW, view).contiguous(memory_format=memory_format) for view in range(self.views))
-        total_BK: Tensor = sum(self.judged(images).float() for images in views)
-        return total_BK / self.views
+        return mean_of_views(self.judged, self.to_device(batch)[0], self.views, self.memory_format)
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -1,4 +1,4 @@
-"""Where the curves go: the run's own record is the truth, and W&B gets them as far as it can."""
+"""Where the curves go: the run's own record is the truth, and W&B and others get them as far as they can."""
 
 import logging
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from skindist.report.words import describe_epoch
 from skindist.run import record
 from skindist.run.folder import Run
 from skindist.run.record import Event
+from skindist.training.other_trackers import OtherTrackers
 from skindist.training.state import TrainState
 from skindist.training.wandb_sink import WandbSink
 
@@ -22,12 +23,14 @@ class Tracker:
     accelerator: Accelerator
     run: Run
     wandb: WandbSink
+    others: OtherTrackers
 
     def log(self, event: Event) -> None:
-        """Append an event to the record, and offer it to W&B."""
+        """Append an event to the record, and offer it to the trackers."""
         if self.accelerator.is_main_process:
             record.append(self.run.record, event)
             self.wandb.log(event)
+            self.others.log(event)
 
     def log_epoch(self, state: TrainState, metrics: dict[str, float]) -> None:
         """Log the validation metrics of a finished epoch and say them in one line."""

@@ -32,6 +32,7 @@ from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, pr
 from skindist.training.engine import Learner, evaluate, train_one_epoch
 from skindist.training.interruption import Interruptions
 from skindist.training.memory import dead_workers_explained
+from skindist.training.other_trackers import OtherTrackers, check_trackers
 from skindist.training.predicting import choose_workers, eval_loader, open_store
 from skindist.training.rehearsal import find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
@@ -64,7 +65,8 @@ def fit(config: Config) -> dict[str, Any]:
 def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     """The run; the main process takes the lock, the caller releases it."""
     check_batch(config.train.batch_size, this_launch().world_size)
-    log_with = None if config.tracking.wandb == "disabled" else "wandb"
+    check_trackers(config.tracking)
+    log_with = "wandb" if "wandb" in config.tracking.names else None
     accelerator = group.join_group(log_with, config.run.timeout_minutes, config.train.deterministic)
     run = decide(accelerator, choose_folder, config)
     config = decide(accelerator, keep_micro_batch_size, config, run)
@@ -81,10 +83,11 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     with (
         Saver(run, learner, config, data.rows, lock) as saver,
         WandbSink(accelerator, run, config, wandb_id) as wandb,
+        OtherTrackers(accelerator, run, config, wandb_id, state.global_step) as others,
         Interruptions(config, accelerator, lock, contact.beat) as interruptions,
         contact,
     ):
-        tracker = Tracker(accelerator, run, wandb)
+        tracker = Tracker(accelerator, run, wandb, others)
 
         def between_steps() -> None:
             if interruptions.should_save(state.global_step):
@@ -117,6 +120,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         outcome = (run, config, data, learner, state, stopping, final, disturbed, images)
         results = decide(accelerator, write_results, *outcome)
         wandb.finish(results, final["test"], images if config.tracking.images else None)
+        others.finish(results, state.global_step)
         if accelerator.is_main_process:
             draw_run_page(run)
     log.info(f"{describe_results(results)}\nall figures: {run.results_file}; what they are worth: {run.report}")

@@ -47,7 +47,8 @@ class WandbSink:
         self.run = run
         self.wandb: Any = None
         self.notices = Notices()
-        self.mode = wandb_mode(config.tracking.wandb) if accelerator.is_main_process else "disabled"
+        asked = accelerator.is_main_process and "wandb" in config.tracking.names
+        self.mode = wandb_mode(config.tracking.wandb) if asked else "disabled"
         if self.mode == "online":
             self._start_online(config, wandb_id)
         if self.mode == "offline":

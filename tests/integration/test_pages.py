@@ -23,7 +23,8 @@ from torch.distributed.run import get_args_parser
 import skindist
 from skindist import cli, verify
 from skindist.config import Config, DataConfig
-from skindist.inference import evaluation
+from skindist.inference import evaluation, export, push
+from skindist.inference.sources import find_model
 from skindist.launcher import read_launch
 from skindist.run.folder import Run
 from skindist.training import trainer
@@ -107,8 +108,8 @@ class Check:
         rules[words[0]](words[1:])
 
     def skindist(self, words: Sequence[str]) -> None:
-        """Run; but `demo-data` draws few, `verify-resume` runs nothing, `evaluate` looks whether its words lead
-        somewhere, and a name alone is asked for help."""
+        """Run; but `demo-data` draws few, `verify-resume` runs nothing, `evaluate`, `export` and `push` look whether
+        their words lead somewhere, and a name alone is asked for help."""
         commands: list[Sequence[str]] = []
 
         def verify_resume(command: Sequence[str], *_: object) -> verify.Verdict:
@@ -119,7 +120,13 @@ class Check:
             assert evaluation.look_up(model, out)
             assert all(Path(path).exists() for path in (data.path, data.metadata) if path)
 
+        def export_model(model: str, out: Path, overwrite: bool) -> None:
+            assert find_model(model).folder.is_dir()
+            assert out.suffix in export.WRITERS
+
         self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
+        self.monkeypatch.setattr(export, "export_model", export_model)
+        self.monkeypatch.setattr(push, "push_model", lambda model, *_: push.checked(model))
         self.monkeypatch.setattr(evaluation, "evaluate_model", evaluate_model)
         if words[0] == "train" and words[1:]:
             return self.train(words[1:])
@@ -193,7 +200,8 @@ class Check:
     def pip(self, words: Sequence[str]) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         extras = [extra for word in words for extra in re.findall(r"\[(\w+)\]", word)]
-        assert (words[0], "-e" in words, words[-1][0]) == ("install", True, ".")
+        assert words[0] == "install"
+        assert words[1].startswith("skindist[") or ("-e" in words and words[-1][0] == ".")
         assert set(extras) <= set(project["optional-dependencies"])
 
     def wandb(self, words: Sequence[str]) -> None:
@@ -236,7 +244,10 @@ def help_of(command: Callable[[], object]) -> str:
 @functools.cache
 def known_flags() -> set[str]:
     """All flags of the launchers and of the project's own commands."""
-    own = ("audit", "curves", "evaluate", "predict", "report", "demo-data", "verify-resume", "clear-cache")
+    own = (
+        "audit", "curves", "evaluate", "predict", "export", "push", "report", "demo-data", "verify-resume",
+        "clear-cache",
+    )  # fmt: skip
     launchers = (parser._option_string_actions for parser in (launch_command_parser(), get_args_parser()))
     texts = [help_of(functools.partial(cli.main, [name, "--help"])) for name in own]
     texts += [help_of(lambda: cli.train(["--help"]))]

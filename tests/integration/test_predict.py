@@ -41,7 +41,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def saved(folder: Path, threshold: Threshold, calibration: Calibration) -> Path:
     torch.manual_seed(0)
     module = timm.create_model("test_resnet", num_classes=2)
-    save_model(folder, module, SIZE, Frozen(calibration, threshold), TRAINED_ON, "# A card")
+    save_model(folder, module, SIZE, Frozen(calibration, threshold), TRAINED_ON, "# A card", views=2)
     return folder
 
 

@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -144,11 +145,14 @@ def test_the_search_finds_what_is_there(planted: Planted) -> None:
 
 
 def test_an_offline_run_names_nobody(planted: Planted) -> None:
-    """Neither in what W&B has written, nor in what `wandb sync` uploads of it."""
-    folder, done = planted.run("offline", {})
+    """Neither in what W&B and TensorBoard have written, nor in what `wandb sync` uploads of it."""
+    trackers = ["wandb"] + ["tensorboard"] * (find_spec("tensorboard") is not None)
+    folder, done = planted.run("offline", {}, f"--tracking.to={','.join(trackers)}")
     assert_kept_at_home(folder)
+    for tracker in trackers:
+        assert found(files(folder / tracker), CANARY.values()) == set()
+        assert found(files(folder / tracker), ["val/loss"]) == {"val/loss"}
     written = files(folder / "wandb")
-    assert found(written, CANARY.values()) == set()
     sent = {"val/loss", "test/roc", "test_resnet"}
     assert found(written, sent) == sent
     with WandbServer() as server:

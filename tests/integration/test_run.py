@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,23 @@ def test_the_saved_model_loads_with_timm_and_predicts_the_same(run: Path, demo: 
     saved = load_file(run / "model/model.safetensors")
     assert best.keys() == saved.keys()
     assert all(torch.equal(best[name], saved[name]) for name in best)
+
+
+def test_the_cards_own_lines_give_the_probability_and_the_decision(
+    run: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run / "model", tmp_path / "model")
+    card = tmp_path / "model/README.md"
+    (code,) = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for row in rows(run / "predictions-test.csv")[:3]:
+        shutil.copy(demo / row["path"], "lesion.jpg")
+        said: dict[str, Any] = {}
+        exec(compile(code, "card", "exec"), said)
+        assert said["probability"] == pytest.approx(float(row["probability"]), abs=1e-6)
+        assert said["decision"] == (
+            said["probability"] >= json.loads(Path("model/config.json").read_text())["skindist"]["threshold"]
+        )
 
 
 def test_the_saved_model_loads_with_transformers(run: Path) -> None:

@@ -25,6 +25,7 @@ from skindist.errors import TrainingError
 from skindist.evaluation.predictions import Predictions
 from skindist.parsing import parse_config
 from skindist.run import folder as run_folder
+from skindist.training.other_trackers import OtherTrackers
 from skindist.training.tracking import Tracker
 from skindist.training.wandb_sink import WandbSink, reliability_rows, threshold_rows
 from tests.conftest import Observe
@@ -290,11 +291,12 @@ def fail_twice(folder: Path) -> None:
     accelerator = group.join_group(log_with="wandb")
     with WandbServer() as server:
         os.environ.update(server.env)
-        sink = WandbSink(accelerator, run_folder.Run(folder), config, "failing1")
+        run = run_folder.Run(folder)
+        sink, others = WandbSink(accelerator, run, config, "failing1"), OtherTrackers(accelerator, run, config, "", 0)
         server.fail("hangs")
         started = time.monotonic()
         with suppress(TrainingError), sink:
-            Tracker(accelerator, run_folder.Run(folder), sink).log({"train/loss": 1.0, "global_step": 1})
+            Tracker(accelerator, run, sink, others).log({"train/loss": 1.0, "global_step": 1})
             raise TrainingError("the loss is not finite")
         assert time.monotonic() - started < 10
         assert "wandb-core" not in {child.name() for child in psutil.Process().children()}

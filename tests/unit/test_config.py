@@ -200,8 +200,7 @@ def test_a_run_may_go_on_with_other_values_of_these_alone() -> None:
         "train.log_every", "train.non_finite", "train.max_skipped", "train.deterministic",
         "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep",
         "evaluation.sensitivity", "evaluation.prevalence", "evaluation.views", "evaluation.stress",
-        "evaluation.explain",
-        "tracking.wandb", "tracking.project", "tracking.name", "tracking.images",
+        "evaluation.explain", "tracking.to", "tracking.wandb", "tracking.project", "tracking.name", "tracking.images",
     }  # fmt: skip
 
 

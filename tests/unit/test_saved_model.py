@@ -1,6 +1,7 @@
 """A saved model: what is written is what is read; what is not whole, or not ours, is refused in one line."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import ExifTags, Image, ImageOps
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -18,7 +20,9 @@ from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.operating_point import Threshold
+from skindist.inference.export import drawn
 from skindist.inference.saved_model import save_model
+from skindist.inference.single import probabilities
 from skindist.inference.sources import find_model, load_model
 from skindist.model import Preprocessing
 from tests.helpers import commands
@@ -48,6 +52,44 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(found.module(images), module().eval()(images))
+
+
+def saved_pictures(folder: Path) -> list[tuple[Path, Image.Image]]:
+    """Files of several formats, sizes and shapes, one turned by its EXIF tag; and the upright pictures."""
+    shapes = {"own.png": (64, 64), "small.bmp": (40, 57), "tall.webp": (300, 200), "camera.jpg": (2000, 3000)}
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    for number, (name, shape) in enumerate(shapes.items()):
+        Image.fromarray(drawn(number, *shape)).save(folder / name, exif=turned if name == "tall.webp" else Image.Exif())
+    files = [folder / name for name in shapes]
+    return [(file, ImageOps.exif_transpose(Image.open(file)).convert("RGB")) for file in files]
+
+
+def calibrated(probability: float) -> float:
+    """As the card says, from a probability before calibration."""
+    logit = math.log(probability / (1 - probability)) / FROZEN.calibration.temperature + FROZEN.calibration.bias
+    return 1 / (1 + math.exp(-logit))
+
+
+def test_timm_and_transformers_give_the_same_probabilities_of_image_files(folder: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    weights = load_file(folder / "model.safetensors")
+    weights["fc.weight"] *= 100  # so that pictures differ in more than the fifth place
+    save_file(weights, folder / "model.safetensors")
+    own, found = load_model(folder), []
+    with_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    preprocessing: Any = timm.data.resolve_model_data_config  # its types are lost on mypy
+    transform: Any = timm.data.create_transform(**preprocessing(with_timm), is_training=False)
+    pipeline = transformers.pipeline("image-classification", model=str(folder))
+    for file, picture in saved_pictures(tmp_path):
+        expected = probabilities(own, [picture])[0]
+        with torch.inference_mode():
+            of_timm = with_timm(transform(picture)[None]).softmax(1)[0, 1].item()
+        assert calibrated(of_timm) == pytest.approx(expected, abs=1e-5)
+        scores = {said["label"]: said["score"] for said in pipeline(str(file))}
+        assert calibrated(scores["malignant"]) == pytest.approx(expected, abs=1e-5)
+        found.append(expected)
+    assert max(found) - min(found) > 1e-3
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -131,7 +173,7 @@ def test_a_run_without_a_model_yet(tmp_path: Path) -> None:
 
 
 def test_a_model_on_the_hub_is_fetched_anew_and_then_found_without_a_network(folder: Path, tmp_path: Path) -> None:
-    done = commands.run(sys.executable, "-m", "tests.helpers.hub", folder, tmp_path / "cache")
+    done = commands.run(sys.executable, "-m", "tests.helpers.hub", folder, tmp_path / "cache", "visit")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["first"] == "0.3"

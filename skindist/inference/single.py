@@ -1,0 +1,45 @@
+"""A saved model and a picture, without a folder, a group of processes or a cache: what the model sees, what it says."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from skindist.data.inspection import FORMATS, decode
+from skindist.data.store import stored_size
+from skindist.data.transforms import IDENTITY, central_square, mean_of_views, normalizer
+from skindist.evaluation.predictions import sigmoid
+from skindist.inference.saved_model import Description, SavedModel
+
+
+def open_picture(file: Path, known: Description) -> Image.Image:
+    """The upright picture in a file, as skindist reads it: a JPEG no larger than need be."""
+    with Image.open(file, formats=FORMATS) as image:
+        return decode(image, (2 * known.image_size, 2 * known.image_size))
+
+
+def square_of(picture: Image.Image, known: Description) -> Tensor:
+    """The pixels of an RGB picture that the model sees, (S, S, 3) uint8."""
+    shape = stored_size(picture.width, picture.height, known.image_size)
+    resized = picture.resize(shape, Image.Resampling[known.preprocessing.interpolation.upper()])
+    return central_square(torch.from_numpy(np.array(resized)), known.image_size)
+
+
+def normalised(squares: Sequence[Tensor], known: Description) -> Tensor:
+    """What the model is given of squares (S, S, 3) uint8: (N, 3, S, S) float32."""
+    normalize = normalizer(known.preprocessing.mean, known.preprocessing.std, torch.device("cpu"))
+    return normalize(torch.stack(list(squares)).permute(0, 3, 1, 2), IDENTITY.expand(len(squares), -1, -1))
+
+
+def probabilities(model: SavedModel, pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
+    """The calibrated probability of malignant of each RGB picture, (N,)."""
+    known, calibration = model.description, model.description.frozen.calibration
+    with torch.inference_mode():
+        images_NCHW = normalised([square_of(picture, known) for picture in pictures], known)
+        benign_N, malignant_N = mean_of_views(model.module, images_NCHW, known.views).double().unbind(dim=1)
+    logits_N = (malignant_N - benign_N).numpy()
+    return sigmoid(logits_N / calibration.temperature + calibration.bias)

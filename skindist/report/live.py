@@ -1,0 +1,89 @@
+"""In a notebook: a run's curves while it trains, and its page."""
+
+import html
+import importlib
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from skindist.errors import UserError
+from skindist.extras import require
+from skindist.report.curves import plot_curves
+from skindist.run.folder import Run
+
+SECONDS = 2.0  # between two looks at the record
+
+
+@contextmanager
+def live_curves(run: Path) -> Iterator[None]:
+    """Show the curves of a run under the cell, and draw them anew whenever its record has grown.
+
+    Until there is a record, the thread that draws does nothing: so processes may be forked meanwhile.
+
+    Raises:
+        UserError: IPython is not installed.
+    """
+    notebook = ipython()
+    record, seen, over = Run(run).record, 0, Event()
+    shown = notebook.display(notebook.HTML("The curves come with the first steps."), display_id=True)
+
+    def draw() -> None:
+        nonlocal seen
+        size = record.stat().st_size if record.exists() else 0
+        if size == seen:
+            return
+        seen, picture = size, io.BytesIO()
+        with suppress(UserError):  # half a line, which will be whole next time
+            plot_curves(Run(run).metrics()).savefig(picture, dpi=80)
+            shown.update(notebook.Image(picture.getvalue()))
+
+    def watch() -> None:
+        while not over.wait(SECONDS):
+            draw()
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        draw()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a notebook shows as a whole page, `height` pixels high."""
+
+    content: str
+    height: int
+
+    def _repr_html_(self) -> str:
+        """Called by the notebook."""
+        return f'<iframe srcdoc="{html.escape(self.content)}" width="100%" height="{self.height}"></iframe>'
+
+
+def show_report(run: Path, height: int = 800) -> Page:
+    """The page of a finished run, for the last line of a cell.
+
+    Raises:
+        UserError: there is no page.
+    """
+    page = Run(run).report
+    if not page.is_file():
+        raise UserError(f"{page}: there is none yet: let the run go on to its end")
+    return Page(page.read_text(), height)
+
+
+def ipython() -> Any:
+    """What shows things in a notebook.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    require("notebook", "IPython")
+    return importlib.import_module("IPython.display")
