@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from skindist.errors import UserError
+from skindist.inference.ensemble import Ensemble
 
 
 def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
     """Where in each image something speaks for malignant, and where for benign.
 
     Args:
-        module: a timm model with one logit for each class; it is left as it was.
+        module: a timm model with one logit for each class, or an ensemble of such; it is left as it was.
         images_BCHW: normalised images on the model's device, at least one.
 
     Returns:
@@ -28,6 +29,8 @@ def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
     Raises:
         UserError: the model does not pool a map of features, as convolutional ones do.
     """
+    if isinstance(module, Ensemble):
+        return scaled(torch.stack([explain(member, images_BCHW) for member in module.members]).mean(dim=0))
     from captum.attr import LayerGradCam  # a second of import, for the end of a run
 
     with as_it_was(module), torch.enable_grad():
@@ -39,10 +42,13 @@ def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
 
         gradcam = LayerGradCam(evidence, pool)
         maps = gradcam.attribute(images_BCHW, attribute_to_layer_input=True).detach().float()
-    maps_BHW = interpolate(maps, images_BCHW.shape[-2:], mode="bicubic", align_corners=False)[:, 0].cpu()
+    return scaled(interpolate(maps, images_BCHW.shape[-2:], mode="bicubic", align_corners=False)[:, 0].cpu())
+
+
+def scaled(maps_BHW: Tensor) -> Tensor:
+    """So that the strongest value of each map is 1 or -1; a map of 0 stays so."""
     strongest = maps_BHW.abs().amax(dim=(1, 2), keepdim=True)
-    scaled: Tensor = torch.where(strongest > 0, maps_BHW / strongest, torch.zeros_like(maps_BHW))
-    return scaled
+    return torch.where(strongest > 0, maps_BHW / strongest, torch.zeros_like(maps_BHW))
 
 
 def pooling(module: nn.Module, image_1CHW: Tensor) -> nn.Module:

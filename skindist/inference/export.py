@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from skindist.errors import UserError
 from skindist.extras import require
 from skindist.files import write_atomic
 from skindist.inference.graph import Classifier
-from skindist.inference.saved_model import SavedModel
+from skindist.inference.saved_model import Description, SavedModel
 from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
 from skindist.weights import first_line
@@ -55,15 +55,14 @@ def export_model(model: str, out: Path, overwrite: bool = False) -> None:
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
     if out.suffix == ".onnx":
         require("export", "onnx", "onnxruntime", "onnxscript")
-    members = [load_model(model)]
-    threshold = members[0].description.frozen.threshold.value
-    classifier = Classifier(members, threshold)
+    saved = load_model(model)
+    classifier = Classifier(saved)
     try:
-        content = WRITERS[out.suffix](trace(classifier), described(members, threshold))
+        content = WRITERS[out.suffix](trace(classifier), described(saved.description))
     except Exception as error:  # no common base: whatever a model does that has no graph, or a file above 2 GB
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise UserError(f"{model}: torch cannot write it as {out.suffix} ({first_line(cause)})") from None
-    said = compare(READERS[out.suffix](content), members, threshold)
+    said = compare(READERS[out.suffix](content), saved)
     try:
         write_atomic(out, content)
     except OSError as error:
@@ -72,18 +71,19 @@ def export_model(model: str, out: Path, overwrite: bool = False) -> None:
     log.info(f"{out}: {len(content) / 1e6:.1f} MB; {said}")
 
 
-def described(members: Sequence[SavedModel], threshold: float) -> dict[str, str]:
-    """What stands in the file beside the graph; values are JSON."""
-    first = members[0].description
-    calibrations = [member.description.frozen.calibration for member in members]
+def described(known: Description) -> dict[str, str]:
+    """What stands in the file beside the graph; values are JSON. Of an ensemble, temperature, bias and architecture are
+    those of its members."""
+    members = [*known.members.values()] or [known]
     values = {
-        "skindist": first.version,
-        "class_names": first.classes,
-        "threshold": threshold,
-        "temperature": [calibration.temperature for calibration in calibrations],
-        "bias": [calibration.bias for calibration in calibrations],
-        "architecture": [member.description.architecture for member in members],
-        "image_size": [member.description.image_size for member in members],
+        "skindist": known.version,
+        "class_names": known.classes,
+        "threshold": known.frozen.threshold.value,
+        "temperature": [member.frozen.calibration.temperature for member in members],
+        "bias": [member.frozen.calibration.bias for member in members],
+        "architecture": [member.architecture for member in members],
+        "image_size": known.image_size,
+        "views": [member.views for member in members],
     }
     return {name: json.dumps(value) for name, value in values.items()}
 
@@ -151,20 +151,20 @@ WRITERS = {".onnx": to_onnx, ".pt2": to_pt2}
 READERS = {".onnx": onnx_answers, ".pt2": pt2_answers}
 
 
-def compare(answer: Answer, members: Sequence[SavedModel], threshold: float) -> str:
-    """How far the file's probabilities are from the models' own, in words.
+def compare(answer: Answer, saved: SavedModel) -> str:
+    """How far the file's probabilities are from the model's own, in words.
 
     Raises:
         UserError: too far, or a decision is not that of its probability.
     """
-    own, worst = members[0].description.image_size, {OWN_SIZE: 0.0, RESIZED: 0.0}
+    own, threshold = saved.description.image_size, saved.description.frozen.threshold.value
+    worst = {OWN_SIZE: 0.0, RESIZED: 0.0}
     for images in trials(own):
         pictures = [Image.fromarray(image) for image in images]
-        wanted = np.mean([probabilities(member, pictures) for member in members], axis=0)
+        wanted = probabilities(saved, pictures)
         probability, decision = answer(images)
         height, width = images.shape[1:3]
-        same = all(member.description.image_size == height == width for member in members)
-        allowed, found = OWN_SIZE if same else RESIZED, float(np.abs(probability - wanted).max())
+        allowed, found = OWN_SIZE if own == height == width else RESIZED, float(np.abs(probability - wanted).max())
         worst[allowed] = max(worst[allowed], found)
         if not found <= allowed:  # NaN is refused, too
             raise UserError(

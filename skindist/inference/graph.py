@@ -6,7 +6,7 @@ is plain arithmetic, so every runtime has it, and none has a resize of its own w
 or another rounding.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,9 @@ def whole(values: Tensor) -> Tensor:
     return (values + 0.5).floor().clamp(0, 255)
 
 
-class Member(nn.Module):
-    """Pictures (N, H, W, 3) uint8 to the calibrated probability of malignant (N,), by one saved model.
+class Classifier(nn.Module):
+    """Pictures (N, H, W, 3) uint8 to the calibrated probability of malignant, (N,) float32, by a saved model, and
+    whether it reaches the threshold, (N,) int64: 1 is malignant.
 
     Raises:
         UserError: its interpolation is one that no graph has here.
@@ -78,7 +79,7 @@ class Member(nn.Module):
     def __init__(self, model: SavedModel) -> None:
         super().__init__()
         described = model.description
-        pixels, calibration = described.preprocessing, described.frozen.calibration
+        pixels, frozen = described.preprocessing, described.frozen
         if pixels.interpolation not in FILTERS:
             known = " and ".join(FILTERS)
             raise UserError(
@@ -89,22 +90,10 @@ class Member(nn.Module):
         mean, std = torch.tensor(pixels.mean), torch.tensor(pixels.std)
         self.register_buffer("scale", (1 / (255 * std))[:, None, None], persistent=False)
         self.register_buffer("shift", (-mean / std)[:, None, None], persistent=False)
-        self.temperature, self.bias = calibration.temperature, calibration.bias
-
-    def forward(self, images_NHWC: Tensor) -> Tensor:
-        logits_NK = mean_of_views(self.module, self.resize(images_NHWC) * self.scale + self.shift, self.views)
-        return torch.sigmoid((logits_NK[:, 1] - logits_NK[:, 0]) / self.temperature + self.bias)
-
-
-class Classifier(nn.Module):
-    """Pictures (N, H, W, 3) uint8 to the mean of all members' calibrated probabilities, (N,) float32, and whether it
-    reaches the threshold, (N,) int64: 1 is malignant."""
-
-    def __init__(self, models: Sequence[SavedModel], threshold: float) -> None:
-        super().__init__()
-        self.members = nn.ModuleList(Member(model) for model in models)
-        self.threshold = threshold
+        self.calibration, self.threshold = frozen.calibration, frozen.threshold.value
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        probability_N = torch.stack([member(images) for member in self.members]).mean(dim=0)
+        logits_NK = mean_of_views(self.module, self.resize(images) * self.scale + self.shift, self.views)
+        logits_N = (logits_NK[:, 1] - logits_NK[:, 0]) / self.calibration.temperature + self.calibration.bias
+        probability_N = torch.sigmoid(logits_N)
         return probability_N, (probability_N >= self.threshold).to(torch.int64)

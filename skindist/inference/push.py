@@ -12,17 +12,17 @@ from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from skindist.errors import UserError
-from skindist.inference.saved_model import CARD, DESCRIPTION, WEIGHTS
+from skindist.inference.saved_model import CARD, DESCRIPTION, WEIGHTS, read_description
 from skindist.inference.sources import HUB_ID, find_model, load_model
 from skindist.weights import NETWORK_SECONDS, first_line, within
 
-SENT = (DESCRIPTION, WEIGHTS, CARD)  # and nothing else, whatever lies beside them
 T = TypeVar("T")
 log = logging.getLogger("skindist")
 
 
 def push_model(model: str, repository: str, public: bool = False, yes: bool = False) -> None:
-    """Send the three files of a model to a repository, which is made if there is none.
+    """Send the three files of a model, or of each member of an ensemble, to a repository, which is made if there is
+    none.
 
     Args:
         model: a run folder or its `model/` folder.
@@ -44,7 +44,7 @@ def push_model(model: str, repository: str, public: bool = False, yes: bool = Fa
         raise UserError(f"{repository}: is there already, and private; leave out --public, or give another name")
     seen_by = "public: everybody can see it" if public else "private"
     log.info(f"to {api.endpoint}/{repository} ({'there already' if there else 'new'}, {seen_by}), as {account}:")
-    for name in SENT:
+    for name in sent(folder):
         log.info(
             f"  {name}  {(folder / name).stat().st_size / 1e6:.3f} MB{'  replaced if it is there' if there else ''}"
         )
@@ -52,9 +52,16 @@ def push_model(model: str, repository: str, public: bool = False, yes: bool = Fa
         raise UserError("nothing was sent")
     if not there:
         asked(repository, partial(api.create_repo, repository, private=not public))
-    files = [CommitOperationAdd(name, folder / name) for name in SENT]
+    files = [CommitOperationAdd(name, folder / name) for name in sent(folder)]
     done = asked(repository, partial(api.create_commit, repository, files, commit_message="Model saved by skindist"))
     log.info(f"sent: {done.commit_url}")
+
+
+def sent(folder: Path) -> list[str]:
+    """The files to send, and nothing else, whatever lies beside them."""
+    members = [f"{name}/" for name in read_description(folder).members]
+    kept = [DESCRIPTION, CARD] if members else [DESCRIPTION, WEIGHTS, CARD]
+    return kept + [place + name for place in members for name in (DESCRIPTION, WEIGHTS, CARD)]
 
 
 def checked(model: str) -> Path:

@@ -1,13 +1,19 @@
 """A model on disk, written and read in one place: `config.json` and `model.safetensors`, as timm and transformers load
 them too. What these do not know stands in config.json under "skindist": how a logit becomes a decision, and what is
 known of the training images. Only tensors and JSON are read: nothing in a model's folder can run code.
+
+An ensemble is such a folder, too: each member has one of its own in it, and the common threshold stands above them.
 """
 
 import json
 import math
-from dataclasses import asdict, dataclass
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import timm
 import timm.models
@@ -20,17 +26,19 @@ from skindist.errors import UserError
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.files import write_atomic, write_json
+from skindist.inference.ensemble import Ensemble
 from skindist.model import Preprocessing, preprocessing
 from skindist.weights import first_line
 
 DESCRIPTION, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OWN = "skindist"  # the key of config.json that is ours
-FORMAT = 1  # of what stands there: raise it when an older skindist would misread it
+FORMAT, FORMAT_OF_ENSEMBLES = 1, 2  # of what stands there: raise it when an older skindist would misread it
 
 
 @dataclass(frozen=True)
 class Description:
-    """All that is known of a saved model beside its weights. `views`: the positions in which it sees each image."""
+    """All that is known of a saved model beside its weights. `views`: the positions in which it sees each image.
+    `members`: of an ensemble, its models by folder, which have its preprocessing and image size."""
 
     architecture: str
     image_size: int
@@ -40,6 +48,7 @@ class Description:
     version: str
     views: int = 1
     classes: tuple[str, ...] = CLASSES
+    members: Mapping[str, "Description"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,35 @@ def save_model(
     write_atomic(folder / CARD, card)
 
 
+def save_ensemble(folder: Path, members: Sequence[Path], frozen: Frozen, trained_on: TrainingSet, card: str) -> None:
+    """Save copies of saved models as one, whose probability is the mean of their calibrated ones. `frozen` has the
+    threshold; its calibration changes nothing."""
+    for number, member in enumerate(members):
+        (folder / member_name(number)).mkdir(parents=True)
+        for name in (DESCRIPTION, WEIGHTS, CARD):
+            shutil.copyfile(member / name, folder / member_name(number) / name)
+    own = {
+        "format": FORMAT_OF_ENSEMBLES,
+        "version": version("skindist"),
+        "members": [member_name(number) for number in range(len(members))],
+        **frozen.to_dict(),
+        "trained_on": asdict(trained_on),
+    }
+    write_json(folder / DESCRIPTION, {OWN: own})
+    write_atomic(folder / CARD, card)
+
+
+def member_name(number: int) -> str:
+    """The folder of an ensemble's member, counted from 0."""
+    return f"member-{number}"
+
+
 def read_description(folder: Path) -> Description:
     """Read what config.json says.
 
     Raises:
-        UserError: there is none, it is damaged, or another program or a newer skindist wrote it.
+        UserError: there is none, it is damaged, another program or a newer skindist wrote it, or the members of an
+            ensemble do not see images alike.
     """
     file = folder / DESCRIPTION
     try:
@@ -89,8 +122,10 @@ def read_description(folder: Path) -> Description:
         own = values.get(OWN)
         if own is None:
             raise UserError(f"{file}: not of a model that skindist saved (it has no key {OWN!r}); give another")
-        if own["format"] > FORMAT:
+        if own["format"] > FORMAT_OF_ENSEMBLES:
             raise UserError(f"{file}: saved by skindist {own['version']}, newer than this one; update skindist")
+        if own["format"] == FORMAT_OF_ENSEMBLES:
+            return read_ensemble(folder, own)
         pixels = values["pretrained_cfg"]
         description = Description(
             architecture=str(values["architecture"]),
@@ -108,6 +143,39 @@ def read_description(folder: Path) -> Description:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{file}: is damaged ({first_line(error)}); copy the model's folder again") from None
     return description
+
+
+def read_ensemble(folder: Path, own: Mapping[str, Any]) -> Description:
+    """What config.json says of an ensemble, and what its members' say; raises as `read_description` and `check`."""
+    names = [member_name(number) for number in range(len(own["members"]))]  # and no other path, whatever stands there
+    members = {name: read_description(folder / name) for name in names}
+    first, *others = members.values()
+    if why := unlike(first, others):
+        raise ValueError(why)
+    architectures = Counter(member.architecture for member in members.values())
+    description = Description(
+        architecture=" + ".join(f"{count} x {name}" for name, count in architectures.items()),
+        image_size=first.image_size,
+        preprocessing=first.preprocessing,
+        frozen=Frozen.from_dict(own),
+        trained_on=TrainingSet(**own["trained_on"]),
+        version=str(own["version"]),
+        members=members,
+    )
+    check(description)
+    return description
+
+
+def unlike(first: Description, others: Iterable[Description]) -> str:
+    """Why models cannot be one ensemble; "" if they can."""
+    for other in others:
+        if other.members or first.members:
+            return "an ensemble cannot be part of another one"
+        if other.image_size != first.image_size:
+            return f"members of {first.image_size} and of {other.image_size} pixels"
+        if other.preprocessing != first.preprocessing:
+            return f"{first.architecture} and {other.architecture} want their pixels normalised differently"
+    return ""
 
 
 def check(description: Description) -> None:
@@ -131,11 +199,14 @@ def check(description: Description) -> None:
 
 
 def build_module(description: Description) -> nn.Module:
-    """The model with random weights.
+    """The model with random weights; of an ensemble, all members as one module.
 
     Raises:
         UserError: the installed timm does not have it.
     """
+    if members := description.members.values():
+        calibrations = [member.frozen.calibration for member in members]
+        return Ensemble([*map(build_module, members)], calibrations, [member.views for member in members])
     try:
         return timm.create_model(description.architecture, num_classes=len(description.classes))
     except Exception as error:  # no common base: unknown names, arguments that a version does not take
@@ -149,6 +220,10 @@ def load_weights(folder: Path, module: nn.Module) -> None:
     Raises:
         UserError: the file is missing or damaged, does not fit, or holds NaN or infinity.
     """
+    if isinstance(module, Ensemble):
+        for number, member in enumerate(module.members):
+            load_weights(folder / member_name(number), member)
+        return
     file = folder / WEIGHTS
     if not file.is_file():
         raise UserError(f"{folder}: has no {WEIGHTS}; other formats are not read, because they can run code")

@@ -79,7 +79,7 @@ def _from_hub(repo: str) -> Path:
     except Exception as error:  # no common base: HTTP client, proxy, TLS, Hub
         why = first_line(error)
     try:
-        files = [DESCRIPTION, WEIGHTS]
+        files = [place + name for name in (DESCRIPTION, WEIGHTS) for place in ("", "member-*/")]
         return Path(snapshot_download(repo, allow_patterns=files, local_files_only=bool(why)))
     except Exception as error:
         why = why or first_line(error)

@@ -23,7 +23,7 @@ from skindist.evaluation.operating_point import Threshold
 from skindist.inference import export
 from skindist.inference.export import drawn, export_model
 from skindist.inference.graph import Classifier, Resize
-from skindist.inference.saved_model import SavedModel, save_model
+from skindist.inference.saved_model import SavedModel, save_ensemble, save_model
 from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
 from tests.helpers.commands import ROOT
@@ -114,16 +114,18 @@ def metadata(file: Path) -> dict[str, str]:
     return {item.key: item.value for item in graph.metadata_props}
 
 
-def test_several_models_are_one_graph_with_the_mean_of_their_probabilities(model: Path) -> None:
-    one = load_model(model)
-    other = load_model(model)
-    changed = replace(one.description, image_size=48, frozen=replace(one.description.frozen, calibration=Calibration()))
-    members = [one, SavedModel(other.module, changed)]
+def test_an_ensemble_is_one_graph_with_the_mean_of_the_members_probabilities(model: Path, tmp_path: Path) -> None:
+    own = load_model(model).description.frozen
+    torch.manual_seed(1)
+    module = timm.create_model("test_resnet", num_classes=2)
+    save_model(tmp_path / "other", module, 32, Frozen(Calibration(2.0, 0.1), own.threshold), TRAINED_ON, "")
+    frozen = Frozen(Calibration(), replace(own.threshold, value=0.4))
+    save_ensemble(tmp_path / "both", [model, tmp_path / "other"], frozen, TRAINED_ON, "# A card")
     images = pictures(40, 50)
-    probability, decision = Classifier(members, 0.0)(torch.from_numpy(images))
-    expected = (own_answer(members[0], images) + own_answer(members[1], images)) / 2
+    probability, decision = Classifier(load_model(tmp_path / "both"))(torch.from_numpy(images))
+    expected = (own_answer(load_model(model), images) + own_answer(load_model(tmp_path / "other"), images)) / 2
     assert probability.detach().numpy() == pytest.approx(expected, abs=1e-3)
-    assert decision.tolist() == [1, 1, 1]
+    assert decision.tolist() == (expected >= 0.4).astype(int).tolist()
 
 
 @pytest.fixture
@@ -145,7 +147,7 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_that_says_otherwise_is_never_written(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: float, flipped: int, said: str
 ) -> None:
-    classifier = Classifier([load_model(model)], load_model(model).description.frozen.threshold.value)
+    classifier = Classifier(load_model(model))
 
     def answer(images: export.Pixels) -> tuple[Any, Any]:
         with torch.no_grad():
@@ -199,7 +201,7 @@ def test_an_interpolation_without_a_graph_is_refused(model: Path) -> None:
     found = load_model(model)
     pixels = replace(found.description.preprocessing, interpolation="lanczos")
     with pytest.raises(UserError, match="test_resnet: its pixels are resized lanczos"):
-        Classifier([SavedModel(found.module, replace(found.description, preprocessing=pixels))], 0.5)
+        Classifier(SavedModel(found.module, replace(found.description, preprocessing=pixels)))
 
 
 def test_without_the_file_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
