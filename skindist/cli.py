@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -14,6 +15,7 @@ from skindist.launcher import this_launch
 from skindist.parsing import in_one_line, parse_config
 
 SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value
+FLAGS_OF_FOLDS = ("--folds", "--seeds", "--out", "--at_once", "--only")  # beside those of the training command
 
 
 def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> int:
@@ -49,8 +51,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if words[:1] == ["train"]:
         return train(words[1:], prog="skindist train")
     named: dict[str, Callable[..., int | None]] = {
-        "audit": commands.audit, "evaluate": commands.evaluate, "predict": commands.predict, "report": commands.report,
-        "curves": commands.curves, "export": commands.export, "push": commands.push, "demo-data": commands.demo_data,
+        "audit": commands.audit, "evaluate": commands.evaluate_elsewhere, "predict": commands.predict,
+        "report": commands.report, "curves": commands.curves, "folds": commands.folds, "ensemble": commands.ensemble,
+        "export": commands.export, "push": commands.push, "demo-data": commands.demo_data,
         "verify-resume": commands.verify_resume, "clear-cache": commands.clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="Train a model, and what surrounds that.", exit_on_error=False)
@@ -59,10 +62,13 @@ def main(args: Sequence[str] | None = None) -> int:
     for name, function in named.items():
         about = str(function.__doc__).split("\n\n    Args:")[0]
         title = about.splitlines()[0]
-        usage = f"skindist {name} [OPTIONS] -- COMMAND ..." if function is commands.verify_resume else None
+        takes_command = function in (commands.verify_resume, commands.folds)
+        usage = f"skindist {name} [OPTIONS] -- COMMAND ..." if takes_command else None
         command = ArgumentParser(description=about, usage=usage, exit_on_error=False)
-        if function is commands.report:
-            command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Run folder; several are compared.")
+        if function in (commands.report, commands.ensemble):
+            command.add_argument(
+                "runs", nargs="+", type=Path, metavar="RUN", help="Run folder; several are put together."
+            )
         command.add_function_arguments(function, as_group=False, as_positional=True, skip={"command", "runs"})
         subcommands.add_subcommand(name, command, help=title)
     show_log()
@@ -88,16 +94,27 @@ def with_values(words: list[str]) -> list[str]:
 
 
 def split_command(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words for `skindist` itself, and those after `--`, which are a command for `verify-resume` to run.
+    """The words for `skindist` itself, and those of the training command that `verify-resume` and `folds` run: what is
+    after `--`. Without it, `folds` runs `skindist train` with all flags that are not its own.
 
     Raises:
         UserError: `verify-resume` without a command.
     """
-    if words[:1] != ["verify-resume"] or {"-h", "--help"} & set(words[:2]):
+    if words[:1] not in (["verify-resume"], ["folds"]) or {"-h", "--help"} & set(words[:2]):
         return words, []
-    if "--" not in words[:-1]:
+    if "--" in words[:-1]:
+        return words[: words.index("--")], words[words.index("--") + 1 :]
+    if words[0] == "verify-resume":
         raise UserError("give the training command after --: skindist verify-resume -- accelerate launch ...")
-    return words[: words.index("--")], words[words.index("--") + 1 :]
+    own: list[str] = []
+    others: list[str] = []
+    rest = iter(words[1:])
+    for word in rest:
+        mine = own if word.partition("=")[0] in FLAGS_OF_FOLDS else others
+        mine.append(word)
+        if mine is own and "=" not in word:
+            own += islice(rest, 1)
+    return ["folds", *own], [sys.executable, "-m", "skindist", "train", *others]
 
 
 if __name__ == "__main__":  # accelerate launch ... -m skindist.cli, and -m skindist

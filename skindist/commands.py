@@ -59,7 +59,7 @@ def audit(
     print(audit(DataConfig(path=str(directory), **table, **labels), page))  # type: ignore[arg-type]
 
 
-def evaluate(
+def evaluate_elsewhere(  # the parser would look for `skindist.evaluate`, another thing, and import torch
     model: str,
     data: Path,
     out: Path | None = None,
@@ -173,6 +173,54 @@ def push(model: str, repository: str, public: bool = False, yes: bool = False) -
     from skindist.inference.push import push_model
 
     push_model(model, repository, public, yes)
+
+
+def folds(
+    command: Sequence[str],
+    folds: int = 5,
+    seeds: int = 1,
+    out: Path | None = None,
+    at_once: int = 1,
+    only: int | None = None,
+) -> None:
+    """Train on each fold with each seed, and make one ensemble of all: figures that no split and no seed decides.
+
+    Give the flags of a training beside those below: skindist folds --folds 5 --out DIR --data.path lesions. Or give
+    your own command after --: skindist folds --folds 5 --out DIR -- accelerate launch --config_file
+    accelerate_config.yaml --num_processes 2 launch/train.py --data.path lesions. All images but those of the test part
+    are cut into folds. The same command again goes on where it was.
+
+    Args:
+        command: Words of the command.
+        folds: Folds.
+        seeds: Seeds, from 0; each has all folds.
+        out: Folder of the runs, the ensemble and folds.json.
+        at_once: Runs side by side, each with a GPU or its share of the cores.
+        only: Number of one run, from 0, to be run alone: seed times folds plus fold. For a job array; the command
+            without it then makes the ensemble.
+    """
+    if out is None:
+        raise UserError("--out is missing: give a folder for the runs and the ensemble")
+    from skindist.folds import run_folds
+
+    run_folds(command, folds, seeds, out, at_once, only)
+
+
+def ensemble(runs: Sequence[Path], out: Path | None = None) -> None:
+    """Make one model of several runs on the same images: of other seeds, folds or architectures.
+
+    Its probability is the mean of theirs. Its threshold is chosen on validation images, by the runs that did not train
+    on them. It is judged on the test images, which must be the same in all runs.
+
+    Args:
+        runs: Run folders.
+        out: New folder for the model, its figures and its page.
+    """
+    if out is None:
+        raise UserError("--out is missing: give a new folder for the ensemble")
+    from skindist.inference.joining import describe_ensemble, join_runs
+
+    print(f"{describe_ensemble(join_runs(runs, out))}\nmodel: {out}")
 
 
 def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder: Path | None = None) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from skindist.errors import UserError
 from skindist.section import Section, setting
 
 Word = str | int | float | bool  # of a table; YAML takes a bare 1 for a number
@@ -58,6 +59,11 @@ class DataConfig(Section):
         "three shares above 0 that add up to 1",
     )
     """Shares of train, validation and test, for a folder that is not split; they add up to 1."""
+    fold: int | None = setting(None, lambda n: n >= 0, "0 or more, or null")
+    """Cross-validation: cut all images but those of the test part into data.folds, and take this one, from 0, as
+    validation. All folds and seeds share one test part. null: none."""
+    folds: int = setting(5, lambda n: n >= 2, "2 or more")
+    """Into how many parts data.fold cuts them."""
     image_size: int = setting(224, lambda side: side >= 32, "at least 32 pixels")
     """Side in pixels of the square that the model sees."""
     augment: bool = True
@@ -237,6 +243,8 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata={"free": True})
 
     def __post_init__(self) -> None:
+        if self.data.fold is not None and self.data.fold >= self.data.folds:
+            raise UserError(f"--data.fold {self.data.fold}: must be below --data.folds {self.data.folds}")
         if self.optim.warmup_epochs > self.train.epochs:
             raise self.optim.out_of_range("warmup_epochs")
 

@@ -13,7 +13,7 @@ from skindist.data.inspection import Facts
 from skindist.data.labels import refuse_lonely_flags, split_of, use_table
 from skindist.data.metadata import Metadata, read_metadata
 from skindist.data.scan import SPLIT_FOLDERS, ImageFile, Scan, scan_folder
-from skindist.data.split import Row, count_rows, make_split, refuse_changed_images
+from skindist.data.split import Row, count_rows, cut_into_folds, make_split, refuse_changed_images
 from skindist.errors import UserError
 from skindist.wording import plural
 
@@ -96,8 +96,10 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
     left_out = bad | dict(found.scan.left_out) | dropped_for_leaks(config, found)
     kept = [index for index, image in enumerate(found.images) if image.path not in left_out]
     images, groups = [found.images[index] for index in kept], [found.groups[index] for index in kept]
-    rows = make_split(images, groups, config.fractions, seed)
-    if {image.split for image in images} == {"train", "test"}:
+    rows = make_split(images, groups, config.fractions, seed if config.fold is None else 0)
+    if config.fold is not None:
+        rows = cut_into_folds(rows, config.folds, config.fold)
+    elif {image.split for image in images} == {"train", "test"}:
         validation = sum(row.split == "val" for row in rows)
         log.info(f"data: no val/ folder: {validation} images of train/ serve as validation")
     return Prepared(rows, _facts(rows, images), sorted(left_out.items()), found.metadata)

@@ -18,6 +18,7 @@ from skindist.data.scan import CLASSES, ImageFile
 from skindist.errors import UserError
 from skindist.files import write_csv
 from skindist.randomness import Stream, generator
+from skindist.wording import plural
 
 SPLITS = ("train", "val", "test")
 LABELS = {word: label for label, name in enumerate(CLASSES) for word in (name, str(label))}  # 0 and 1: in older files
@@ -63,6 +64,28 @@ def make_split(
         rows = [row for row in rows if row.split != "train"] + _assign(train, {"val": share}, seed)
     refuse_missing_classes(rows)
     return sorted(rows, key=lambda row: row.path)
+
+
+def cut_into_folds(rows: Sequence[Row], folds: int, fold: int) -> list[Row]:
+    """Let one fold of all images but those of test be validation, and the rest train. Groups stay together, and the
+    folds are alike in size and classes, as nearly as whole groups can be.
+
+    Raises:
+        UserError: a class has fewer groups than there are folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # seconds of import, for cross-validation alone
+
+    rest = [index for index, row in enumerate(rows) if row.split != "test"]
+    labels, groups = [rows[index].label for index in rest], [rows[index].group for index in rest]
+    for label, name in enumerate(CLASSES):
+        if (count := len({group for group, of in zip(groups, labels, strict=True) if of == label})) < folds:
+            raise UserError(f"--data.folds {folds}: class {name} has {plural(count, 'group')}; each fold needs one")
+    divided = StratifiedGroupKFold(folds, shuffle=True, random_state=0).split(labels, labels, groups)
+    held_out = {rest[index] for index in list(divided)[fold][1]}
+    parts = ("val" if index in held_out else "train" for index in range(len(rows)))
+    cut = [row if row.split == "test" else replace(row, split=part) for row, part in zip(rows, parts, strict=True)]
+    refuse_missing_classes(cut)
+    return cut
 
 
 def _assign(rows: Sequence[Row], held_out: dict[str, float], seed: int) -> list[Row]:

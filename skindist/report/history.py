@@ -42,6 +42,33 @@ def epoch_table(events: Sequence[Mapping[str, Any]]) -> Table | None:
     return Table(["epoch", *(METRICS[name].title for name in names)], rows) if rows else None
 
 
+def members_table(results: Mapping[str, Any], named: bool) -> Table | None:
+    """The runs of an ensemble, a row each; their folders only where names are wanted."""
+    rows = [
+        [
+            *([str(member["run"])] if named else []),
+            str(member["seed"]),
+            "none" if member["fold"] is None else str(member["fold"]),
+            f"{member['best_epoch']} of {member['epochs']}",
+            figure_text(member["val_auroc"], "auroc"),
+            figure_text(member["test_auroc"], "auroc"),
+            f"{member['train_seconds'] / 60:.1f}",
+        ]
+        for member in results.get("members") or []
+    ]
+    head = ["seed", "fold", "best epoch", "validation AUROC", "test AUROC", "minutes"]
+    return Table([*(["run"] if named else []), *head], rows) if rows else None
+
+
+def seeds_table(results: Mapping[str, Any]) -> Table | None:
+    """The out-of-fold figures of each seed of an ensemble."""
+    rows = [
+        [str(seed["seed"]), *(figure_text(seed["auroc"][key], "auroc") for key in ("value", "low", "high"))]
+        for seed in results.get("by_seed") or []
+    ]
+    return Table(["seed", "out-of-fold AUROC", "from", "to"], rows) if rows else None
+
+
 def parts_table(images: Mapping[str, Mapping[str, int]]) -> Table | None:
     """How many images of each class there are in each part."""
     rows = []
@@ -90,6 +117,8 @@ def repeat_command(run: Run, results: Mapping[str, Any], named: bool) -> str:
         data = attempt(run.saved_config) or {}
         images = (data.get("data") or {}).get("path") if named else None
         return f"skindist evaluate MODEL {shlex.quote(str(images or 'DATA'))} --out NEW"
+    if "members" in results:
+        return "skindist ensemble RUN RUN ... --out NEW"
     config = shlex.quote(str(run.config_file)) if named else f"RUN/{run.config_file.name}"
     launcher = "accelerate launch --config_file accelerate_config.yaml"
     return f"{launcher} --num_processes {results.get('world_size', 1)} launch/train.py --config {config}"

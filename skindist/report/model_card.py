@@ -28,9 +28,38 @@ CLEAR_DERM = (
     "Consent and ethics approval",
 )
 
+USE = """## Use
 
-def model_card(config: Config, results: Mapping[str, Any]) -> str:
-    """The card of a run's model, from its results."""
+With timm, from pixels to the decision (`model` is this folder):
+
+```python
+import json
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model("local-dir:model", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+with torch.inference_mode():
+    benign, malignant = model(transform(Image.open("lesion.jpg").convert("RGB"))[None])[0]
+with open("model/config.json") as file:
+    fixed = json.load(file)["skindist"]
+probability = torch.sigmoid((malignant - benign) / fixed["temperature"] + fixed["bias"]).item()
+decision = probability >= fixed["threshold"]
+```
+
+With transformers, `pipeline("image-classification", model="model")` gives the same probabilities before calibration. To
+calibrate one of malignant, take logit = log(p / (1 - p)). skindist does all of this: `skindist export` writes it as one
+ONNX file."""
+ENSEMBLE_USE = """## Use
+
+The probability is the mean of the calibrated probabilities of all members. `skindist predict` and `skindist evaluate`
+take this folder like a single model; `skindist export` writes it as one ONNX file. Each `member-N` folder is a model of
+its own, which timm and transformers load."""
+
+
+def model_card(config: Config, results: Mapping[str, Any], ensemble: bool = False) -> str:
+    """The card of a run's model, or of an ensemble, from its results."""
     test, point, images = results["test"], results["operating_point"], results["images"]
     figures = "\n".join(_line(METRICS[name].title, test[name], name) for name in METRICS)
     at_threshold = "\n".join(_line(METRICS[name].title, point["test"][name], name) for name in POINT)
@@ -96,39 +125,16 @@ skindist draws. A split that was given is kept as it was.
 | --- | --- |
 {_clear_derm(results["subgroups"])}
 
-## Use
-
-With timm, from pixels to the decision (`model` is this folder):
-
-```python
-import json
-import timm
-import torch
-from PIL import Image
-
-model = timm.create_model("local-dir:model", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-with torch.inference_mode():
-    benign, malignant = model(transform(Image.open("lesion.jpg").convert("RGB"))[None])[0]
-with open("model/config.json") as file:
-    fixed = json.load(file)["skindist"]
-probability = torch.sigmoid((malignant - benign) / fixed["temperature"] + fixed["bias"]).item()
-decision = probability >= fixed["threshold"]
-```
-
-With transformers, `pipeline("image-classification", model="model")` gives the same probabilities before calibration. To
-calibrate one of malignant, take logit = log(p / (1 - p)). skindist does all of this: `skindist export` writes it as one
-ONNX file.{_views(config.evaluation.views)}
-"""
+{ENSEMBLE_USE if ensemble else _use(config.evaluation.views)}"""
 
 
-def _views(views: int) -> str:
-    """What timm and transformers do otherwise; "" if nothing."""
+def _use(views: int) -> str:
+    """How to use a single model elsewhere."""
     if views == 1:
-        return ""
+        return USE
     return (
-        f" timm and transformers see a picture in one position. The figures above are of {views} (turned and mirrored; "
-        "the mean of their logits), so their probabilities differ a little. What skindist exports sees all of them."
+        f"{USE} timm and transformers see a picture in one position. The figures above are of {views} (turned and\n"
+        "mirrored; the mean of their logits), so their probabilities differ a little. What skindist exports sees all."
     )
 
 

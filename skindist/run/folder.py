@@ -97,6 +97,11 @@ class Run:
         return self.path / "config.yaml"
 
     @property
+    def doubted(self) -> Path:
+        """The list of images whose label the models doubt most that did not train on it."""
+        return self.path / "doubted.csv"
+
+    @property
     def _split(self) -> Path:
         return self.path / "split.csv"
 
@@ -142,6 +147,10 @@ class Run:
         """One row an image of "val" or "test": path, label, probability of malignant, and what the metadata say."""
         return self._read(self._predictions(split), read_rows)
 
+    def doubted_labels(self) -> list[dict[str, str]]:
+        """Of an ensemble: path, label and probability of images whose label is doubted, the most doubted first."""
+        return self._read(self.doubted, read_rows)
+
     def newest_checkpoint(self) -> Path | None:
         """The folder of the newest checkpoint that is whole; None without any."""
         return newest_intact(self.checkpoints)
@@ -165,6 +174,10 @@ class Run:
     def write_predictions(self, split: str, header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
         """Write the predictions of a split."""
         write_csv(self._predictions(split), header, rows)
+
+    def write_doubted(self, rows: list[tuple[str, str, str]]) -> None:
+        """Write path, label and probability of images whose label is doubted."""
+        write_csv(self.doubted, ("path", "label", "probability"), rows)
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Write the final figures."""

@@ -24,6 +24,8 @@ from skindist.section import Section, setting
 
 OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "data.max_bad": (1.1, "from 0 to 1"),
+    "data.fold": (-1, "0 or more, or null"),
+    "data.folds": (1, "2 or more"),
     "data.fractions": ([0.5, 0.2, 0.2], "three shares above 0 that add up to 1"),
     "data.image_size": (31, "at least 32 pixels"),
     "data.num_workers": (-1, "0 or more"),

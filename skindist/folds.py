@@ -1,0 +1,213 @@
+"""`skindist folds`: a training command for each fold and seed, and one ensemble of all of them.
+
+Each run is a process of its own, with a run folder and a log, in OUT/runs. What is finished is kept: the same command
+goes on where it was, and a run that was killed on the way resumes. OUT/ensemble is the model of all runs, and
+OUT/folds.json what the cross-validation says.
+"""
+
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from tqdm import tqdm
+
+from skindist.config import changes
+from skindist.errors import UserError
+from skindist.files import write_json
+from skindist.inference.joining import describe_ensemble, join_runs
+from skindist.machine import available_cores
+from skindist.run.folder import Run
+from skindist.verify import terminated_as_interrupted
+
+RUNS, ENSEMBLE, SUMMARY = "runs", "ensemble", "folds.json"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+log = logging.getLogger("skindist")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of many: a seed and a fold."""
+
+    run: Run
+    seed: int
+    fold: int
+
+    @property
+    def log(self) -> Path:
+        """The file of what it prints."""
+        return self.run.path.with_suffix(".log")
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished."""
+        return self.run.results_file.exists()
+
+
+def run_folds(
+    command: Sequence[str], folds: int, seeds: int, out: Path, at_once: int = 1, only: int | None = None
+) -> None:
+    """Run `command` for each seed and fold that is not finished, then join all runs.
+
+    Args:
+        command: the words of a training command; --data.fold, --data.folds, --run.seed and --run.dir are appended.
+        folds: how many; the command's own images are cut into them.
+        seeds: how many, from 0.
+        out: folder of all of it, new or from before.
+        at_once: runs side by side: each has a GPU of its own where there are GPUs, else its share of the cores.
+        only: run this one alone, counted from 0, and join nothing: for a job array.
+
+    Raises:
+        UserError: an argument is out of range, the command cannot be run or fails, or the runs differ in more than seed
+            and fold.
+    """
+    if folds < 2 or seeds < 1 or at_once < 1:
+        raise UserError("--folds must be 2 or more, --seeds and --at_once 1 or more")
+    if only is not None and not 0 <= only < folds * seeds:
+        raise UserError(f"--only {only}: must be from 0 to {folds * seeds - 1} (seed times folds, plus fold)")
+    if shutil.which(command[0]) is None:
+        raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
+    place = out.absolute() / RUNS
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be created ({error.strerror})") from None
+    parts = [
+        Part(Run(place / f"seed-{seed}-fold-{fold}"), seed, fold) for seed in range(seeds) for fold in range(folds)
+    ]
+    with terminated_as_interrupted():
+        run_parts(command, parts if only is None else [parts[only]], folds, at_once)
+    if only is None:
+        summarise(parts, out)
+
+
+def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once: int) -> None:
+    """Run those that are not finished, some side by side; the first that fails ends the others, which save."""
+    places: SimpleQueue[int] = SimpleQueue()
+    for number in range(at_once):
+        places.put(number)
+    running: set[subprocess.Popen[bytes]] = set()
+
+    def run(part: Part) -> Part:
+        place = places.get()
+        words = [*command, f"--data.folds={folds}", f"--data.fold={part.fold}"]
+        words += [f"--run.seed={part.seed}", f"--run.dir={part.run.path}"]
+        with part.log.open("ab") as output:
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=surroundings(place, at_once),
+            )
+        running.add(process)
+        status = process.wait()
+        running.discard(process)
+        places.put(place)
+        if status or not part.done:
+            raise UserError(f"{why_failed(part, status)}\nits output is in {part.log}; the same command goes on")
+        return part
+
+    left = [part for part in parts if not part.done]
+    with (
+        ThreadPoolExecutor(at_once) as pool,
+        tqdm(total=len(parts), initial=len(parts) - len(left), unit="run", disable=None) as bar,
+    ):
+        jobs = [pool.submit(run, part) for part in left]
+        try:
+            for job in as_completed(jobs):
+                say_done(job.result())
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
+
+
+def surroundings(place: int, at_once: int) -> dict[str, str]:
+    """The environment of one of several runs side by side: a GPU, or its share of the cores."""
+    if at_once == 1:
+        return dict(os.environ)
+    gpus = visible_gpus()
+    if gpus:
+        return {**os.environ, VISIBLE: gpus[place % len(gpus)]}
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, available_cores() // at_once))}
+
+
+def visible_gpus() -> list[str]:
+    """The names of the GPUs that this process may use."""
+    if named := os.environ.get(VISIBLE):
+        return named.split(",")
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def why_failed(part: Part, status: int) -> str:
+    """What to tell the user of a run that has ended without its results."""
+    lines = part.log.read_text(errors="replace").splitlines()
+    said = [line for line in lines if line.startswith("error: ")][-1:] or lines[-15:]
+    return "\n".join([f"seed {part.seed}, fold {part.fold}: ended with status {status}:", *said])
+
+
+def say_done(part: Part) -> None:
+    """One line of a finished run."""
+    results = part.run.results()
+    auroc, stop = results["val"]["auroc"]["value"], results["early_stopping"]
+    figure = "unknown" if auroc is None else f"{auroc:.3f}"
+    minutes = results["train_seconds"] / 60
+    log.info(
+        f"seed {part.seed}, fold {part.fold}: validation AUROC {figure}, best epoch {stop['best_epoch']} of "
+        f"{stop['epochs']}, {minutes:.1f} minutes"
+    )
+
+
+def summarise(parts: Sequence[Part], out: Path) -> None:
+    """Join all runs, unless that is done, and write folds.json.
+
+    Raises:
+        UserError: the runs differ in more than seed and fold.
+    """
+    refuse_other_configs(parts)
+    ensemble = Run(out / ENSEMBLE)
+    names = [part.run.path.name for part in parts]
+    if ensemble.results_file.exists() and [member["run"] for member in ensemble.results()["members"]] != names:
+        shutil.rmtree(ensemble.path)  # of fewer or more runs
+    if not ensemble.results_file.exists():
+        join_runs([part.run.path for part in parts], ensemble.path)
+    results = ensemble.results()
+    write_json(out / SUMMARY, summary(results))
+    log.info(f"{describe_ensemble(results)}\nmodel: {ensemble.path}; what it is worth: {ensemble.report}")
+
+
+def summary(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What folds.json holds: figures of each run, out-of-fold figures of each seed and of all, and the ensemble's."""
+    return {
+        "folds": len({member["fold"] for member in results["members"]}),
+        "seeds": [seed["seed"] for seed in results["by_seed"]],
+        "runs": results["members"],
+        "by_seed": results["by_seed"],
+        "out_of_fold": results["val"],
+        "operating_point": results["operating_point"],
+        "ensemble": {"test": results["test"], "verdict": results["verdict"]},
+    }
+
+
+def refuse_other_configs(parts: Sequence[Part]) -> None:
+    """Raise UserError unless all runs have one config, but for seed and fold."""
+    first, *others = [part.run.saved_config() for part in parts]
+    for part, config in zip(parts[1:], others, strict=True):
+        own = {"data": {"fold": first["data"]["fold"]}, "run": {"seed": first["run"]["seed"]}}
+        same = {section: values | own.get(section, {}) for section, values in config.items()}
+        if differs := changes(first, same):
+            raise UserError(
+                f"{part.run.path}: was run with other settings ({'; '.join(differs)}) than {parts[0].run.path}; "
+                "give another --out, or remove the runs that you do not want"
+            )

@@ -1,0 +1,241 @@
+"""`skindist ensemble`: several runs as one model, judged once.
+
+Its operating point is chosen on out-of-fold predictions: of each image, what those runs say that did not train on it.
+With runs of one split these are the validation images; with all folds of a cross-validation, every image but those of
+the test part.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skindist.config import Config, DataConfig
+from skindist.data.loading import sample_ids
+from skindist.data.prepare import Prepared, prepare_again
+from skindist.data.scan import CLASSES
+from skindist.data.split import Row, count_rows
+from skindist.errors import UserError
+from skindist.evaluation.calibration import Calibration
+from skindist.evaluation.differences import summarize
+from skindist.evaluation.figures import figures
+from skindist.evaluation.judgement import Frozen, judge
+from skindist.evaluation.operating_point import choose_threshold
+from skindist.evaluation.predictions import Predictions
+from skindist.files import finite, whole_folder
+from skindist.inference.saved_model import Description, read_description, save_ensemble, unlike
+from skindist.randomness import Stream, derived_seed
+from skindist.report.model_card import model_card
+from skindist.report.run_page import draw_run_page
+from skindist.run.folder import Run
+from skindist.training.results import known_of, prediction_rows, versions
+from skindist.wording import plural
+
+SURE = 1e-16  # a probability is at least so far from 0 and from 1
+DOUBTED = 100  # labels that are listed, beginning with the most doubted
+SECTIONS = (
+    "data",
+    "model",
+    "optim",
+    "train",
+    "early_stopping",
+    "evaluation",
+)  # of the config, as far as they are shared
+CALIBRATION = Calibration(note="the mean of the members' calibrated ones")
+Scores = Mapping[str, float]
+log = logging.getLogger("skindist")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A finished run, and what it says of its validation and test images: probabilities by path."""
+
+    run: Run
+    config: Config
+    description: Description
+    rows: list[Row]
+    results: dict[str, Any]
+    scores: Mapping[str, Scores]
+
+
+def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Make one model of several runs, and write it, its figures and its page as a folder of its own.
+
+    Args:
+        folders: of finished runs on the same images, with the same test part.
+        out: new or empty folder.
+
+    Returns:
+        What its results.json holds.
+
+    Raises:
+        UserError: a folder is no finished run, the runs do not fit together, or there is no place for the ensemble.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    members = [read_member(Run(folder)) for folder in folders]
+    refuse_what_does_not_fit(members)
+    first = members[0]
+    rows = common_rows(members)
+    data = replace(prepare_again(first.config.data, rows), quarantine=first.run.quarantine())
+    config = replace(first.config, data=replace(first.config.data, fold=None, folds=DataConfig.folds))
+    held_out, test = (predicted(rows, [member.scores[part] for member in members]) for part in ("val", "test"))
+    results: dict[str, Any] = finite(judge_together(members, config, data, held_out, test))
+    names = [member.description.architecture for member in members]
+    card_of = replace(config, model=replace(config.model, name=f"{len(members)} x {names[0]}"))
+    try:
+        with whole_folder(out) as folder:
+            run = Run(folder)
+            sections = config.to_dict()
+            run.write_settings({name: sections[name] for name in SECTIONS})
+            run.write_images(rows, data.quarantine)
+            for part, found in (("val", held_out), ("test", test)):
+                run.write_predictions(part, *prediction_rows(found, Calibration(), data))
+            run.write_doubted(doubted(rows, held_out))
+            trained_on = summarize(known_of(data, [*sample_ids(rows, "train"), *sample_ids(rows, "val")]))
+            frozen = frozen_on(held_out, data, config)
+            card = model_card(card_of, results, ensemble=True)
+            save_ensemble(run.model, [member.run.model for member in members], frozen, trained_on, card)
+            run.write_results(results)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    draw_run_page(Run(out))
+    return results
+
+
+def read_member(run: Run) -> Member:
+    """A run as a member. Raises UserError where it is not finished, or is no run of its own."""
+    results, description = run.results(), read_description(run.model)
+    if "members" in results or "early_stopping" not in results:
+        raise UserError(f"{run.path}: is not a run of the main job; give the folders of single runs")
+    scores = {
+        part: {row["path"]: float(row["probability"]) for row in run.predictions(part)} for part in ("val", "test")
+    }
+    return Member(run, run.config(), description, run.split(), results, scores)
+
+
+def refuse_what_does_not_fit(members: Sequence[Member]) -> None:
+    """Raise UserError unless the runs see the same pixels of the same images, and test on the same ones."""
+    if len(members) < 2:
+        raise UserError("one run is no ensemble: give two or more")
+    first = members[0]
+    for other in members[1:]:
+        pair = f"{first.run.path} and {other.run.path}"
+        if why := unlike(first.description, [other.description]):
+            raise UserError(f"{pair} cannot be one ensemble: {why}")
+        if first.config.data.path != other.config.data.path or contents(first.rows) != contents(other.rows):
+            raise UserError(f"{pair} cannot be one ensemble: they were trained on other images")
+        if contents(first.rows, "test") != contents(other.rows, "test"):
+            raise UserError(
+                f"{pair} cannot be one ensemble: their test images are not the same; with a folder that is not split, "
+                "--data.fold gives all seeds one test part"
+            )
+
+
+def contents(rows: Sequence[Row], part: str | None = None) -> set[tuple[str, str, int]]:
+    """Path, bytes and label of all images, or of those in one part."""
+    return {(row.path, row.sha256, row.label) for row in rows if part in (None, row.split)}
+
+
+def common_rows(members: Sequence[Member]) -> list[Row]:
+    """The images of all runs: "train" for those that any run was trained on, "val" for those that none was."""
+    trained = {row.path for member in members for row in member.rows if row.split == "train"}
+    return [replace(row, split="train") if row.path in trained else row for row in members[0].rows]
+
+
+def predicted(rows: Sequence[Row], scores: Sequence[Scores]) -> Predictions:
+    """The mean probability of each image over those runs that have one, in the order of the rows."""
+    of_path: dict[str, list[float]] = defaultdict(list)
+    for run in scores:
+        for path, probability in run.items():
+            of_path[path].append(probability)
+    ids = [number for number, row in enumerate(rows) if row.path in of_path]
+    means = np.array([np.mean(of_path[rows[number].path]) for number in ids])
+    return Predictions(np.array(ids), log_odds(means), np.array([rows[number].label for number in ids]))
+
+
+def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logits of probabilities."""
+    kept = probabilities.clip(SURE, 1 - SURE)
+    return np.asarray(np.log(kept) - np.log1p(-kept))
+
+
+def frozen_on(held_out: Predictions, data: Prepared, config: Config) -> Frozen:
+    """The threshold that reaches the wanted sensitivity on out-of-fold predictions."""
+    groups, seed = known_of(data, held_out.ids.tolist()).groups, derived_seed(config.run.seed, Stream.BOOTSTRAP)
+    wanted = config.evaluation.sensitivity
+    return Frozen(CALIBRATION, choose_threshold(held_out.probabilities, held_out.labels, wanted, seed, groups))
+
+
+def judge_together(
+    members: Sequence[Member], config: Config, data: Prepared, held_out: Predictions, test: Predictions
+) -> dict[str, Any]:
+    """What results.json says: the judgement as of a run, in which "val" are the out-of-fold predictions; "members" and
+    "by_seed" beside it."""
+    seed, frozen = derived_seed(config.run.seed, Stream.BOOTSTRAP), frozen_on(held_out, data, config)
+    known = {name: known_of(data, found.ids.tolist()) for name, found in (("val", held_out), ("test", test))}
+    trained = known_of(data, [*sample_ids(data.rows, "train"), *sample_ids(data.rows, "val")])
+    results = judge(frozen, (held_out, known["val"]), (test, known["test"]), trained, config.evaluation, seed)
+    counts = count_rows(data.rows)
+    labels = held_out.labels
+    counts["val"] = {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)}
+    return results | {
+        "members": [describe_member(member) for member in members],
+        "by_seed": by_seed(members, data, seed),
+        "stress": [],
+        "images": counts,
+        "left_out": len(data.quarantine),
+        "train_seconds": sum(member.results["train_seconds"] for member in members),
+        "versions": versions(),
+    }
+
+
+def describe_member(member: Member) -> dict[str, Any]:
+    """What a run adds, in a line."""
+    stop = member.results["early_stopping"]
+    return {
+        "run": member.run.path.name,
+        "seed": member.config.run.seed,
+        "fold": member.config.data.fold,
+        "epochs": stop["epochs"],
+        "best_epoch": stop["best_epoch"],
+        "val_auroc": member.results["val"]["auroc"]["value"],
+        "test_auroc": member.results["test"]["auroc"]["value"],
+        "train_seconds": member.results["train_seconds"],
+    }
+
+
+def by_seed(members: Sequence[Member], data: Prepared, seed: int) -> list[dict[str, Any]]:
+    """Of each seed, the AUROC and the loss of its own out-of-fold predictions, all folds pooled: how far they lie apart
+    is what a seed does to a figure."""
+    found = []
+    for own in sorted({member.config.run.seed for member in members}):
+        scores = [member.scores["val"] for member in members if member.config.run.seed == own]
+        pooled = predicted(data.rows, scores)
+        at_half = figures(pooled, 0.5, seed, known_of(data, pooled.ids.tolist()).groups)
+        found.append({"seed": own, "auroc": at_half["auroc"], "loss": at_half["loss"]})
+    return found
+
+
+def doubted(rows: Sequence[Row], held_out: Predictions) -> list[tuple[str, str, str]]:
+    """Path, label and probability of the images whose label the models doubt most that did not train on it."""
+    doubt = np.abs(held_out.labels - held_out.probabilities)
+    order = np.argsort(-doubt, kind="stable")[:DOUBTED]
+    return [
+        (rows[held_out.ids[at]].path, CLASSES[held_out.labels[at]], repr(float(held_out.probabilities[at])))
+        for at in order
+        if doubt[at] > 0.5
+    ]
+
+
+def describe_ensemble(results: Mapping[str, Any]) -> str:
+    """What the ensemble is worth, for the console."""
+    held_out = results["val"]["auroc"]
+    count = plural(held_out["n"], "image")
+    said = f"out of fold, {count}: AUROC {held_out['value']:.3f} ({held_out['low']:.3f} to {held_out['high']:.3f})"
+    return f"{plural(len(results['members']), 'member')}; {said}\n{results['verdict']}"

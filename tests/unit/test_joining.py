@@ -1,0 +1,178 @@
+"""Several runs as one model: whose word counts on which image, what is refused, and what a cross-validation leaves."""
+
+import csv
+import json
+import math
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from skindist.cli import main, split_command
+from skindist.config import Config
+from skindist.data.prepare import prepare
+from skindist.data.split import Row, cut_into_folds
+from skindist.errors import UserError
+from skindist.folds import run_folds
+from skindist.inference.joining import doubted, join_runs, predicted
+from skindist.parsing import parse_config
+from tests.helpers import commands, jobs
+from tests.helpers.ranks import run_ranks
+
+LABELS = {"a": 1, "b": 0, "c": 1, "d": 0, "t": 1}
+ROWS = [Row(name, label, "test" if name == "t" else "train", name, name) for name, label in LABELS.items()]
+
+
+def test_an_image_has_the_mean_of_those_runs_that_did_not_train_on_it() -> None:
+    found = predicted(ROWS, [{"a": 0.9, "b": 0.2}, {"c": 0.3, "d": 0.1}, {"a": 0.5, "b": 0.6}])
+    assert found.ids.tolist() == [0, 1, 2, 3]
+    assert found.labels.tolist() == [1, 0, 1, 0]
+    assert found.probabilities == pytest.approx([0.7, 0.4, 0.3, 0.1])
+
+
+def test_a_probability_of_1_keeps_finite_log_odds() -> None:
+    assert predicted(ROWS, [{"a": 1.0, "b": 0.0}]).logits == pytest.approx([math.log(1e16), -math.log(1e16)], rel=0.02)
+
+
+def test_labels_are_doubted_where_the_other_class_is_more_probable() -> None:
+    found = predicted(ROWS, [{"a": 0.9, "b": 0.7, "c": 0.1, "d": 0.4}])
+    assert [(path, label) for path, label, _ in doubted(ROWS, found)] == [("c", "malignant"), ("b", "benign")]
+
+
+def many(groups: int) -> list[Row]:
+    """Three images of each group, every fourth group malignant; the first eight groups are test."""
+    return [
+        Row(f"{number}-{copy}", int(number % 4 == 0), "test" if number < 8 else "train", f"g{number}", "")
+        for number in range(groups)
+        for copy in range(3)
+    ]
+
+
+def test_each_image_is_validation_in_one_fold_and_groups_stay_together() -> None:
+    rows = many(68)
+    folds = [cut_into_folds(rows, 5, fold) for fold in range(5)]
+    held_out = Counter(row.path for cut in folds for row in cut if row.split == "val")
+    assert held_out == Counter({row.path: 1 for row in rows if row.split != "test"})
+    for cut in folds:
+        assert [row.path for row in cut if row.split == "test"] == [row.path for row in rows[:24]]
+        groups = {split: {row.group for row in cut if row.split == split} for split in ("train", "val")}
+        assert not groups["train"] & groups["val"]
+        labels = [row.label for row in cut if row.split == "val"]
+        assert (len(labels), sum(labels)) == (36, 9)
+
+
+def test_too_few_groups_for_the_folds_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"--data\.folds 4: class malignant has 3 groups; each fold needs one"):
+        cut_into_folds(many(20), 4, 0)
+
+
+def test_all_seeds_have_one_test_part_and_the_same_folds(demo: Path) -> None:
+    config = Config.from_dict({"data": {"path": str(demo), "fold": 1, "folds": 3}})
+    assert prepare(config.data, seed=5).rows == prepare(config.data, seed=6).rows
+
+
+def test_a_fold_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--data\.fold 5: must be below --data.folds 5"):
+        parse_config(["--data.path=x", "--data.fold=5"], "train")
+
+
+def test_folds_takes_its_own_flags_and_leaves_those_of_the_training() -> None:
+    own, training = split_command(["folds", "--folds", "3", "--data.path", "x", "--out=y", "--config", "z"])
+    assert own == ["folds", "--folds", "3", "--out=y"]
+    assert training == [sys.executable, "-m", "skindist", "train", "--data.path", "x", "--config", "z"]
+    own, training = split_command(["folds", "--seeds=2", "--", "accelerate", "launch", "--out", "z"])
+    assert (own, training) == (["folds", "--seeds=2"], ["accelerate", "launch", "--out", "z"])
+
+
+@pytest.fixture(scope="module")
+def crossed(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folds of one seed: runs as the command makes them, then the command, which finds them done."""
+    folder = tmp_path_factory.mktemp("crossed")
+    for fold in range(2):
+        flags = ("--data.folds=2", f"--data.fold={fold}", "--run.seed=0", "--evaluation.explain=0")
+        run_ranks(1, folder / "ranks", jobs.fit, demo, folder / f"out/runs/seed-0-fold-{fold}", *flags)
+    run_folds([sys.executable, "-c", "raise"], 2, 1, folder / "out")
+    return folder / "out"
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_a_cross_validation_judges_each_image_by_the_run_that_did_not_train_on_it(crossed: Path) -> None:
+    ensemble, runs = crossed / "ensemble", [crossed / f"runs/seed-0-fold-{fold}" for fold in range(2)]
+    own = [row for run in runs for row in rows(run / "predictions-val.csv")]
+    pooled = {row["path"]: float(row["probability"]) for row in rows(ensemble / "predictions-val.csv")}
+    assert pooled == pytest.approx({row["path"]: float(row["probability"]) for row in own}, abs=1e-9)
+    tested = [{row["path"]: float(row["probability"]) for row in rows(run / "predictions-test.csv")} for run in runs]
+    mean = {path: (tested[0][path] + tested[1][path]) / 2 for path in tested[0]}
+    found = {row["path"]: float(row["probability"]) for row in rows(ensemble / "predictions-test.csv")}
+    assert found == pytest.approx(mean, abs=1e-9)
+    said = json.loads((crossed / "folds.json").read_text())
+    assert [(run["seed"], run["fold"]) for run in said["runs"]] == [(0, 0), (0, 1)]
+    assert said["out_of_fold"]["auroc"]["n"] == len(pooled)
+    assert said["ensemble"]["test"]["auroc"]["n"] == len(found)
+    labels = {row["path"]: row["label"] for row in rows(ensemble / "predictions-val.csv")}
+    threshold = said["operating_point"]["threshold"]
+    malignant = sorted((pooled[path] for path in pooled if labels[path] == "malignant"), reverse=True)
+    assert threshold == pytest.approx(malignant[math.ceil(0.95 * len(malignant)) - 1])
+
+
+@pytest.mark.slow
+def test_the_command_trains_side_by_side_and_goes_on_after_a_failure(demo: Path, tmp_path: Path) -> None:
+    flags = [*commands.TINY, "--folds=2", "--at_once=2", f"--out={tmp_path / 'out'}"]
+    folds = [sys.executable, str(commands.ROOT / "launch/folds.py"), *flags]
+    failed = commands.run(*folds, f"--data.path={tmp_path / 'none'}")
+    assert failed.returncode == 2
+    assert "fold 0: ended with status 2:\nerror: --data.path" in failed.stderr.replace("fold 1", "fold 0")
+    done = commands.run(*folds, f"--data.path={demo}")
+    assert done.returncode == 0, done.stderr
+    assert "2 members; out of fold, 48 images: AUROC" in done.stdout
+    assert (tmp_path / "out/ensemble/report.html").is_file()
+
+
+def test_the_ensemble_is_a_model_that_says_what_its_predictions_say(crossed: Path, demo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    assert main(["predict", str(crossed / "ensemble"), str(demo), f"--out={out}"]) == 0
+    ours = {row["path"]: float(row["probability"]) for row in rows(out)}
+    theirs = {row["path"]: float(row["probability"]) for row in rows(crossed / "ensemble/predictions-test.csv")}
+    assert {path: ours[path] for path in theirs} == pytest.approx(theirs, abs=1e-6)
+
+
+def test_what_is_done_is_kept_and_a_failure_is_one_line(crossed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = (crossed / "runs/seed-0-fold-0/results.json").stat().st_mtime_ns
+    fails = [sys.executable, "-c", "import sys; sys.exit('error: it fails')"]
+    run_folds(fails, 2, 1, crossed)
+    assert (crossed / "runs/seed-0-fold-0/results.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="seed 1, fold 0: ended with status 1:\nerror: it fails\nits output is in"):
+        run_folds(fails, 2, 2, crossed, only=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda runs: runs[:1], "one run is no ensemble"),
+        (lambda runs: [runs[0], runs[0].parent], "no results.json here: give the folder of a run"),
+        (lambda runs: [runs[0], runs[0].parents[1] / "ensemble"], "is not a run of the main job"),
+    ],
+)
+def test_what_is_no_ensemble_is_refused(
+    crossed: Path, tmp_path: Path, change: Callable[[list[Path]], list[Path]], said: str
+) -> None:
+    runs = [crossed / f"runs/seed-0-fold-{fold}" for fold in range(2)]
+    with pytest.raises(UserError, match=said):
+        join_runs(change(runs), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_test_on_other_images_are_refused(crossed: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(crossed / "runs/seed-0-fold-1", other)
+    text = (other / "split.csv").read_text().replace(",test,", ",val,", 1)
+    (other / "split.csv").write_text(text)
+    with pytest.raises(UserError, match="their test images are not the same; with a folder that is not split"):
+        join_runs([crossed / "runs/seed-0-fold-0", other], tmp_path / "out")
