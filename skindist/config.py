@@ -102,6 +102,8 @@ class OptimConfig(Section):
     """Term added for numerical stability, for the optimizers that have one."""
     weight_decay: float = setting(0.0, lambda x: 0 <= x < math.inf, "0 or more")
     """Weight decay (not applied to biases and normalisation layers)."""
+    layer_decay: float = setting(1.0, lambda factor: 0 < factor <= 1, "above 0 and at most 1")
+    """Learning rate of each layer as a factor of the one above it, so that early layers change less; 1: all alike."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after warm-up: held, or cosine to zero at the last step of train.epochs."""
     warmup_epochs: float = setting(1.0, lambda x: 0 <= x < math.inf, "from 0 to train.epochs")
@@ -121,6 +123,8 @@ class TrainConfig(Section):
     takes. null: the whole part at once; auto: the largest number that fits into memory."""
     eval_batch_size: int = setting(64, lambda n: n >= 1, "1 or more", free=True)
     """Images in one evaluation batch on one process; memory and speed only."""
+    label_smoothing: float = setting(0.0, lambda share: 0 <= share < 1, "from 0 to below 1")
+    """Share of each label that is spread over both classes, in the training loss alone."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order: faster convolutions."""
     ema: float = setting(0.99, lambda decay: 0 <= decay < 1, "from 0 to below 1")

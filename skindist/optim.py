@@ -28,9 +28,20 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         key: value for key, value in {"rho": config.rho, "eps": config.eps}.items() if key in accepted
     }
     optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
-        model, config.name, lr=config.lr, weight_decay=config.weight_decay, **options
+        model,
+        config.name,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        layer_decay=None if config.layer_decay == 1 else config.layer_decay,
+        **options,
     )
     return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the top layer; a layer below has its share of it (`optim.layer_decay`)."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -11,12 +11,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from skindist.data.inspection import HASH_SIDE, LAYOUT_SIDE, ORIENTATIONS
 from skindist.data.scan import ImageFile
@@ -64,6 +61,9 @@ def find_links(images: Sequence[ImageFile], metadata: Mapping[str, Mapping[str, 
 def group_images(images: Sequence[ImageFile], links: Iterable[Link]) -> list[str]:
     """The group of each image: those that links connect, directly or through others, have one; its name is the first
     of their hashes."""
+    from scipy.sparse import coo_array  # a second of import, for the process that looks at a folder
+    from scipy.sparse.csgraph import connected_components
+
     pairs = [(link.members[0], other) for link in links for other in link.members[1:]]
     first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
     graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(images), len(images)))
@@ -107,6 +107,8 @@ def _pairs_within(hashes: Hashes, reach: int) -> list[_Pair]:
 
     An exhaustive search: quadratic, but at a billion comparisons a second; 100,000 images take a minute.
     """
+    import faiss  # as above
+
     index = faiss.IndexBinaryFlat(BITS)
     index.add(np.ascontiguousarray(hashes[:, 0]))
     best: dict[tuple[int, int], _Pair] = {}

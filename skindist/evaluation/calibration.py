@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 
 from skindist.data.scan import CLASSES
 from skindist.evaluation.counts import BINS, Labels, Probabilities, bin_of
@@ -43,6 +42,8 @@ def fit_calibration(validation: Predictions) -> Calibration:
     if fewest < FEWEST:
         counts = " and ".join(f"{(labels == label).sum()} {name}" for label, name in enumerate(CLASSES))
         return Calibration(note=f"not calibrated: {counts} validation images; it takes {FEWEST} of each class")
+
+    from scipy.optimize import brentq  # seconds of import, for the end of a run
 
     def slope(scale: float) -> float:
         """Of the loss, over the reciprocal of the temperature: it only rises."""

@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
 from skindist.evaluation.counts import Labels, Probabilities, Values
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, Metric, check
@@ -45,6 +44,8 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Ends:
         raise ValueError(f"{successes} successes of {n}: successes must be from 0 to n")
     if n == 0:
         return float("nan"), float("nan")
+    from scipy.stats import binomtest  # seconds of import, for the end of a run
+
     interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 

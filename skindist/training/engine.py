@@ -25,7 +25,7 @@ from skindist.distributed import host
 from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
 from skindist.errors import TrainingError
 from skindist.evaluation.predictions import Predictions
-from skindist.optim import learning_rate
+from skindist.optim import learning_rate, set_learning_rate
 from skindist.randomness import Stream, derived_seed
 from skindist.training.memory import advised
 from skindist.training.state import TrainState
@@ -131,8 +131,7 @@ def train_one_epoch(
         for size in sizes[state.epoch_step :]:
             started = time.perf_counter()
             lr = rate(state.global_step, len(sizes))
-            for group in learner.optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(learner.optimizer, lr)
             mine = list(islice(micro_batches, train.batches.accumulation_steps))
             learner.pending.append(train_step(learner, mine, size, state.global_step, config))
             state.global_step += 1
@@ -176,7 +175,8 @@ def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, glob
             images_BCHW, labels_B = learner.to_device(batch)
             logits_BK = learner.model(images_BCHW)
             # Summed and divided by the GLOBAL batch: parts that differ in size still add up to the exact mean.
-            loss = nn.functional.cross_entropy(logits_BK, labels_B, reduction="sum") / size
+            smoothing = config.train.label_smoothing
+            loss = nn.functional.cross_entropy(logits_BK, labels_B, reduction="sum", label_smoothing=smoothing) / size
             accelerator.backward(loss * accelerator.num_processes)  # DDP divides by the number of processes
         totals[0] += loss.detach()
         totals[1] += (logits_BK.detach().argmax(dim=1) == labels_B).sum() / size

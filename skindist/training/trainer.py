@@ -20,13 +20,13 @@ from skindist.data.transforms import normalizer
 from skindist.distributed import buffers, group
 from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
-from skindist.evaluation.modules import compute
+from skindist.evaluation.predictions import Predictions
 from skindist.launcher import check_batch, this_launch
 from skindist.model import build_model, noisy_batchnorm, preprocessing, synchronise_batchnorm
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
-from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_results
+from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
 from skindist.training.engine import Learner, evaluate, train_one_epoch
@@ -36,7 +36,6 @@ from skindist.training.other_trackers import OtherTrackers, check_trackers
 from skindist.training.predicting import choose_workers, eval_loader, open_store
 from skindist.training.rehearsal import find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
-from skindist.training.results import write_results
 from skindist.training.saving import Saver
 from skindist.training.stressing import stress_test
 from skindist.training.tracking import Tracker
@@ -103,7 +102,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         while state.epoch < config.train.epochs and not stopping.should_stop:
             train_one_epoch(learner, loaders.train, state, config, tracker.log, between_steps)
             val = evaluate(learner, loaders.val, between_batches)
-            metrics = decide(accelerator, compute, val.probabilities, val.labels)
+            metrics = decide(accelerator, validation_metrics, val)
             state.finish_epoch()
             if stopping.update(metrics[config.early_stopping.metric], state.epoch):
                 state.best_step = state.global_step
@@ -118,14 +117,38 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         if config.evaluation.stress:
             disturbed = stress_test(learner, config.data, data, images, config.train.eval_batch_size, between_batches)
         outcome = (run, config, data, learner, state, stopping, final, disturbed, images)
-        results = decide(accelerator, write_results, *outcome)
+        results = decide(accelerator, judge, *outcome)
         wandb.finish(results, final["test"], images if config.tracking.images else None)
         others.finish(results, state.global_step)
         if accelerator.is_main_process:
-            draw_run_page(run)
+            draw_page(run)
     log.info(f"{describe_results(results)}\nall figures: {run.results_file}; what they are worth: {run.report}")
     group.leave_group(accelerator)
     return results
+
+
+# What the main process alone does is imported when it is done: this takes seconds, and no training waits for it.
+
+
+def validation_metrics(found: Predictions) -> dict[str, float]:
+    """Every metric by name."""
+    from skindist.evaluation.modules import compute
+
+    return compute(found.probabilities, found.labels)
+
+
+def judge(*outcome: Any) -> dict[str, Any]:
+    """Write what a finished run leaves; return what results.json holds."""
+    from skindist.training.results import write_results
+
+    return write_results(*outcome)
+
+
+def draw_page(run: Run) -> None:
+    """Write the page of the run."""
+    from skindist.report.run_page import draw_run_page
+
+    draw_run_page(run)
 
 
 def build_learner(accelerator: Accelerator, config: Config) -> Learner:

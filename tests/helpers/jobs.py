@@ -2,6 +2,7 @@
 
 import ctypes
 import hashlib
+import importlib
 import importlib.util
 import itertools
 import os
@@ -41,6 +42,10 @@ from skindist.training.rehearsal import warm_up
 from skindist.training.saving import Saver
 from tests.helpers.commands import TINY
 from tests.helpers.faults import replace
+
+LATE = ("skindist.evaluation.modules", "scipy.optimize", "scipy.sparse.csgraph", "scipy.stats", "faiss", "captum.attr")
+for name in LATE:  # what a process imports when it needs it: the server has it for all ranks
+    importlib.import_module(name)
 
 
 def tiny_config(data: Path, run: Path, *flags: str) -> Config:

@@ -59,6 +59,17 @@ def test_a_step_reports_the_mean_loss_and_the_share_of_right_answers() -> None:
     assert 0 < gradient < 100
 
 
+def test_smoothed_labels_are_those_of_both_classes() -> None:
+    learner, batch, config = learner_and_batch("--train.label_smoothing=0.2")
+    set_train_mode(learner.model, False)
+    nn.init.zeros_(head_weight(learner.module))
+    head: Any = learner.module.get_classifier()  # type: ignore[operator]
+    head.bias.data = torch.tensor([0.0, 2.0])
+    loss = train_step(learner, parts(batch._replace(labels_B=torch.ones_like(batch.labels_B)), 3), 12, 0, config)[0]
+    surely, hardly = math.log(1 + math.exp(-2)), math.log(1 + math.exp(2))
+    assert loss.item() == pytest.approx(0.9 * surely + 0.1 * hardly, abs=1e-5)
+
+
 def test_dropout_is_a_function_of_the_step() -> None:
     def loss(step: int) -> float:
         learner, batch, config = learner_and_batch("--model.drop_rate=0.5")

@@ -1,12 +1,15 @@
 """Optimizers by name, and the learning rate as a function of the step."""
 
+from typing import Any
+
 import pytest
+import timm
 import torch
 from torch import nn
 
 from skindist.config import OptimConfig
 from skindist.errors import UserError
-from skindist.optim import build_optimizer, learning_rate
+from skindist.optim import build_optimizer, learning_rate, set_learning_rate
 
 
 def test_the_recipe_is_adadelta_with_its_rho_and_eps() -> None:
@@ -37,6 +40,17 @@ def test_other_optimizers_by_name(name: str) -> None:
     optimizer.step()
     assert not torch.equal(model.weight, before)
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.1, 0.0}  # not on the bias
+
+
+def test_each_layer_learns_at_its_share_of_the_rate_of_the_one_above() -> None:
+    model: Any = timm.create_model("test_resnet", num_classes=2)
+    optimizer = build_optimizer(model, OptimConfig(layer_decay=0.5))
+    set_learning_rate(optimizer, 0.8)
+    rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert [rate[id(layer.weight)] for layer in (model.fc, model.layer4[0].conv1, model.layer3[0].conv1)] == [
+        0.8, 0.4, 0.2
+    ]  # fmt: skip
+    assert len(rate) == len(list(model.parameters()))
 
 
 def test_an_unknown_optimizer_is_refused() -> None:
