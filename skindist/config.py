@@ -127,7 +127,7 @@ class TrainConfig(Section):
     """Share of each label that is spread over both classes, in the training loss alone."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order: faster convolutions."""
-    ema: float = setting(0.99, lambda decay: 0 <= decay < 1, "from 0 to below 1")
+    ema: float = setting(0.99, lambda decay: 0 <= decay < 1, "from 0 to below 1", before=0.0)
     """Decay of the running average of the weights over the steps, which is what is judged and saved; 0: none."""
     freeze_batchnorm: bool = False
     """Keep BatchNorm statistics as they are in the starting weights."""
@@ -262,6 +262,20 @@ class Config:
         }
         return replace(default, **{name: replace(getattr(default, name), **keys) for name, keys in given.items()})
 
+    @classmethod
+    def before(cls) -> dict[str, dict[str, Any]]:
+        """What runs did that were begun before a field was there, by section."""
+        default = cls()
+        return {
+            section: values
+            | {
+                key.name: key.metadata["before"]
+                for key in fields(getattr(default, section))
+                if key.metadata.get("before") is not None
+            }
+            for section, values in default.to_dict().items()
+        }
+
     def with_absolute_paths(self) -> "Config":
         """The same, to be saved: it means the same from any folder."""
         config = self
@@ -296,10 +310,11 @@ def marked(fact: Literal["path", "free"]) -> list[tuple[str, str]]:
 
 def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """What differs between a saved config and this one, both by section, as "key saved -> new"; free fields may."""
-    free = marked("free")
+    free, then = marked("free"), Config.before()
     return [
-        f"{section}.{key} {saved.get(section, {}).get(key)!r} -> {value!r}"
+        f"{section}.{key} {old!r} -> {value!r}"
         for section, values in config.items()
         for key, value in values.items()
-        if (section, key) not in free and saved.get(section, {}).get(key) != value
+        if (section, key) not in free
+        and (old := saved.get(section, {}).get(key, then.get(section, {}).get(key))) != value
     ]

@@ -11,7 +11,15 @@ T = TypeVar("T")
 Test = Callable[[Any], bool]
 
 
-def setting(default: T, holds: Test | None = None, wanted: str = "", *, path: bool = False, free: bool = False) -> T:
+def setting(
+    default: T,
+    holds: Test | None = None,
+    wanted: str = "",
+    *,
+    path: bool = False,
+    free: bool = False,
+    before: T | None = None,
+) -> T:
     """A field of a section with more to say than its default.
 
     Args:
@@ -19,8 +27,10 @@ def setting(default: T, holds: Test | None = None, wanted: str = "", *, path: bo
         wanted: the same in words, after "must be".
         path: whether it is a local path: made absolute, and never sent away.
         free: whether it cannot change the result, so that a run may go on with another value.
+        before: what runs did that were begun before the field was there; None: what the default does.
     """
-    return field(default=default, metadata={"holds": holds, "wanted": wanted, "path": path, "free": free})
+    known = {"holds": holds, "wanted": wanted, "path": path, "free": free, "before": before}
+    return field(default=default, metadata=known)
 
 
 @dataclass(frozen=True)

@@ -218,10 +218,12 @@ def test_changes_are_named_but_for_free_fields() -> None:
     ]
 
 
-def test_a_field_that_an_older_run_did_not_save_counts_as_null() -> None:
+def test_an_older_run_did_what_a_field_that_it_does_not_know_says_of_before() -> None:
     saved = Config().to_dict()
-    del saved["model"]["weights"], saved["train"]["max_skipped"], saved["optim"]["schedule"], saved["tracking"]
-    assert changes(saved, Config().to_dict()) == ["optim.schedule None -> 'cosine'"]
+    del saved["model"]["weights"], saved["optim"]["layer_decay"], saved["train"]["ema"], saved["tracking"]
+    assert changes(saved, Config().to_dict()) == ["train.ema 0.0 -> 0.99"]
+    now = parse_config(["--train.ema=0", "--optim.layer_decay=0.5"])
+    assert changes(saved, now.to_dict()) == ["optim.layer_decay 1.0 -> 0.5"]
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "min"), ("val/auroc", "max"), ("val/accuracy", "max")])
