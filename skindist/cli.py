@@ -51,9 +51,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if words[:1] == ["train"]:
         return train(words[1:], prog="skindist train")
     named: dict[str, Callable[..., int | None]] = {
-        "audit": commands.audit, "evaluate": commands.evaluate_elsewhere, "predict": commands.predict,
-        "report": commands.report, "curves": commands.curves, "folds": commands.folds, "ensemble": commands.ensemble,
-        "export": commands.export, "push": commands.push, "demo-data": commands.demo_data,
+        "unpack": commands.unpack, "audit": commands.audit, "folds": commands.folds, "ensemble": commands.ensemble,
+        "evaluate": commands.evaluate_elsewhere, "predict": commands.predict, "report": commands.report,
+        "curves": commands.curves, "export": commands.export, "push": commands.push, "demo-data": commands.demo_data,
         "verify-resume": commands.verify_resume, "clear-cache": commands.clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="Train a model, and what surrounds that.", exit_on_error=False)

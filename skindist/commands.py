@@ -30,6 +30,26 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
     print(f"  skindist train --data.path {directory} --data.image_size 64 --model.pretrained false --optim.lr 1.0")
 
 
+def unpack(source: str, out: Path | None = None, image_column: str | None = None) -> None:
+    """Write a data set of Parquet files, WebDataset archives or the Hub as a folder of images with a table.
+
+    Args:
+        source: A .parquet or .tar file, a folder of such, or OWNER/NAME on the Hugging Face Hub.
+        out: New folder for images/ and metadata.csv.
+        image_column: Column of the images; null: the only one there is.
+    """
+    if out is None:
+        raise UserError("--out is missing: give a new folder for the images and their table")
+    from skindist.data.unpack import IMAGES, TABLE, unpack
+
+    unpack(source, out, image_column)
+    print("look at the table, then train with the words that it has for the labels, for example:")
+    print(
+        f"  skindist train --data.path {out / IMAGES} --data.metadata {out / TABLE} --data.label_column label"
+        " --data.malignant '[mel]' --data.benign '[nv]'"
+    )
+
+
 def audit(
     directory: Path,
     metadata: Path | None = None,

@@ -21,9 +21,10 @@ from accelerate.utils import launch as launching
 from torch.distributed.run import get_args_parser
 
 import skindist
-from skindist import cli, verify
+from skindist import cli, folds, verify
 from skindist.config import Config, DataConfig
-from skindist.inference import evaluation, export, push
+from skindist.data import unpack as unpacking
+from skindist.inference import evaluation, export, joining, push
 from skindist.inference.sources import find_model
 from skindist.launcher import read_launch
 from skindist.run.folder import Run
@@ -108,8 +109,8 @@ class Check:
         rules[words[0]](words[1:])
 
     def skindist(self, words: Sequence[str]) -> None:
-        """Run; but `demo-data` draws few, `verify-resume` runs nothing, `evaluate`, `export` and `push` look whether
-        their words lead somewhere, and a name alone is asked for help."""
+        """Run; but `demo-data` draws few, `verify-resume` and `folds` run nothing, `evaluate`, `export`, `push`,
+        `ensemble` and `unpack` look at their words alone, and a name alone is asked for help."""
         commands: list[Sequence[str]] = []
 
         def verify_resume(command: Sequence[str], *_: object) -> verify.Verdict:
@@ -124,6 +125,16 @@ class Check:
             assert find_model(model).folder.is_dir()
             assert out.suffix in export.WRITERS
 
+        def run_folds(command: Sequence[str], number: int, seeds: int, out: Path, *_: object) -> None:
+            commands.append(command[3:] if command[0] == sys.executable else command)
+
+        def join_runs(runs: Sequence[Path], out: Path) -> None:
+            assert len(runs) > 1
+
+        self.monkeypatch.setattr(folds, "run_folds", run_folds)
+        self.monkeypatch.setattr(joining, "join_runs", join_runs)
+        self.monkeypatch.setattr(joining, "describe_ensemble", str)
+        self.monkeypatch.setattr(unpacking, "unpack", lambda source, out, column: 0)
         self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
         self.monkeypatch.setattr(export, "export_model", export_model)
         self.monkeypatch.setattr(push, "push_model", lambda model, *_: push.checked(model))
@@ -136,7 +147,9 @@ class Check:
         few = ["--count=4", "--size=32"] if words[0] == "demo-data" else []
         assert cli.main([*words, *few]) == 0
         for command in commands:
-            if command != ["COMMAND"]:
+            if command[0] == "train":
+                self.train(command[1:])
+            elif command != ["COMMAND"]:
                 self(command)
 
     def accelerate(self, words: Sequence[str]) -> None:
@@ -172,7 +185,11 @@ class Check:
 
     def script(self, name: str, words: Sequence[str]) -> None:
         assert Path(name).is_file()
-        {"launch/train.py": self.train, "launch/benchmark.py": self.benchmark}[name](words)
+        scripts = {"launch/train.py": self.train, "launch/benchmark.py": self.benchmark, "launch/folds.py": self.folds}
+        scripts[name](words)
+
+    def folds(self, words: Sequence[str]) -> None:
+        self.skindist(["folds", *words])
 
     def train(self, words: Sequence[str]) -> None:
         """Parsed as for a run; or it prints, and ends."""
@@ -245,8 +262,8 @@ def help_of(command: Callable[[], object]) -> str:
 def known_flags() -> set[str]:
     """All flags of the launchers and of the project's own commands."""
     own = (
-        "audit", "curves", "evaluate", "predict", "export", "push", "report", "demo-data", "verify-resume",
-        "clear-cache",
+        "unpack", "audit", "folds", "ensemble", "curves", "evaluate", "predict", "export", "push", "report",
+        "demo-data", "verify-resume", "clear-cache",
     )  # fmt: skip
     launchers = (parser._option_string_actions for parser in (launch_command_parser(), get_args_parser()))
     texts = [help_of(functools.partial(cli.main, [name, "--help"])) for name in own]
