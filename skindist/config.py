@@ -123,12 +123,13 @@ class TrainConfig(Section):
     takes. null: the whole part at once; auto: the largest number that fits into memory."""
     eval_batch_size: int = setting(64, lambda n: n >= 1, "1 or more", free=True)
     """Images in one evaluation batch on one process; memory and speed only."""
-    label_smoothing: float = setting(0.0, lambda share: 0 <= share < 1, "from 0 to below 1")
+    label_smoothing: float = setting(0.1, lambda share: 0 <= share < 1, "from 0 to below 1", before=0.0)
     """Share of each label that is spread over both classes, in the training loss alone."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order: faster convolutions."""
-    ema: float = setting(0.99, lambda decay: 0 <= decay < 1, "from 0 to below 1", before=0.0)
-    """Decay of the running average of the weights over the steps, which is what is judged and saved; 0: none."""
+    ema: float = setting(0.999, lambda decay: 0 <= decay < 1, "from 0 to below 1", before=0.0)
+    """Decay of the running average of the weights, which is what is judged and saved; 0: none. It spans the last third
+    of all steps, until it has this decay."""
     freeze_batchnorm: bool = False
     """Keep BatchNorm statistics as they are in the starting weights."""
     deterministic: bool = setting(True, free=True)

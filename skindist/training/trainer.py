@@ -164,9 +164,16 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     buffers.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
-    average = ModelEmaV3(module, decay=config.train.ema, use_warmup=True) if config.train.ema else None
+    average = running_average(module, config.train.ema) if config.train.ema else None
     channels_last = config.train.channels_last
     return Learner(accelerator, module, normalize, channels_last, model=model, optimizer=optimizer, average=average)
+
+
+def running_average(module: torch.nn.Module, decay: float) -> ModelEmaV3:
+    """The average of the weights so far, in which step t has a decay of t / (t + 3): it spans the last third of the
+    steps, however many there are (a power function of time; Karras et al., "Analyzing and improving the training
+    dynamics of diffusion models", CVPR 2024)."""
+    return ModelEmaV3(module, decay=decay, use_warmup=True, warmup_gamma=3.0, warmup_power=1.0)
 
 
 def find_memory(learner: Learner, config: Config) -> Config:

@@ -221,7 +221,7 @@ def test_changes_are_named_but_for_free_fields() -> None:
 def test_an_older_run_did_what_a_field_that_it_does_not_know_says_of_before() -> None:
     saved = Config().to_dict()
     del saved["model"]["weights"], saved["optim"]["layer_decay"], saved["train"]["ema"], saved["tracking"]
-    assert changes(saved, Config().to_dict()) == ["train.ema 0.0 -> 0.99"]
+    assert changes(saved, Config().to_dict()) == ["train.ema 0.0 -> 0.999"]
     now = parse_config(["--train.ema=0", "--optim.layer_decay=0.5"])
     assert changes(saved, now.to_dict()) == ["optim.layer_decay 1.0 -> 0.5"]
 

@@ -307,13 +307,15 @@ def test_the_views_of_an_image_are_its_eight_positions_and_their_logits_are_aver
 
 
 def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
-    """After one step from a copy, with timm's warm-up of the decay: 1 - (1 + step)^(-2/3), at most `train.ema`."""
+    """It begins with the weights after the first step; of the second, its decay is 1 / (1 + 3)."""
     learner, batch, config = learner_and_batch()
-    before = {name: tensor.clone() for name, tensor in learner.module.named_parameters()}
-    train_step(learner, [batch], 12, 0, config)
     assert learner.average is not None
-    decay = min(config.train.ema, learner.average.get_decay(1))
+    train_step(learner, [batch], 12, 0, config)
+    first = {name: tensor.clone() for name, tensor in learner.module.named_parameters()}
     averaged = dict(learner.average.module.named_parameters())
+    for name, now in first.items():
+        torch.testing.assert_close(averaged[name], now)
+    train_step(learner, [batch], 12, 1, config)
     for name, now in learner.module.named_parameters():
-        torch.testing.assert_close(averaged[name], decay * before[name] + (1 - decay) * now)
+        torch.testing.assert_close(averaged[name], 0.25 * first[name] + 0.75 * now)
     assert learner.judged is learner.average.module
