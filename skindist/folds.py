@@ -22,12 +22,12 @@ from skindist.config import changes
 from skindist.errors import UserError
 from skindist.files import write_json
 from skindist.inference.joining import describe_ensemble, join_runs
+from skindist.launcher import side_by_side
 from skindist.machine import available_cores
 from skindist.run.folder import Run
 from skindist.verify import terminated_as_interrupted
 
 RUNS, ENSEMBLE, SUMMARY = "runs", "ensemble", "folds.json"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 log = logging.getLogger("skindist")
 
 
@@ -93,6 +93,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
     for number in range(at_once):
         places.put(number)
     running: set[subprocess.Popen[bytes]] = set()
+    shared = gpus() if at_once > 1 else 0
 
     def run(part: Part) -> Part:
         place = places.get()
@@ -104,7 +105,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=surroundings(place, at_once),
+                env=side_by_side(os.environ, place, at_once, available_cores(), shared),
             )
         running.add(process)
         status = process.wait()
@@ -131,23 +132,11 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
             raise
 
 
-def surroundings(place: int, at_once: int) -> dict[str, str]:
-    """The environment of one of several runs side by side: a GPU, or its share of the cores."""
-    if at_once == 1:
-        return dict(os.environ)
-    gpus = visible_gpus()
-    if gpus:
-        return {**os.environ, VISIBLE: gpus[place % len(gpus)]}
-    return {**os.environ, "OMP_NUM_THREADS": str(max(1, available_cores() // at_once))}
-
-
-def visible_gpus() -> list[str]:
-    """The names of the GPUs that this process may use."""
-    if named := os.environ.get(VISIBLE):
-        return named.split(",")
+def gpus() -> int:
+    """How many GPUs this process may use."""
     import torch
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+    return torch.cuda.device_count()
 
 
 def why_failed(part: Part, status: int) -> str:

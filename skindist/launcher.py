@@ -178,3 +178,19 @@ def choose_threads(asked: str | None, device: str, cores: int, processes: int) -
     if device != "cpu" or (asked or "1") != "1":  # `accelerate launch` and torchrun say 1 when told nothing
         return None
     return max(1, cores // processes)
+
+
+def side_by_side(environ: Mapping[str, str], place: int, at_once: int, cores: int, gpus: int) -> dict[str, str]:
+    """The environment of a launch that shares its machine with others: a GPU of its own, or its share of the cores.
+
+    Args:
+        place: the number of this launch among those, from 0.
+        at_once: how many there are; with one, it has all.
+    """
+    if at_once == 1:
+        return dict(environ)
+    if gpus:
+        named = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        names = named if named != [""] else [str(number) for number in range(gpus)]
+        return {**environ, "CUDA_VISIBLE_DEVICES": names[place % len(names)]}
+    return {**environ, "OMP_NUM_THREADS": str(max(1, cores // at_once))}

@@ -9,7 +9,15 @@ import pytest
 
 import skindist
 from skindist.errors import UserError
-from skindist.launcher import Launch, check_batch, check_processes, choose_precision, choose_threads, read_launch
+from skindist.launcher import (
+    Launch,
+    check_batch,
+    check_processes,
+    choose_precision,
+    choose_threads,
+    read_launch,
+    side_by_side,
+)
 
 VARIABLES = re.compile(
     r"\b(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|TORCHELASTIC_\w+|ACCELERATE_\w+)\b"
@@ -153,3 +161,14 @@ def test_a_forked_process_reads_its_own_launch() -> None:
     """A notebook forks its processes, with variables of their own."""
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
+
+
+def test_launches_side_by_side_share_the_gpus_or_else_the_cores() -> None:
+    assert side_by_side({"A": "1"}, 0, 1, cores=8, gpus=4) == {"A": "1"}
+    assert side_by_side({}, 1, 2, cores=8, gpus=0) == {"OMP_NUM_THREADS": "4"}
+    assert side_by_side({}, 3, 4, cores=2, gpus=0) == {"OMP_NUM_THREADS": "1"}
+    assert side_by_side({}, 1, 2, cores=8, gpus=2) == {"CUDA_VISIBLE_DEVICES": "1"}
+    some = {"CUDA_VISIBLE_DEVICES": "5,GPU-ab"}
+    assert [side_by_side(some, place, 3, 8, gpus=2)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == [
+        "5", "GPU-ab", "5"
+    ]  # fmt: skip
