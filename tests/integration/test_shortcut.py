@@ -17,6 +17,7 @@ COUNT, SIZE, SMALL = 400, 48, 36
 FLAGS = (
     "--data.image_size=48", "--data.fractions=[0.5,0.2,0.3]", "--train.epochs=15", "--optim.lr=1.0",
     "--optim.schedule=cosine", "--optim.warmup_epochs=0", "--early_stopping.patience=15",
+    "--train.ema=0.9", "--train.label_smoothing=0",
 )  # fmt: skip
 
 
