@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from skindist.launcher import this_launch
 from skindist.parsing import in_one_line, parse_config
 
 SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value
-FLAGS_OF_FOLDS = ("--folds", "--seeds", "--out", "--at_once", "--only")  # beside those of the training command
+FLAGS_OF_FOLDS = {f"--{name}" for name in signature(commands.folds).parameters if name != "command"}
 
 
 def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> int:

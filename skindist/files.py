@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from skindist.errors import UserError
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
@@ -44,6 +46,12 @@ def finite(values: Any) -> Any:
     if isinstance(values, list | tuple):
         return [finite(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def refuse_occupied(out: Path) -> None:
+    """Raise UserError unless `whole_folder` may become what `--out` says."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from skindist.inference.joining import describe_ensemble, join_runs
 from skindist.launcher import side_by_side
 from skindist.machine import available_cores
 from skindist.run.folder import Run
-from skindist.verify import terminated_as_interrupted
+from skindist.verify import refuse_unknown_program, terminated_as_interrupted
 
 RUNS, ENSEMBLE, SUMMARY = "runs", "ensemble", "folds.json"
 log = logging.getLogger("skindist")
@@ -71,8 +71,7 @@ def run_folds(
         raise UserError("--folds must be 2 or more, --seeds and --at_once 1 or more")
     if only is not None and not 0 <= only < folds * seeds:
         raise UserError(f"--only {only}: must be from 0 to {folds * seeds - 1} (seed times folds, plus fold)")
-    if shutil.which(command[0]) is None:
-        raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
+    refuse_unknown_program(command)
     place = out.absolute() / RUNS
     try:
         place.mkdir(parents=True, exist_ok=True)

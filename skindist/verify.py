@@ -53,8 +53,7 @@ def verify_resume(command: Sequence[str], steps: int, kills: int, folder: Path |
     """
     if not 1 <= kills < steps:
         raise UserError(f"--steps {steps} --kills {kills}: must be one kill or more, and more steps than kills")
-    if shutil.which(command[0]) is None:
-        raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
+    refuse_unknown_program(command)
     runs = new_folder(folder)
     try:
         with terminated_as_interrupted():
@@ -68,6 +67,12 @@ def verify_resume(command: Sequence[str], steps: int, kills: int, folder: Path |
         shutil.rmtree(runs)
         return verdict
     return Verdict(verdict.exact, f"{verdict.message}\nboth runs are kept in {runs}")
+
+
+def refuse_unknown_program(command: Sequence[str]) -> None:
+    """Raise UserError unless the first word of a command can be run."""
+    if shutil.which(command[0]) is None:
+        raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
 
 
 def new_folder(asked: Path | None) -> Path:

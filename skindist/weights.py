@@ -4,6 +4,7 @@ Nothing is left random in silence, and no failure is retried for a minute.
 """
 
 import logging
+import re
 import threading
 from argparse import Namespace
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from skindist.errors import UserError
 
 NETWORK_SECONDS = 4.0
 """Longest wait for a first sign of life from the network."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")

@@ -226,12 +226,14 @@ def seen_pixels(path: Path, size: int, interpolation: str) -> Tensor | str:
     """What a model sees of one file, (`size`, `size`, 3) uint8, as by way of a store; or why the file cannot be used.
     For bombs, see `open_image`."""
 
-    def pixels(_: bytes, image: Image.Image) -> Tensor:
-        shape = stored_size(*upright_size(image)[0], size)
-        picture = resized(image, shape, Image.Resampling[interpolation.upper()])
-        return central_square(torch.from_numpy(np.array(picture)), size)
+    return open_image(path, lambda _, image: seen_square(image, size, interpolation))
 
-    return open_image(path, pixels)
+
+def seen_square(image: Image.Image, size: int, interpolation: str) -> Tensor:
+    """The same of an opened file, or of an upright RGB picture."""
+    shape = stored_size(*upright_size(image)[0], size)
+    picture = resized(image, shape, Image.Resampling[interpolation.upper()])
+    return central_square(torch.from_numpy(np.array(picture)), size)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

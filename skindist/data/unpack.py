@@ -15,8 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from skindist.errors import UserError
-from skindist.files import whole_folder, write_csv
-from skindist.weights import NETWORK_SECONDS, first_line, within
+from skindist.files import refuse_occupied, whole_folder, write_csv
+from skindist.weights import HUB_ID, NETWORK_SECONDS, first_line, within
 
 IMAGES, TABLE = "images", "metadata.csv"
 KINDS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -39,8 +39,7 @@ def unpack(source: str, out: Path, image_column: str | None = None) -> int:
     Raises:
         UserError: there is no such data set, it has no image or several columns of them, or there is no place.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    refuse_occupied(out)
     splits = load(source)
     column = choose_column(source, next(iter(splits.values())), image_column)
     try:
@@ -66,7 +65,7 @@ def load(source: str) -> Mapping[str, Any]:
     import datasets  # seconds of import
 
     path = Path(source).expanduser()
-    if not path.exists() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not path.exists() and not HUB_ID.fullmatch(source):
         raise UserError(f"{source}: no such file or folder, and not the id of a data set on the Hub (OWNER/NAME)")
     if path.is_file() and path.suffix not in KINDS:
         raise UserError(f"{source}: must be a .parquet or .tar file, a folder of such, or OWNER/NAME on the Hub")

@@ -20,7 +20,7 @@ from skindist.evaluation.judgement import judge
 from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.recalibration import recalibrate
-from skindist.files import finite, whole_folder
+from skindist.files import finite, refuse_occupied, whole_folder
 from skindist.inference.saved_model import Description, build_module, load_weights, read_description
 from skindist.inference.sources import Source, find_model
 from skindist.randomness import Stream, derived_seed
@@ -96,8 +96,7 @@ def look_up(model: str, out: Path) -> tuple[Source, Description]:
     Raises:
         UserError: there is no such model, or something is in the folder.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    refuse_occupied(out)
     there = next(folder for folder in out.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "not writable" if there.is_dir() else "a file"

@@ -8,7 +8,7 @@ the test part.
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ from skindist.data.split import Row, count_rows
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import summarize
-from skindist.evaluation.figures import figures
+from skindist.evaluation.intervals import estimates
 from skindist.evaluation.judgement import Frozen, judge
+from skindist.evaluation.known import Known
 from skindist.evaluation.operating_point import choose_threshold
 from skindist.evaluation.predictions import Predictions
-from skindist.files import finite, whole_folder
+from skindist.files import finite, refuse_occupied, whole_folder
 from skindist.inference.saved_model import Description, read_description, save_ensemble, unlike
 from skindist.randomness import Stream, derived_seed
 from skindist.report.model_card import model_card
@@ -38,14 +39,8 @@ from skindist.wording import plural
 
 SURE = 1e-16  # a probability is at least so far from 0 and from 1
 DOUBTED = 100  # labels that are listed, beginning with the most doubted
-SECTIONS = (
-    "data",
-    "model",
-    "optim",
-    "train",
-    "early_stopping",
-    "evaluation",
-)  # of the config, as far as they are shared
+SECTIONS = ("data", "model", "optim", "train", "early_stopping", "evaluation")
+"""The sections of the config that members share, but for seed and fold."""
 CALIBRATION = Calibration(note="the mean of the members' calibrated ones")
 Scores = Mapping[str, float]
 log = logging.getLogger("skindist")
@@ -76,8 +71,7 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     Raises:
         UserError: a folder is no finished run, the runs do not fit together, or there is no place for the ensemble.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    refuse_occupied(out)
     members = [read_member(Run(folder)) for folder in folders]
     refuse_what_does_not_fit(members)
     first = members[0]
@@ -85,7 +79,12 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     data = replace(prepare_again(first.config.data, rows), quarantine=first.run.quarantine())
     config = replace(first.config, data=replace(first.config.data, fold=None, folds=DataConfig.folds))
     held_out, test = (predicted(rows, [member.scores[part] for member in members]) for part in ("val", "test"))
-    results: dict[str, Any] = finite(judge_together(members, config, data, held_out, test))
+    seed = derived_seed(config.run.seed, Stream.BOOTSTRAP)
+    known = {name: known_of(data, found.ids.tolist()) for name, found in (("val", held_out), ("test", test))}
+    trained = known_of(data, [*sample_ids(rows, "train"), *sample_ids(rows, "val")])
+    frozen = frozen_on(held_out, known["val"], config.evaluation.sensitivity, seed)
+    judged = judge(frozen, (held_out, known["val"]), (test, known["test"]), trained, config.evaluation, seed)
+    results: dict[str, Any] = finite(judged | of_members(members, data, held_out, seed))
     names = [member.description.architecture for member in members]
     card_of = replace(config, model=replace(config.model, name=f"{len(members)} x {names[0]}"))
     try:
@@ -97,10 +96,8 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
             for part, found in (("val", held_out), ("test", test)):
                 run.write_predictions(part, *prediction_rows(found, Calibration(), data))
             run.write_doubted(doubted(rows, held_out))
-            trained_on = summarize(known_of(data, [*sample_ids(rows, "train"), *sample_ids(rows, "val")]))
-            frozen = frozen_on(held_out, data, config)
             card = model_card(card_of, results, ensemble=True)
-            save_ensemble(run.model, [member.run.model for member in members], frozen, trained_on, card)
+            save_ensemble(run.model, [member.run.model for member in members], frozen, summarize(trained), card)
             run.write_results(results)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
@@ -165,26 +162,17 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(kept) - np.log1p(-kept))
 
 
-def frozen_on(held_out: Predictions, data: Prepared, config: Config) -> Frozen:
+def frozen_on(held_out: Predictions, known: Known, sensitivity: float, seed: int) -> Frozen:
     """The threshold that reaches the wanted sensitivity on out-of-fold predictions."""
-    groups, seed = known_of(data, held_out.ids.tolist()).groups, derived_seed(config.run.seed, Stream.BOOTSTRAP)
-    wanted = config.evaluation.sensitivity
-    return Frozen(CALIBRATION, choose_threshold(held_out.probabilities, held_out.labels, wanted, seed, groups))
+    threshold = choose_threshold(held_out.probabilities, held_out.labels, sensitivity, seed, known.groups)
+    return Frozen(CALIBRATION, threshold)
 
 
-def judge_together(
-    members: Sequence[Member], config: Config, data: Prepared, held_out: Predictions, test: Predictions
-) -> dict[str, Any]:
-    """What results.json says: the judgement as of a run, in which "val" are the out-of-fold predictions; "members" and
-    "by_seed" beside it."""
-    seed, frozen = derived_seed(config.run.seed, Stream.BOOTSTRAP), frozen_on(held_out, data, config)
-    known = {name: known_of(data, found.ids.tolist()) for name, found in (("val", held_out), ("test", test))}
-    trained = known_of(data, [*sample_ids(data.rows, "train"), *sample_ids(data.rows, "val")])
-    results = judge(frozen, (held_out, known["val"]), (test, known["test"]), trained, config.evaluation, seed)
-    counts = count_rows(data.rows)
-    labels = held_out.labels
+def of_members(members: Sequence[Member], data: Prepared, held_out: Predictions, seed: int) -> dict[str, Any]:
+    """What results.json says beside the judgement, in which "val" are the out-of-fold predictions."""
+    counts, labels = count_rows(data.rows), held_out.labels
     counts["val"] = {name: int((labels == label).sum()) for label, name in enumerate(CLASSES)}
-    return results | {
+    return {
         "members": [describe_member(member) for member in members],
         "by_seed": by_seed(members, data, seed),
         "stress": [],
@@ -217,8 +205,9 @@ def by_seed(members: Sequence[Member], data: Prepared, seed: int) -> list[dict[s
     for own in sorted({member.config.run.seed for member in members}):
         scores = [member.scores["val"] for member in members if member.config.run.seed == own]
         pooled = predicted(data.rows, scores)
-        at_half = figures(pooled, 0.5, seed, known_of(data, pooled.ids.tolist()).groups)
-        found.append({"seed": own, "auroc": at_half["auroc"], "loss": at_half["loss"]})
+        groups = known_of(data, pooled.ids.tolist()).groups
+        at = estimates(pooled.probabilities, pooled.labels, seed, groups=groups, names=("auroc", "loss"))
+        found.append({"seed": own, **{name: asdict(estimate) for name, estimate in at.items()}})
     return found
 
 

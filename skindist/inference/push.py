@@ -13,8 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from skindist.errors import UserError
 from skindist.inference.saved_model import CARD, DESCRIPTION, WEIGHTS, read_description
-from skindist.inference.sources import HUB_ID, find_model, load_model
-from skindist.weights import NETWORK_SECONDS, first_line, within
+from skindist.inference.sources import find_model, load_model
+from skindist.weights import HUB_ID, NETWORK_SECONDS, first_line, within
 
 T = TypeVar("T")
 log = logging.getLogger("skindist")

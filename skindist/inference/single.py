@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from skindist.data.inspection import FORMATS, decode
-from skindist.data.store import stored_size
-from skindist.data.transforms import IDENTITY, central_square, mean_of_views, normalizer
+from skindist.data.store import seen_square
+from skindist.data.transforms import IDENTITY, mean_of_views, normalizer
 from skindist.evaluation.predictions import sigmoid
 from skindist.inference.saved_model import Description, SavedModel
 
@@ -24,9 +24,7 @@ def open_picture(file: Path, known: Description) -> Image.Image:
 
 def square_of(picture: Image.Image, known: Description) -> Tensor:
     """The pixels of an RGB picture that the model sees, (S, S, 3) uint8."""
-    shape = stored_size(picture.width, picture.height, known.image_size)
-    resized = picture.resize(shape, Image.Resampling[known.preprocessing.interpolation.upper()])
-    return central_square(torch.from_numpy(np.array(resized)), known.image_size)
+    return seen_square(picture, known.image_size, known.preprocessing.interpolation)
 
 
 def normalised(squares: Sequence[Tensor], known: Description) -> Tensor:

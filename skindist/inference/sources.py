@@ -1,6 +1,5 @@
 """Where a model is: a run, a model's own folder, or a repository on the Hugging Face Hub."""
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,7 @@ from skindist.inference.saved_model import (
     read_description,
 )
 from skindist.run.folder import Run
-from skindist.weights import NETWORK_SECONDS, first_line, within
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from skindist.weights import HUB_ID, NETWORK_SECONDS, first_line, within
 
 
 @dataclass(frozen=True)
