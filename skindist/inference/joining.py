@@ -29,7 +29,7 @@ from skindist.evaluation.known import Known
 from skindist.evaluation.operating_point import choose_threshold
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite, refuse_occupied, whole_folder
-from skindist.inference.saved_model import Description, read_description, save_ensemble, unlike
+from skindist.inference.saved_model import Description, called, read_description, save_ensemble, unlike
 from skindist.randomness import Stream, derived_seed
 from skindist.report.model_card import model_card
 from skindist.report.run_page import draw_run_page
@@ -85,8 +85,6 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     frozen = frozen_on(held_out, known["val"], config.evaluation.sensitivity, seed)
     judged = judge(frozen, (held_out, known["val"]), (test, known["test"]), trained, config.evaluation, seed)
     results: dict[str, Any] = finite(judged | of_members(members, data, held_out, seed))
-    names = [member.description.architecture for member in members]
-    card_of = replace(config, model=replace(config.model, name=f"{len(members)} x {names[0]}"))
     try:
         with whole_folder(out) as folder:
             run = Run(folder)
@@ -96,7 +94,7 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
             for part, found in (("val", held_out), ("test", test)):
                 run.write_predictions(part, *prediction_rows(found, Calibration(), data))
             run.write_doubted(doubted(rows, held_out))
-            card = model_card(card_of, results, ensemble=True)
+            card = model_card(config, results, called(member.description for member in members))
             save_ensemble(run.model, [member.run.model for member in members], frozen, summarize(trained), card)
             run.write_results(results)
     except OSError as error:

@@ -152,9 +152,8 @@ def read_ensemble(folder: Path, own: Mapping[str, Any]) -> Description:
     first, *others = members.values()
     if why := unlike(first, others):
         raise ValueError(why)
-    architectures = Counter(member.architecture for member in members.values())
     description = Description(
-        architecture=" + ".join(f"{count} x {name}" for name, count in architectures.items()),
+        architecture=called(members.values()),
         image_size=first.image_size,
         preprocessing=first.preprocessing,
         frozen=Frozen.from_dict(own),
@@ -164,6 +163,12 @@ def read_ensemble(folder: Path, own: Mapping[str, Any]) -> Description:
     )
     check(description)
     return description
+
+
+def called(members: Iterable[Description]) -> str:
+    """What an ensemble is called, such as "3 x efficientnet_b0 + 2 x resnet50"."""
+    counts = Counter(member.architecture for member in members)
+    return " + ".join(f"{count} x {name}" for name, count in counts.items())
 
 
 def unlike(first: Description, others: Iterable[Description]) -> str:

@@ -58,16 +58,16 @@ take this folder like a single model; `skindist export` writes it as one ONNX fi
 its own, which timm and transformers load."""
 
 
-def model_card(config: Config, results: Mapping[str, Any], ensemble: bool = False) -> str:
-    """The card of a run's model, or of an ensemble, from its results."""
+def model_card(config: Config, results: Mapping[str, Any], ensemble: str | None = None) -> str:
+    """The card of a run's model, or of an ensemble, which is called so, from its results."""
     test, point, images = results["test"], results["operating_point"], results["images"]
     figures = "\n".join(_line(METRICS[name].title, test[name], name) for name in METRICS)
     at_threshold = "\n".join(_line(METRICS[name].title, point["test"][name], name) for name in POINT)
     counts = "\n".join(f"| {split} | {n['benign']} | {n['malignant']} |" for split, n in images.items())
     return f"""---
-{yaml.safe_dump(header(config, results), sort_keys=False).strip()}
+{yaml.safe_dump(header(config, results, ensemble), sort_keys=False).strip()}
 ---
-# {config.model.name}: benign or malignant skin lesion
+# {ensemble or config.model.name}: benign or malignant skin lesion
 
 {results["verdict"]}
 
@@ -138,21 +138,23 @@ def _use(views: int) -> str:
     )
 
 
-def header(config: Config, results: Mapping[str, Any]) -> dict[str, Any]:
-    """The card's metadata as the Hub reads it, with the test figures as a model-index."""
+def header(config: Config, results: Mapping[str, Any], ensemble: str | None = None) -> dict[str, Any]:
+    """The card's metadata as the Hub reads it, with the test figures as a model-index. The cards of an ensemble's
+    members say what they are based on."""
     names = [name for name in METRICS if results["test"][name]["value"] is not None]
     metrics = [
         {"type": name, "name": METRICS[name].title, "value": round(results["test"][name]["value"], 4)} for name in names
     ]
     task = {"type": "image-classification", "name": "Image classification"}
     data = {"name": "benign or malignant skin lesions (held out)", "type": "imagefolder", "split": "test"}
-    of_timm = config.model.pretrained and not config.model.weights
+    of_timm = config.model.pretrained and not config.model.weights and ensemble is None
+    name = ensemble or config.model.name
     return {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "transformers", "skin-lesion", "dermatology", "skindist"],
         **({"base_model": f"timm/{config.model.name}"} if of_timm else {}),
-        "model-index": [{"name": config.model.name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}],
+        "model-index": [{"name": name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}],
     }
 
 

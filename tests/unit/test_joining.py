@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from skindist.cli import main, split_command
 from skindist.config import Config
@@ -19,6 +20,8 @@ from skindist.errors import UserError
 from skindist.folds import run_folds
 from skindist.inference.joining import doubted, join_runs, predicted
 from skindist.parsing import parse_config
+from skindist.report.model_card import header
+from skindist.run.folder import Run
 from tests.helpers import commands, jobs
 from tests.helpers.ranks import run_ranks
 
@@ -116,6 +119,8 @@ def test_a_cross_validation_judges_each_image_by_the_run_that_did_not_train_on_i
     assert [(run["seed"], run["fold"]) for run in said["runs"]] == [(0, 0), (0, 1)]
     assert said["out_of_fold"]["auroc"]["n"] == len(pooled)
     assert said["ensemble"]["test"]["auroc"]["n"] == len(found)
+    card = yaml.safe_load((ensemble / "model/README.md").read_text().split("---")[1])
+    assert card["model-index"][0]["name"] == "2 x test_resnet"
     labels = {row["path"]: row["label"] for row in rows(ensemble / "predictions-val.csv")}
     threshold = said["operating_point"]["threshold"]
     malignant = sorted((pooled[path] for path in pooled if labels[path] == "malignant"), reverse=True)
@@ -141,6 +146,13 @@ def test_the_ensemble_is_a_model_that_says_what_its_predictions_say(crossed: Pat
     ours = {row["path"]: float(row["probability"]) for row in rows(out)}
     theirs = {row["path"]: float(row["probability"]) for row in rows(crossed / "ensemble/predictions-test.csv")}
     assert {path: ours[path] for path in theirs} == pytest.approx(theirs, abs=1e-6)
+
+
+def test_the_card_of_an_ensemble_names_no_base_model_that_there_is_not(crossed: Path) -> None:
+    """Its members are on the Hub of timm; "2 x efficientnet_b0" is not."""
+    config, results = Config(), Run(crossed / "ensemble").results()
+    assert header(config, results)["base_model"] == "timm/efficientnet_b0"
+    assert "base_model" not in header(config, results, "2 x efficientnet_b0")
 
 
 def test_what_is_done_is_kept_and_a_failure_is_one_line(crossed: Path, capfd: pytest.CaptureFixture[str]) -> None:
