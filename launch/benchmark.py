@@ -1,7 +1,7 @@
 """How fast the data path is, beside what users would write instead, and what a checkpoint costs, on this machine:
 
 python launch/benchmark.py [--data FOLDER] [--only loader|training|plain|evaluation|shared|checkpoint|...]
-python launch/benchmark.py --profile
+python launch/benchmark.py --peers | --profile
 accelerate launch --config_file accelerate_config.yaml --num_processes N launch/benchmark.py --only training
 
 Each ratio is the median of several, of two things measured in turn on the same files. FOLDER is a folder of images with
@@ -34,6 +34,7 @@ import psutil
 import timm
 import torch
 import torchvision
+from beside_peers import beside_peers
 from measuring import (
     BATCH,
     SIZE,
@@ -81,7 +82,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of images; without it, pictures are drawn")
     parser.add_argument("--only", action="append", choices=BENCHMARKS, help="measure this alone; may be repeated")
-    parser.add_argument("--profile", action="store_true", help="tell instead what the time of a training step goes to")
+    parser.add_argument("--peers", action="store_true", help="measure other trainers beside ours instead")
+    parser.add_argument("--profile", action="store_true", help="tell what the time of a training step goes to")
     parser.add_argument("--probe", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.profile:
@@ -95,7 +97,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="skindist-benchmark-") as folder:
         os.environ["SKINDIST_CACHE"] = str(Path(folder, "cache"))
         data = arguments.data or draw_set(Path(folder, "drawn"), count=600, size=256)
-        for name in arguments.only or (BENCHMARKS if processes == 1 else ["training"]):
+        if arguments.peers:
+            figures = beside_peers(data, Path(folder))
+        for name in arguments.only or ([] if arguments.peers else BENCHMARKS if processes == 1 else ["training"]):
             figures += BENCHMARKS[name](data, Path(folder))
     if this_launch().rank > 0:
         return
