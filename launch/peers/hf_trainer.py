@@ -41,6 +41,7 @@ arguments = TrainingArguments(
     per_device_train_batch_size=asked.batch,
     num_train_epochs=asked.epochs,
     bf16=asked.best,
+    use_cpu=not torch.cuda.is_available(),
     dataloader_num_workers=2 if asked.best else 0,
     dataloader_persistent_workers=asked.best,
     save_strategy="no",

@@ -1,15 +1,25 @@
 """Ultralytics' classification trainer with torchvision's EfficientNet-B0; at its best with its cache in memory."""
 
 import tempfile
+from pathlib import Path
 
 from common import Epochs, job, training_images
 from ultralytics.models.yolo.classify import ClassificationTrainer
 
+MODEL = """
+nc: 2
+backbone:
+  - [-1, 1, TorchVision, [1280, efficientnet_b0, null, True, 2]]
+head:
+  - [-1, 1, Classify, [nc]]
+"""
 asked = job()
+folder = Path(tempfile.mkdtemp())
+(folder / "efficientnet-cls.yaml").write_text(MODEL)
 epochs = Epochs(len(training_images(asked)))
 trainer = ClassificationTrainer(
     overrides={
-        "model": "efficientnet_b0",
+        "model": str(folder / "efficientnet-cls.yaml"),
         "pretrained": False,
         "data": str(asked.folder),
         "imgsz": asked.size,
@@ -20,7 +30,7 @@ trainer = ClassificationTrainer(
         "optimizer": "SGD",  # it has no Adadelta
         "val": False,
         "plots": False,
-        "project": tempfile.mkdtemp(),
+        "project": str(folder),
     }
 )
 trainer.add_callback("on_train_epoch_start", epochs.begin)

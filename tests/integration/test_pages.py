@@ -203,6 +203,8 @@ class Check:
         """Parsed, with nothing measured."""
         module = load_benchmark()
         self.monkeypatch.setattr(module, "BENCHMARKS", dict.fromkeys(module.BENCHMARKS, lambda data, folder: []))
+        self.monkeypatch.setattr(module, "beside_peers", lambda data, folder: [])
+        self.monkeypatch.setattr(module, "profile_step", lambda: "")
         self.monkeypatch.setattr(sys, "argv", ["launch/benchmark.py", *words])
         module.main()
 
