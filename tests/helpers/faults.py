@@ -6,6 +6,7 @@ FAULT='["kill", 1, 4]' accelerate launch ... tests/helpers/faults.py ...     (wh
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -171,6 +172,7 @@ ACTIONS: dict[str, At] = {
     "nan": spoil,
     "out of memory": run_out_of_memory,
     "remove": remove_an_image,
+    "command": do(lambda: subprocess.run(os.environ["COMMAND"].split(), check=True)),
     "wait for SIGUSR1": do(wait_for_the_scheduler),
 }
 
