@@ -101,6 +101,7 @@ class Check:
         rules: dict[str, Callable[[Sequence[str]], None]] = {
             "skindist": self.skindist, "accelerate": self.accelerate, "torchrun": self.torchrun, "pytest": self.pytest,
             "python": lambda words: self.script(words[0], words[1:]), "pip": self.pip, "wandb": self.wandb,
+            "sbatch": self.sbatch, "docker": self.docker, "kubectl": self.file, "sky": self.file,
             "ruff": self.run_by_ci, "mypy": self.run_by_ci, "python3": self.in_readme, ".": self.in_readme,
         }  # fmt: skip
         if words[0].startswith("--"):
@@ -225,6 +226,25 @@ class Check:
         from wandb.cli.cli import cli as wandb
 
         assert words[0] in wandb.commands
+
+    def sbatch(self, words: Sequence[str]) -> None:
+        """The flags after the file are those of a run; in an array, of `skindist folds`."""
+        assert "launch/slurm.sbatch" in words
+        place = words.index("launch/slurm.sbatch")
+        names, rest = set(words[:place:2]), words[place + 1 :]
+        assert names <= {"--array", "--nodes", "--gpus-per-node", "--cpus-per-task"}
+        self.skindist(["folds", *rest]) if "--array" in names else self.train(rest)
+
+    def docker(self, words: Sequence[str]) -> None:
+        assert words[0] in ("build", "run")
+        if words[0] == "build":
+            assert Path(words[words.index("-f") + 1]).is_file()
+        else:
+            self.skindist(words[words.index("skindist") + 1 :])
+
+    def file(self, words: Sequence[str]) -> None:
+        assert list(words[:-1]) in (["apply", "-f"], ["jobs", "launch"])
+        assert Path(words[-1]).is_file()
 
     def run_by_ci(self, words: Sequence[str]) -> None:
         assert not words or f" {shlex.join(words)}\n" in (ROOT / ".ci/run").read_text()
