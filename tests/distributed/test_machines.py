@@ -17,6 +17,7 @@ from tests.helpers.commands import LAUNCH, ROOT, flags
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes
 
 PORT = "29500"
+LIGHT = ("--run.timeout_minutes=0.5", "--tracking.wandb=disabled", "--evaluation.explain=0")
 MEET = """
 import sys
 from datetime import timedelta
@@ -98,7 +99,7 @@ def launch(machines: list[str], demo: Path, folder: Path, **env: str) -> list["s
     for rank in range(2):
         place = ["--num_machines=2", "--num_processes=2", f"--machine_rank={rank}", "--main_process_ip=10.77.0.1"]
         launcher = ["taskset", "-c", str(cores[rank % len(cores)]), *LAUNCH, *place, f"--main_process_port={PORT}"]
-        words = flags(demo, folder / "run", *FLAGS, "--run.timeout_minutes=0.5", "--tracking.wandb=disabled")
+        words = flags(demo, folder / "run", *FLAGS, *LIGHT)
         script = str(ROOT / "tests/helpers/faults.py")
         launchers.append(start(machines, folder, rank, *one_pipe, *launcher, script, *words, **env))
     return launchers

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -29,6 +29,7 @@ SelectType=select/cons_tres
 SlurmdParameters=config_overrides
 ReturnToService=2
 MpiDefault=none
+KillWait=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -125,14 +126,20 @@ def slurm_cluster(folder: Path) -> Iterator[Slurm]:
     with ExitStack() as stack:
         for words in daemons:
             stack.enter_context(daemon([shutil.which(words[0], path=PATH) or words[0], *words[1:]], slurm.env))
-        end = time.monotonic() + 60
-        while "2 idle" not in (said := ready(slurm)):
-            assert time.monotonic() < end, said + slurm.logs()
-            time.sleep(0.2)
+        wait_until(lambda: "2 idle" in ready(slurm), slurm)
         try:
             yield slurm
         finally:
-            slurm.run("scancel", "--user=root", "--full", "--signal=KILL")
+            slurm.run("scancel", "--user=root")
+            wait_until(lambda: not slurm.run("squeue", "--noheader"), slurm)
+
+
+def wait_until(is_so: Callable[[], bool], slurm: Slurm) -> None:
+    """Look again and again, for a minute."""
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end, slurm.logs()
+        time.sleep(0.2)
 
 
 def ready(slurm: Slurm) -> str:
