@@ -34,6 +34,7 @@ from tests.helpers.fault_table import BEGIN
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("skindist/*/README.md")), ROOT / "launch/README.md", ROOT / "tests/README.md"]
+STARTERS = [ROOT / "launch" / name for name in ("slurm.sbatch", "kubernetes.yaml", "skypilot.yaml", "Dockerfile")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WORDS = 30  # in one sentence
 WHOLE = ["--tracking.wandb=disabled", "--evaluation.stress=true"]
@@ -59,6 +60,13 @@ def commands(page: Path) -> list[str]:
     typed = [line.removeprefix("$ ") for block in blocks(page, "") for line in block.splitlines() if line[:2] == "$ "]
     found = (shlex.split(line, comments=True) for line in [*lines, *typed, *(s for s in spans(page) if " " in s)])
     return [shlex.join(words) for words in found if words]
+
+
+def commands_above(file: Path) -> list[str]:
+    """The commands in the comment at the top of a file."""
+    text = "\n".join(re.findall(r"^# {5}(.*)", file.read_text(), re.MULTILINE))
+    lines = text.replace("\\\n", "").replace("&&", "\n").splitlines()
+    return [shlex.join(shlex.split(line)) for line in lines]
 
 
 DX = {"benign": "nv", "malignant": "mel"}
@@ -236,11 +244,12 @@ class Check:
         self.skindist(["folds", *rest]) if "--array" in names else self.train(rest)
 
     def docker(self, words: Sequence[str]) -> None:
-        assert words[0] in ("build", "run")
+        assert words[0] in ("build", "push", "run")
         if words[0] == "build":
             assert Path(words[words.index("-f") + 1]).is_file()
-        else:
-            self.skindist(words[words.index("skindist") + 1 :])
+        elif words[0] == "run":
+            entrypoint = self.torchrun if "torchrun" in words else self.skindist
+            entrypoint(words[words.index("skindist") + 1 :])
 
     def file(self, words: Sequence[str]) -> None:
         assert list(words[:-1]) in (["apply", "-f"], ["jobs", "launch"])
@@ -301,6 +310,11 @@ def check(folder: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
 def test_command(check: Check, command: str) -> None:
+    check(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", [command for file in STARTERS for command in commands_above(file)])
+def test_command_above_a_file(check: Check, command: str) -> None:
     check(shlex.split(command))
 
 
