@@ -105,6 +105,7 @@ def launch(machines: list[str], demo: Path, folder: Path, **env: str) -> list["s
     return launchers
 
 
+@pytest.mark.timeout(600)
 def test_a_cable_cut_in_mid_epoch_ends_both_machines_and_the_run_goes_on_when_it_is_back(
     machines: list[str], demo: Path, tmp_path: Path, whole: Whole
 ) -> None:

@@ -27,14 +27,13 @@ def flags(demo: Path, run: Path, *more: str) -> list[str]:
     return [*TINY, f"--data.path={demo}", f"--run.dir={run}", *more]
 
 
-def run(*command: str | Path, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; it must come."""
     return subprocess.run(
         [str(word) for word in command],
         capture_output=True,
         text=True,
         timeout=240,
-        cwd=cwd,
         env=os.environ | env,
         stdin=subprocess.DEVNULL,
         check=False,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from skindist.cli import main
 from tests.conftest import Whole
-from tests.helpers.commands import ROOT, TINY, run
+from tests.helpers.commands import ROOT, TINY
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes
 from tests.helpers.slurm import LACKS, PATH, Slurm, slurm_cluster, wait_until
 
@@ -35,6 +36,7 @@ def submit(slurm: Slurm, project: Path, *words: str | Path, **env: str) -> str:
     return said.strip()
 
 
+@pytest.mark.timeout(600)
 def test_a_run_on_2_nodes_that_meets_its_limit_ends_with_the_same_bytes(
     slurm: Slurm, demo: Path, tmp_path: Path, whole: Whole
 ) -> None:
@@ -53,13 +55,15 @@ def test_a_run_on_2_nodes_that_meets_its_limit_ends_with_the_same_bytes(
     assert_same_bytes(tmp_path / "run", whole(2)[0])
 
 
-def test_an_array_of_folds_that_is_joined(slurm: Slurm, demo: Path, tmp_path: Path) -> None:
+def test_an_array_of_folds_that_is_joined(
+    slurm: Slurm, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folds = ["--folds=2", "--out=folds", *TINY, f"--data.path={demo}", *LIGHT]
     job = submit(slurm, tmp_path, "--array=0-1", ROOT / "launch/slurm.sbatch", *folds, PROCESSES="2")
     assert len(slurm.wait(job, "COMPLETED")) == 2
     assert not (tmp_path / "folds/folds.json").exists()
-    done = run(sys.executable, ROOT / "launch/folds.py", *folds, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert main(["folds", *folds]) == 0
     summary = json.loads((tmp_path / "folds/folds.json").read_text())
     assert [run["fold"] for run in summary["runs"]] == [0, 1]
     runs = [json.loads(file.read_text()) for file in tmp_path.glob("folds/runs/*/results.json")]
