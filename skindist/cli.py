@@ -96,17 +96,20 @@ def with_values(words: list[str]) -> list[str]:
 
 def split_command(words: list[str]) -> tuple[list[str], list[str]]:
     """The words for `skindist` itself, and those of the training command that `verify-resume` and `folds` run: what is
-    after `--`. Without it, `folds` runs `skindist train` with all flags that are not its own.
+    after `--`, or `skindist train`. Flags before it that are not those of `folds` go to the training.
 
     Raises:
         UserError: `verify-resume` without a command.
     """
     if words[:1] not in (["verify-resume"], ["folds"]) or {"-h", "--help"} & set(words[:2]):
         return words, []
+    command = [sys.executable, "-m", "skindist", "train"]
     if "--" in words[:-1]:
-        return words[: words.index("--")], words[words.index("--") + 1 :]
-    if words[0] == "verify-resume":
+        words, command = words[: words.index("--")], words[words.index("--") + 1 :]
+    elif words[0] == "verify-resume":
         raise UserError("give the training command after --: skindist verify-resume -- accelerate launch ...")
+    if words[0] == "verify-resume":
+        return words, command
     own: list[str] = []
     others: list[str] = []
     rest = iter(words[1:])
@@ -115,7 +118,7 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
         mine.append(word)
         if mine is own and "=" not in word:
             own += islice(rest, 1)
-    return ["folds", *own], [sys.executable, "-m", "skindist", "train", *others]
+    return ["folds", *own], [*command, *others]
 
 
 if __name__ == "__main__":  # accelerate launch ... -m skindist.cli, and -m skindist

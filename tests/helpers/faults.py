@@ -6,6 +6,7 @@ FAULT='["kill", 1, 4]' accelerate launch ... tests/helpers/faults.py ...     (wh
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -136,6 +137,15 @@ def remove_an_image(learner: Learner, batches: list[Batch]) -> list[Batch]:
     return batches
 
 
+def wait_for_the_scheduler() -> None:
+    """Until SIGUSR1 comes, in the first attempt of a job of Slurm's."""
+    if "SLURM_RESTART_COUNT" not in os.environ:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+        assert signal.sigtimedwait([signal.SIGUSR1], 120), "no signal came"
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
+        signal.raise_signal(signal.SIGUSR1)
+
+
 def do(action: Callable[[], Any]) -> At:
     """An action that looks at nothing."""
 
@@ -162,6 +172,8 @@ ACTIONS: dict[str, At] = {
     "nan": spoil,
     "out of memory": run_out_of_memory,
     "remove": remove_an_image,
+    "command": do(lambda: subprocess.run(os.environ["COMMAND"].split(), check=True)),
+    "wait for SIGUSR1": do(wait_for_the_scheduler),
 }
 
 if __name__ == "__main__":

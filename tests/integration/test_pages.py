@@ -34,6 +34,7 @@ from tests.helpers.fault_table import BEGIN
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("skindist/*/README.md")), ROOT / "launch/README.md", ROOT / "tests/README.md"]
+STARTERS = [ROOT / "launch" / name for name in ("slurm.sbatch", "kubernetes.yaml", "skypilot.yaml", "Dockerfile")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WORDS = 30  # in one sentence
 WHOLE = ["--tracking.wandb=disabled", "--evaluation.stress=true"]
@@ -59,6 +60,13 @@ def commands(page: Path) -> list[str]:
     typed = [line.removeprefix("$ ") for block in blocks(page, "") for line in block.splitlines() if line[:2] == "$ "]
     found = (shlex.split(line, comments=True) for line in [*lines, *typed, *(s for s in spans(page) if " " in s)])
     return [shlex.join(words) for words in found if words]
+
+
+def commands_above(file: Path) -> list[str]:
+    """The commands in the comment at the top of a file."""
+    text = "\n".join(re.findall(r"^# {5}(.*)", file.read_text(), re.MULTILINE))
+    lines = text.replace("\\\n", "").replace("&&", "\n").splitlines()
+    return [shlex.join(shlex.split(line)) for line in lines]
 
 
 DX = {"benign": "nv", "malignant": "mel"}
@@ -101,6 +109,7 @@ class Check:
         rules: dict[str, Callable[[Sequence[str]], None]] = {
             "skindist": self.skindist, "accelerate": self.accelerate, "torchrun": self.torchrun, "pytest": self.pytest,
             "python": lambda words: self.script(words[0], words[1:]), "pip": self.pip, "wandb": self.wandb,
+            "sbatch": self.sbatch, "docker": self.docker, "kubectl": self.file, "sky": self.file,
             "ruff": self.run_by_ci, "mypy": self.run_by_ci, "python3": self.in_readme, ".": self.in_readme,
         }  # fmt: skip
         if words[0].startswith("--"):
@@ -228,6 +237,26 @@ class Check:
 
         assert words[0] in wandb.commands
 
+    def sbatch(self, words: Sequence[str]) -> None:
+        """The flags after the file are those of a run; in an array, of `skindist folds`."""
+        assert "launch/slurm.sbatch" in words
+        place = words.index("launch/slurm.sbatch")
+        names, rest = set(words[:place:2]), words[place + 1 :]
+        assert names <= {"--array", "--nodes", "--gpus-per-node", "--cpus-per-task"}
+        self.skindist(["folds", *rest]) if "--array" in names else self.train(rest)
+
+    def docker(self, words: Sequence[str]) -> None:
+        assert words[0] in ("build", "push", "run")
+        if words[0] == "build":
+            assert Path(words[words.index("-f") + 1]).is_file()
+        elif words[0] == "run":
+            entrypoint = self.torchrun if "torchrun" in words else self.skindist
+            entrypoint(words[words.index("skindist") + 1 :])
+
+    def file(self, words: Sequence[str]) -> None:
+        assert list(words[:-1]) in (["apply", "-f"], ["jobs", "launch"])
+        assert Path(words[-1]).is_file()
+
     def run_by_ci(self, words: Sequence[str]) -> None:
         assert not words or f" {shlex.join(words)}\n" in (ROOT / ".ci/run").read_text()
 
@@ -283,6 +312,11 @@ def check(folder: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
 def test_command(check: Check, command: str) -> None:
+    check(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", [command for file in STARTERS for command in commands_above(file)])
+def test_command_above_a_file(check: Check, command: str) -> None:
     check(shlex.split(command))
 
 

@@ -88,6 +88,8 @@ def test_folds_takes_its_own_flags_and_leaves_those_of_the_training() -> None:
     assert training == [sys.executable, "-m", "skindist", "train", "--data.path", "x", "--config", "z"]
     own, training = split_command(["folds", "--seeds=2", "--", "accelerate", "launch", "--out", "z"])
     assert (own, training) == (["folds", "--seeds=2"], ["accelerate", "launch", "--out", "z"])
+    own, training = split_command(["folds", "--only", "1", "--run.seed=2", "--", "torchrun", "--out", "z"])
+    assert (own, training) == (["folds", "--only", "1"], ["torchrun", "--out", "z", "--run.seed=2"])
 
 
 @pytest.fixture(scope="module")
