@@ -143,6 +143,8 @@ def test_it_brings_all_from_the_first_command_to_other_programs(wheel: Path, tmp
     here.succeed("skindist", "demo-data", "others", "--count=20", "--size=64", "--seed=1")
     assert "60 images" in here.succeed("skindist", "audit", "lesions")
     here.succeed("skindist", "train", *TINY, "--data.path=lesions", "--run.dir=run")
+    for made in ("run/wandb/offline-run-*/*.wandb", "run/errors/*.jpg"):  # a fault in them ends no run
+        assert list(here.folder.glob(made)), made
     here.succeed("skindist", "report", "run", "--page=page.html")
     here.succeed("skindist", "evaluate", "run", "others", "--out=elsewhere")
     here.succeed("skindist", "predict", "run", "others", "--out=rows.csv")
