@@ -1,6 +1,8 @@
 """How fast the data path is, beside what users would write instead, and what a checkpoint costs, on this machine:
 
-python launch/benchmark.py [--data FOLDER] [--only loader|training|checkpoint|preparation|start|memory]
+python launch/benchmark.py [--data FOLDER] [--only loader|training|plain|evaluation|shared|checkpoint|...]
+python launch/benchmark.py --peers
+python launch/benchmark.py --profile
 accelerate launch --config_file accelerate_config.yaml --num_processes 4 launch/benchmark.py --only training
 
 Each ratio is the median of several, of two things measured in turn on the same files. FOLDER is a folder of images with
@@ -21,24 +23,47 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import PIL
 import psutil
+import timm
 import torch
 import torchvision
+from beside_peers import beside_peers
+from measuring import (
+    BATCH,
+    SIZE,
+    Figure,
+    draw_set,
+    endless,
+    epoch_speed,
+    plain_images,
+    ratio_figure,
+    side_by_side,
+    speed,
+    write_photographs,
+    write_tiles,
+)
 from PIL import Image
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 
 from skindist.config import Config, DataConfig, ModelConfig, TrainConfig
-from skindist.data.demo import draw_lesion
-from skindist.data.loading import Batch, LesionImages, TrainBatches, loader_workers, make_loader
+from skindist.data.loading import (
+    Batch,
+    EvalLoader,
+    LesionImages,
+    TrainBatches,
+    eval_batches,
+    loader_workers,
+    make_loader,
+)
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
 from skindist.data.transforms import IDENTITY
@@ -48,30 +73,22 @@ from skindist.launcher import this_launch
 from skindist.machine import available_cores
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
-from skindist.training.engine import Learner, set_train_mode, train_step
+from skindist.training.engine import Learner, evaluate, set_train_mode, train_step
 from skindist.training.saving import Saver
 from skindist.training.state import TrainState
 from skindist.training.trainer import build_learner
-
-SIZE, BATCH, ROUNDS = 224, 32, 5
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Figure(NamedTuple):
-    """One line of the table: what was measured, ours, the other, and the ratio or size that counts."""
-
-    what: str
-    ours: str
-    other: str
-    result: str
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of images; without it, pictures are drawn")
     parser.add_argument("--only", action="append", choices=BENCHMARKS, help="measure this alone; may be repeated")
+    parser.add_argument("--peers", action="store_true", help="measure other trainers beside ours instead")
+    parser.add_argument("--profile", action="store_true", help="tell what the time of a training step goes to")
     parser.add_argument("--probe", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.profile:
+        return print(profile_step())
     if arguments.probe:
         return probe(*arguments.probe)
     processes = this_launch().world_size
@@ -81,7 +98,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="skindist-benchmark-") as folder:
         os.environ["SKINDIST_CACHE"] = str(Path(folder, "cache"))
         data = arguments.data or draw_set(Path(folder, "drawn"), count=600, size=256)
-        for name in arguments.only or (BENCHMARKS if processes == 1 else ["training"]):
+        if arguments.peers:
+            figures = beside_peers(data, Path(folder))
+        for name in arguments.only or ([] if arguments.peers else BENCHMARKS if processes == 1 else ["training"]):
             figures += BENCHMARKS[name](data, Path(folder))
     if this_launch().rank > 0:
         return
@@ -96,19 +115,7 @@ def main() -> None:
 def loader(data: Path, folder: Path) -> list[Figure]:
     """Augmented training batches out of one loader worker: from the store, and as torchvision's references do."""
     prepared = prepare(DataConfig(path=str(data)), seed=0)
-    transform = torchvision.transforms.Compose([
-        torchvision.transforms.RandomResizedCrop(SIZE),
-        torchvision.transforms.RandomHorizontalFlip(),
-        torchvision.transforms.ToTensor(),
-        torchvision.transforms.Normalize(MEAN, STD),
-    ])  # fmt: skip
-    flat = folder / "training files"  # ImageFolder takes class folders only
-    for row in prepared.rows:
-        if row.split == "train":
-            link = flat / str(row.label) / row.path.replace("/", " ")
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((data / row.path).resolve())
-    images = torchvision.datasets.ImageFolder(str(flat), transform)
+    images = plain_images(data, folder, prepared, "train")
     theirs = DataLoader(images, BATCH, shuffle=True, num_workers=1, persistent_workers=True)
     ours = training_loader(data, prepared, workers=1)
     speeds = side_by_side(lambda: epoch_speed(ours), lambda: epoch_speed(theirs))
@@ -133,6 +140,97 @@ def training(data: Path, folder: Path) -> list[Figure]:
     what = f"training EfficientNet-B0 on {there}, images/s"
     leave_group(accelerator)
     return [ratio_figure(what, "one batch held in memory", *speeds)]
+
+
+def plain(data: Path, folder: Path) -> list[Figure]:
+    """The engine's steps with all defaults, and those of the loop that most users write: files, float32, no more."""
+    config, prepared = Config(model=ModelConfig(pretrained=False)), prepare(DataConfig(path=str(data)), seed=0)
+    learner = build_learner(join_group(), config)
+    accelerator, steps = learner.accelerator, 8
+    device, workers = accelerator.device, loader_workers(config.data, accelerator.device, 1)
+    ours = endless(training_loader(data, prepared, workers, device))
+    images = plain_images(data, folder, prepared, "train")
+    theirs = endless(DataLoader(images, BATCH, shuffle=True, drop_last=True, num_workers=workers))
+    model = timm.create_model(config.model.name, num_classes=2).to(device).train()
+    optimizer = torch.optim.Adadelta(model.parameters(), lr=0.1, rho=0.9, eps=1e-6)
+
+    def plain_steps() -> int:
+        for images_BCHW, labels_B in islice(theirs, steps):
+            optimizer.zero_grad()
+            loss: Tensor = torch.nn.functional.cross_entropy(model(images_BCHW.to(device)), labels_B.to(device))
+            torch.autograd.backward(loss)
+            optimizer.step()
+        return steps * BATCH
+
+    set_train_mode(learner.model, False)
+    speeds = side_by_side(
+        lambda: speed(lambda: take_steps(learner, config, islice(ours, steps))), lambda: speed(plain_steps)
+    )
+    what = f"training with the defaults on {device.type}, mixed precision {accelerator.mixed_precision}, images/s"
+    return [ratio_figure(what, "a plain loop: ImageFolder, float32", *speeds)]
+
+
+def evaluation(data: Path, folder: Path) -> list[Figure]:
+    """The prediction of an epoch's validation, and that of the loop that most users write."""
+    config, prepared = Config(model=ModelConfig(pretrained=False)), prepare(DataConfig(path=str(data)), seed=0)
+    learner = build_learner(join_group(), config)
+    device, store = learner.accelerator.device, open_store(data, prepared)
+    workers = loader_workers(config.data, device, 1)
+    plain_pixels = LesionImages(store, prepared.rows, SIZE, seed=0, augmented=False)
+    ids = list(range(256))
+    batches = make_loader(plain_pixels, eval_batches(ids, config.train.eval_batch_size, 0, 1), device, workers)
+    split = EvalLoader("val", ids, batches)
+    images = Subset(plain_images(data, folder, prepared, "train", augmented=False), ids)
+    theirs = DataLoader(images, config.train.eval_batch_size, num_workers=workers)
+    model = timm.create_model(config.model.name, num_classes=2).to(device).eval()
+
+    def plain_evaluation() -> int:
+        with torch.no_grad():
+            return sum(len(model(images_BCHW.to(device)).cpu()) for images_BCHW, _ in theirs)
+
+    speeds = side_by_side(lambda: speed(lambda: len(evaluate(learner, split).ids)), lambda: speed(plain_evaluation))
+    return [ratio_figure(f"evaluation on {device.type}, float32, images/s", "a plain loop", *speeds)]
+
+
+def shared(data: Path, folder: Path) -> list[Figure]:
+    """Training on a CPU while another program uses one core, and with one thread less while none does."""
+    config, cores = Config(model=ModelConfig(pretrained=False)), available_cores()
+    learner = build_learner(join_group(), config)
+    if learner.accelerator.device.type != "cpu" or cores == 1:
+        return [
+            Figure("training while another program uses a core", "", "", "for two or more CPU cores, without a GPU")
+        ]
+    pixels = torch.zeros(BATCH, 3, 64, 64, dtype=torch.uint8)  # small ones: threads wait for each other often
+    batch = Batch(torch.arange(BATCH), pixels, torch.arange(BATCH) % 2, IDENTITY.repeat(BATCH, 1, 1))
+    set_train_mode(learner.model, False)
+
+    def steps(threads: int, busy: bool) -> float:
+        torch.set_num_threads(threads)
+        other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
+        try:
+            return speed(lambda: take_steps(learner, config, [batch] * 20))
+        finally:
+            if other:
+                other.kill()
+                other.wait()
+
+    speeds = side_by_side(lambda: steps(cores, True), lambda: steps(cores - 1, False))
+    what = f"training at 64 px with {cores} threads while another program uses one of {cores} cores, images/s"
+    return [ratio_figure(what, f"alone with {cores - 1}", *speeds)]
+
+
+def profile_step() -> str:
+    """What the time of three training steps on one batch goes to: the operations that take most, in a table."""
+    config = Config(model=ModelConfig(pretrained=False))
+    learner = build_learner(join_group(), config)
+    pixels = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
+    batch = Batch(torch.arange(BATCH), pixels, torch.arange(BATCH) % 2, IDENTITY.repeat(BATCH, 1, 1))
+    set_train_mode(learner.model, False)
+    take_steps(learner, config, [batch] * 3)
+    with torch.profiler.profile() as profiler:
+        take_steps(learner, config, [batch] * 3)
+    by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    return str(profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=50))
 
 
 def take_steps(learner: Learner, config: Config, batches: Iterable[Batch]) -> int:
@@ -233,8 +331,8 @@ def memory(data: Path, folder: Path) -> list[Figure]:
 
 
 BENCHMARKS: dict[str, Callable[[Path, Path], list[Figure]]] = {
-    "loader": loader, "training": training, "checkpoint": checkpoint, "preparation": preparation, "start": start,
-    "memory": memory,
+    "loader": loader, "training": training, "plain": plain, "evaluation": evaluation, "shared": shared,
+    "checkpoint": checkpoint, "preparation": preparation, "start": start, "memory": memory,
 }  # fmt: skip
 
 
@@ -289,73 +387,6 @@ def open_store(data: Path, prepared: Prepared, size: int = SIZE) -> PixelStore:
     cache = Path(os.environ["SKINDIST_CACHE"])
     ensure_store(cache, sources, size, "bicubic")
     return PixelStore(store_folder(cache, sources, size, "bicubic"))
-
-
-def endless(batches: DataLoader[Batch]) -> Iterator[Batch]:
-    while True:
-        yield from batches
-
-
-def epoch_speed(batches: DataLoader[Any]) -> float:
-    """Images a second over one epoch."""
-    return speed(lambda: sum(len(batch[0]) for batch in batches))
-
-
-def speed(work: Callable[[], int]) -> float:
-    """Images a second of `work`, which returns how many images it did."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    images = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return images / (time.perf_counter() - begun)
-
-
-def side_by_side(
-    ours: Callable[[], float], theirs: Callable[[], float], rounds: int = ROUNDS
-) -> tuple[list[float], list[float]]:
-    """Both in turn, `rounds` times after one round that does not count."""
-    pairs = [(ours(), theirs()) for _ in tqdm(range(rounds + 1), "measuring", leave=False, disable=None)][1:]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def ratio_figure(what: str, instead: str, ours: list[float], theirs: list[float]) -> Figure:
-    """Medians of both, and the median, smallest and largest of their ratios."""
-    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    result = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-    return Figure(what, f"{statistics.median(ours):.0f}", f"{statistics.median(theirs):.0f} ({instead})", result)
-
-
-def draw_set(root: Path, count: int, size: int) -> Path:
-    """Drawn lesions as JPEGs."""
-    for index in tqdm(range(count), "drawing", leave=False, disable=None):
-        target = root / ("benign", "malignant")[index % 2] / f"{index}.jpg"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        draw_lesion(np.random.default_rng(index), bool(index % 2), size).save(target, quality=90)
-    return root
-
-
-def write_photographs(root: Path, count: int) -> int:
-    """Large JPEGs with a photograph's grain; returns how many."""
-    for index in range(count):
-        rng = np.random.default_rng(index)
-        lesion = draw_lesion(rng, bool(index % 2), 256).resize((3000, 2000), Image.Resampling.BICUBIC)
-        target = root / ("benign", "malignant")[index % 2] / f"{index}.jpg"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        noisy = (np.asarray(lesion, np.float32) + rng.normal(0, 4, (2000, 3000, 1))).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noisy).save(target, quality=90)
-    return count
-
-
-def write_tiles(root: Path, count: int) -> Path:
-    """Many small JPEGs of smooth noise."""
-    for index in tqdm(range(count), "writing", leave=False, disable=None):
-        coarse = np.random.default_rng(index).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-        target = root / ("benign", "malignant")[index % 2] / f"{index}.jpg"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC).save(target)
-    return root
 
 
 if __name__ == "__main__":

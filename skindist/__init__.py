@@ -4,6 +4,7 @@ The public names stand, with their types, in `__init__.pyi`; each is imported wh
 `import skindist` costs nothing.
 """
 
+import os
 import sys
 
 import lazy_loader
@@ -12,5 +13,11 @@ if sys.platform == "win32":
     sys.exit(
         "error: skindist needs Linux or macOS. On Windows, run it in WSL2: https://learn.microsoft.com/windows/wsl"
     )
+
+if "OMP_WAIT_POLICY" not in os.environ:
+    # GNU OpenMP reads this when torch is imported. By default its threads spin for milliseconds while they wait for
+    # each other, and starve themselves when another program uses a core. This is the number that it takes itself where
+    # it knows of more threads than cores; alone, it costs nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

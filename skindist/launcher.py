@@ -84,7 +84,7 @@ def read_launch(
         by_accelerate=launched and by_accelerate,
         asked=_asked(environ, words) if launched and by_accelerate else None,
         precision=precision,
-        threads=environ.get(THREADS),
+        threads=None if launched and environ.get(THREADS) == "1" else environ.get(THREADS),  # 1: told nothing
         address=environ.get("MASTER_ADDR", ""),
         port=int(environ.get("MASTER_PORT", 0)),
         error_file=Path(error_file) if error_file else None,
@@ -154,7 +154,8 @@ def check_device(device: str, processes: int) -> None:
 
 
 def choose_precision(asked: str | None, device: str, has_bf16: bool = False) -> str:
-    """What was asked for, else bf16 on an NVIDIA or AMD GPU that has it, fp16 on an older one, and none elsewhere.
+    """What was asked for, else bf16 on a CPU or an NVIDIA or AMD GPU that has it, fp16 on an older such GPU, and none
+    elsewhere.
 
     Args:
         asked: "no", "bf16", "fp16", or None.
@@ -168,14 +169,14 @@ def choose_precision(asked: str | None, device: str, has_bf16: bool = False) -> 
         raise UserError("--mixed_precision bf16 needs macOS 14 or newer on a Mac's GPU (MPS): choose fp16 or no")
     if asked is not None:
         return asked
-    if device != "cuda":
-        return "no"
-    return "bf16" if has_bf16 else "fp16"
+    if device == "cuda":
+        return "bf16" if has_bf16 else "fp16"
+    return "bf16" if device == "cpu" and has_bf16 else "no"
 
 
 def choose_threads(asked: str | None, device: str, cores: int, processes: int) -> int | None:
     """Threads of this process, an equal share of the cores that so many processes use; None: as asked for."""
-    if device != "cpu" or (asked or "1") != "1":  # `accelerate launch` and torchrun say 1 when told nothing
+    if device != "cpu" or asked:
         return None
     return max(1, cores // processes)
 

@@ -24,12 +24,13 @@ def asks_for_gpus(marks: str) -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Whatever the shell says, tests are offline, start as one process and keep out of the user's cache; what is
-    measured on a CPU sees no GPU."""
+    measured on a CPU sees no GPU, and computes in float32 on every kind of CPU."""
     if asks_for_gpus(config.option.markexpr):
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # another check would bar forked processes from the GPU
     else:
         os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
+    os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
     os.environ["SKINDIST_CACHE"] = tempfile.mkdtemp(prefix="skindist-tests-")
     for variable in ("WANDB_API_KEY", "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(variable, None)

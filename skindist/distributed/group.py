@@ -25,6 +25,7 @@ from skindist.launcher import (
     this_launch,
 )
 from skindist.machine import available_cores
+from skindist.precision import has_fast_bf16
 
 T = TypeVar("T")
 log = logging.getLogger("skindist")
@@ -47,6 +48,7 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
     check_device(device, launch.world_size)
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     has_bf16 |= device == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)
+    has_bf16 |= device == "cpu" and has_fast_bf16()
     precision = choose_precision(launch.precision, device, has_bf16)
     if launch.world_size > 1:
         host.join(device, timedelta(minutes=timeout_minutes))

@@ -137,7 +137,7 @@ def write_evaluation(
         "images": {"test": count_rows(data.rows)["test"]},
         "left_out": len(data.quarantine),
         "world_size": predictor.accelerator.num_processes,
-        "mixed_precision": predictor.accelerator.mixed_precision,
+        "mixed_precision": "no",
         "versions": versions(),
         "hardware": hardware(predictor.accelerator.device),
     }

@@ -148,7 +148,7 @@ def what_rows_depend_on(
         "model": digest(saved),
         "INPUT": str(Path(given).absolute()),
         "--explain": str(maps.absolute()) if maps else None,
-        "device or precision": f"{accelerator.device.type} {accelerator.mixed_precision}",
+        "device": accelerator.device.type,
         "version of skindist or its libraries": " ".join(map(version, LIBRARIES)),
     }
 

@@ -19,6 +19,7 @@ from skindist.data.transforms import IDENTITY
 from skindist.errors import OutOfMemory
 from skindist.evaluation.predictions import Predictions
 from skindist.files import write_atomic
+from skindist.folding import for_prediction
 from skindist.inference.explain import explain
 from skindist.inference.saved_model import Description
 from skindist.inference.table import Row
@@ -38,6 +39,7 @@ class BatchReader:
 
     def __init__(self, predictor: Predictor, description: Description, maps: Path | None = None) -> None:
         self.predictor, self.description, self.maps = predictor, description, maps
+        self.module = for_prediction(predictor.judged)
         alone = maps is not None or predictor.accelerator.device.type != "cpu"
         self.turn: AbstractContextManager[Any] = Lock() if alone else nullcontext()
         self.columns = ("path", "probability", "decision", "error", "logit", *(["heat_map"] if maps else []))
@@ -87,8 +89,8 @@ class BatchReader:
     def _logits(self, batch: Batch) -> NDArray[np.float64]:
         """Malignant minus benign, of each image."""
         try:
-            with torch.inference_mode(), self.predictor.accelerator.autocast():
-                logits_BK = self.predictor.logits(batch)
+            with torch.inference_mode():
+                logits_BK = self.predictor.logits(batch, self.module)
             benign_B, malignant_B = logits_BK.cpu().double().unbind(dim=1)
         except Exception as error:
             if not is_out_of_memory(error):

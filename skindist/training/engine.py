@@ -25,7 +25,9 @@ from skindist.distributed import host
 from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
 from skindist.errors import TrainingError
 from skindist.evaluation.predictions import Predictions
+from skindist.folding import for_prediction
 from skindist.optim import learning_rate, set_learning_rate
+from skindist.precision import DepthwiseInFloat32
 from skindist.randomness import Stream, derived_seed
 from skindist.training.memory import advised
 from skindist.training.state import TrainState
@@ -53,9 +55,9 @@ class Predictor:
         """The model whose predictions count."""
         return self.module
 
-    def logits(self, batch: Batch) -> Tensor:
-        """The mean of the logits of all views, (B, 2)."""
-        return mean_of_views(self.judged, self.to_device(batch)[0], self.views, self.memory_format)
+    def logits(self, batch: Batch, module: nn.Module) -> Tensor:
+        """The mean of the logits of all views, (B, 2), by a copy that `for_prediction` made of the judged model."""
+        return mean_of_views(module, self.to_device(batch)[0], self.views, self.memory_format)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -91,6 +93,14 @@ class Learner(Predictor):
     def judged(self) -> nn.Module:
         """The average of the weights where there is one."""
         return self.module if self.average is None else self.average.module
+
+    def logits_to_learn_from(self, images_BCHW: Tensor) -> Tensor:
+        """What the prepared model gives in the precision of training, (B, 2)."""
+        accelerator = self.accelerator
+        on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
+        with DepthwiseInFloat32() if on_cpu else nullcontext():
+            logits_BK: Tensor = self.model(images_BCHW)
+        return logits_BK
 
     @property
     def models(self) -> nn.ModuleList:
@@ -173,7 +183,7 @@ def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, glob
         synchronised = micro_step == len(micro_batches) - 1
         with advised(len(batch.ids_B)), nullcontext() if synchronised else accelerator.no_sync(learner.model):
             images_BCHW, labels_B = learner.to_device(batch)
-            logits_BK = learner.model(images_BCHW)
+            logits_BK = learner.logits_to_learn_from(images_BCHW)
             # Summed and divided by the GLOBAL batch: parts that differ in size still add up to the exact mean.
             smoothing = config.train.label_smoothing
             loss = nn.functional.cross_entropy(logits_BK, labels_B, reduction="sum", label_smoothing=smoothing) / size
@@ -233,6 +243,8 @@ def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> N
 def evaluate(learner: Predictor, split: EvalLoader, after_batch: Callable[[], None] = lambda: None) -> Predictions:
     """Predict every image of a split exactly once, whatever the number of processes; every rank gets all of them.
 
+    It is done in float32, whatever the precision of training, as everyone will who loads the saved model.
+
     Args:
         after_batch: called after each batch, as often on every rank.
 
@@ -240,12 +252,12 @@ def evaluate(learner: Predictor, split: EvalLoader, after_batch: Callable[[], No
         RuntimeError: an image is missing or came twice.
         OutOfMemory: on the process that it happened to.
     """
-    learner.module.eval()
+    module = for_prediction(learner.judged)
     known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
     for batch in progress(split.loader, f"evaluating {split.name}", "batch", learner.accelerator):
         if len(batch.ids_B):
-            with advised(len(batch.ids_B), evaluating=True), learner.accelerator.autocast():
-                logits.append(learner.logits(batch))
+            with advised(len(batch.ids_B), evaluating=True):
+                logits.append(learner.logits(batch, module))
             known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
         after_batch()
     benign_N, malignant_N = host.to_host(torch.cat(logits)).double().unbind(dim=1)

@@ -8,6 +8,7 @@ from torch import nn
 
 from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
+from skindist.folding import for_prediction
 from skindist.training.engine import Learner, set_train_mode
 from skindist.training.memory import advised, largest_that_fits
 
@@ -30,7 +31,8 @@ def rehearse(learner: Learner, count: int, image_size: int) -> None:
     try:
         with advised(count):
             images_BCHW, labels_B = learner.to_device(black_images(count, image_size))
-            learner.accelerator.backward(nn.functional.cross_entropy(learner.model(images_BCHW), labels_B))
+            logits_BK = learner.logits_to_learn_from(images_BCHW)
+            learner.accelerator.backward(nn.functional.cross_entropy(logits_BK, labels_B))
     finally:
         learner.optimizer.zero_grad(set_to_none=True)
 
@@ -59,9 +61,8 @@ def find_eval_batch_size(learner: Learner, image_size: int, most: int) -> int:
     """The same for the prediction of so many images, which may be far more than training holds at a time."""
 
     def attempt(count: int) -> None:
-        learner.module.eval()
-        with room_for_the_optimizer(learner), torch.inference_mode(), learner.accelerator.autocast():
-            learner.module(learner.to_device(black_images(count, image_size))[0])
+        with room_for_the_optimizer(learner), torch.inference_mode():
+            learner.logits(black_images(count, image_size), for_prediction(learner.judged))
 
     return largest_that_fits(learner.accelerator, most, attempt)
 

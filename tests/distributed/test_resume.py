@@ -37,6 +37,17 @@ def test_deaths_in_mid_epoch_leave_no_trace(
     observe("all ranks die twice in one epoch, then at its end", words, ranks=str(world_size), same=same)
 
 
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_death_in_bf16_leaves_no_trace(demo: Path, tmp_path: Path, world_size: int) -> None:
+    """With depthwise convolutions, some of which have a stride of 2."""
+    uncut, cut, flags = tmp_path / "uncut", tmp_path / "cut", (*FLAGS, "--model.name=test_efficientnet")
+    run_ranks(world_size, tmp_path / "a", jobs.fit_in_bf16, demo, uncut, None, *flags)
+    run_ranks(world_size, tmp_path / "b", jobs.fit_in_bf16, demo, cut, 4, *flags)
+    run_ranks(world_size, tmp_path / "c", jobs.fit_in_bf16, demo, cut, None, *flags, "--run.resume=must")
+    assert_same_bytes(cut, uncut)
+    assert json.loads((cut / "results.json").read_text())["mixed_precision"] == "bf16"
+
+
 def test_3_then_2_then_1_processes_see_every_image_once_an_epoch(
     demo: Path, tmp_path: Path, whole: Whole, observe: Observe
 ) -> None:

@@ -282,6 +282,12 @@ def status_in_bf16(flags: list[str]) -> int:
     return train(flags)
 
 
+def fit_in_bf16(data: Path, run: Path, dies_after: int | None, *flags: str) -> list[list[int]]:
+    """As `fit_and_watch`, or as `fit_until`, in bf16."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    return _fit(data, run, flags, dies_after)
+
+
 def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """A whole run where rank 1 alone has room for 2 images; returns the largest micro-batch that this rank trained on,
     the results, and what the run's config says."""

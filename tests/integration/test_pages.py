@@ -34,7 +34,8 @@ from tests.helpers.fault_table import BEGIN
 
 README = ROOT / "README.md"
 PAGES = [README, *(page for room in ("skindist", "launch", "tests") for page in sorted(ROOT.glob(f"{room}/**/*.md")))]
-FILES = [*sorted(ROOT.glob("launch/*.yaml")), *sorted(ROOT.glob("launch/*.py")), ROOT / "accelerate_config.yaml"]
+SCRIPTS = [file for file in sorted(ROOT.glob("launch/*.py")) if "__main__" in file.read_text()]
+FILES = [*sorted(ROOT.glob("launch/*.yaml")), *SCRIPTS, ROOT / "accelerate_config.yaml"]
 PROGRAMS = ("skindist", "accelerate", "torchrun", "python", "pytest", "pip", "wandb")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WORDS = 30  # in one sentence
@@ -222,6 +223,8 @@ class Check:
         """Parsed, with nothing measured."""
         module = load_benchmark()
         self.monkeypatch.setattr(module, "BENCHMARKS", dict.fromkeys(module.BENCHMARKS, lambda data, folder: []))
+        self.monkeypatch.setattr(module, "beside_peers", lambda data, folder: [])
+        self.monkeypatch.setattr(module, "profile_step", lambda: "")
         self.monkeypatch.setattr(sys, "argv", ["launch/benchmark.py", *words])
         module.main()
 

@@ -26,7 +26,8 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     },
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.listing", "data.labels"},
-    {"data.prepare", "data.store", "data.loading", "weights", "model", "optim", "training.state"},
+    {"data.prepare", "data.store", "data.loading", "weights", "model", "folding", "precision", "optim"},
+    {"training.state"},
     {"data.unpack"},
     {f"evaluation.{name}" for name in ("predictions", "counts", "metrics", "modules", "resampling")},
     {

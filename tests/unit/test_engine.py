@@ -15,6 +15,7 @@ from skindist.data.loading import Batch, EvalLoader
 from skindist.data.transforms import IDENTITY, turned
 from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
+from skindist.folding import for_prediction
 from skindist.training import trainer
 from skindist.training.engine import Learner, Predictor, collect_window, evaluate, set_train_mode, train_step
 from skindist.training.state import TrainState
@@ -162,7 +163,7 @@ def test_predictions_carry_the_difference_of_the_logits_exactly() -> None:
     split: Any = [batch]
     found = evaluate(learner, EvalLoader("val", list(range(12)), split))
     with torch.inference_mode():
-        logits_BK = learner.judged.eval()(learner.to_device(batch)[0]).double()
+        logits_BK = for_prediction(learner.judged)(learner.to_device(batch)[0]).double()
     assert found.logits.tolist() == (logits_BK[:, 1] - logits_BK[:, 0]).tolist()
     assert len(set(found.logits.tolist())) == 12
     assert found.probabilities.tolist() == pytest.approx(logits_BK.softmax(dim=1)[:, 1].tolist(), rel=1e-14)
@@ -281,7 +282,8 @@ def test_the_rehearsal_tries_what_training_and_evaluation_will_hold() -> None:
         if len(args[0]) > (5 if training else 40):
             raise RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED")
 
-    learner.module.register_forward_pre_hook(room)
+    for module in learner.models:
+        module.register_forward_pre_hook(room)
     found = trainer.find_memory(learner, config).train
     assert tried == {True: [12, 6, 3], False: [64, 32]}
     assert (found.micro_batch_size, found.eval_batch_size) == (3, 32)

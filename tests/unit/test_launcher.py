@@ -124,6 +124,7 @@ def test_precision_follows_the_request() -> None:
 
 def test_precision_without_a_request_follows_the_device() -> None:
     assert choose_precision(None, "cpu") == "no"
+    assert choose_precision(None, "cpu", has_bf16=True) == "bf16"
     assert choose_precision(None, "mps") == "no"
     assert choose_precision(None, "cuda", has_bf16=True) == "bf16"
     assert choose_precision(None, "cuda", has_bf16=False) == "fp16"
@@ -138,9 +139,15 @@ def test_a_precision_that_does_nothing_is_refused() -> None:
 
 def test_cpu_processes_share_the_cores_unless_told_otherwise() -> None:
     assert [choose_threads(None, "cpu", 8, local) for local in (1, 2, 3, 16)] == [8, 4, 2, 1]
-    assert choose_threads("1", "cpu", 8, 2) == 4, "launchers say 1 when they were told nothing"
     assert choose_threads("3", "cpu", 8, 2) is None
     assert choose_threads(None, "cuda", 8, 2) is None
+
+
+def test_one_thread_is_an_order_of_the_users_but_not_of_a_launcher_that_was_told_nothing() -> None:
+    assert read_launch({"OMP_NUM_THREADS": "1"}).threads == "1"
+    assert read_launch({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none"}).threads is None
+    assert read_launch({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}).threads is None
+    assert read_launch({"OMP_NUM_THREADS": "3", "TORCHELASTIC_RUN_ID": "none"}).threads == "3"
 
 
 FORK = """

@@ -1,0 +1,28 @@
+"""timm's train.py, which its package does not hold: it is downloaded. At its best in bfloat16 and channels-last."""
+
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+import timm
+from common import job
+
+asked = job()
+script = Path(tempfile.mkdtemp(), "train.py")
+address = f"https://raw.githubusercontent.com/huggingface/pytorch-image-models/v{timm.__version__}/train.py"
+try:
+    script.write_bytes(urllib.request.urlopen(address, timeout=30).read())
+except OSError as error:
+    sys.exit(f"{address}: {error}")
+command = [
+    *(sys.executable, str(script), "--data-dir", str(asked.folder), "--model", "efficientnet_b0", "--num-classes", "2"),
+    *("--img-size", str(asked.size), "-b", str(asked.batch), "--epochs", str(asked.epochs), "--opt", "adadelta"),
+    *("--lr", "0.1", "--output", str(script.parent), "--log-interval", "1"),
+    *(("--amp", "--amp-dtype", "bfloat16", "--channels-last") if asked.best else ()),
+]
+said = subprocess.run(command, capture_output=True, text=True)
+speeds = re.findall(r"\(\s*([\d.]+)/s\)", said.stdout + said.stderr)  # the mean so far, at each step
+print(speeds[-1] if said.returncode == 0 and speeds else sys.exit(said.stderr.strip().splitlines()[-1]))

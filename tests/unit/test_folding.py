@@ -1,0 +1,103 @@
+"""A copy that only predicts: BatchNorm inside the convolutions, the same outputs, and the original as it was."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from torch import Tensor, nn
+
+from skindist.folding import folding_pairs, for_prediction
+
+
+def with_statistics(module: nn.Module, size: int = 64) -> nn.Module:
+    """The module after a look at noise, so that no BatchNorm is the identity."""
+    torch.manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 2.0)
+            nn.init.normal_(layer.bias)
+    module.train()(torch.randn(8, 3, size, size) * 2 + 1)
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("efficientnet_lite0", 0),
+        ("tf_mobilenetv3_small_minimal_100", 0),
+        ("resnet18", 0),
+        ("test_vit", 0),
+        ("densenet121", 62),
+    ],
+)
+def test_the_copy_gives_the_same_logits_with_batchnorm_folded_where_it_can_be(name: str, left: int) -> None:
+    """In a densenet, most BatchNorms come before their convolution, where they cannot be folded."""
+    size = 160 if name == "test_vit" else 64
+    module = with_statistics(timm.create_model(name, num_classes=2), size)
+    before = copy.deepcopy(module.state_dict())
+    folded = for_prediction(module)
+    images = torch.randn(4, 3, size, size)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images), module(images), rtol=1e-4, atol=1e-5)
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules()) == left
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+
+
+def test_hand_computed() -> None:
+    """y = (2x + 1 - 3) / sqrt(4) * 6 + 5 = 6x - 1."""
+    norm = nn.BatchNorm2d(1, eps=0.0).eval()
+    convolution = nn.Conv2d(1, 1, 1)
+    for tensor, value in (
+        (convolution.weight, 2), (convolution.bias, 1), (norm.running_mean, 3), (norm.running_var, 4), (norm.weight, 6),
+        (norm.bias, 5),
+    ):  # fmt: skip
+        assert tensor is not None
+        nn.init.constant_(tensor, value)
+    folded = for_prediction(nn.Sequential(convolution, norm))
+    assert {name: tensor.item() for name, tensor in folded.named_parameters()} == {"0.weight": 6.0, "0.bias": -1.0}
+
+
+class Twice(nn.Module):
+    """A convolution whose output goes two ways, and one that two BatchNorms follow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forked, self.shared = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.first, self.second, self.third = (nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        forked = self.forked(images)
+        total: Tensor = forked + self.first(forked) + self.second(self.shared(images)) + self.third(self.shared(images))
+        return total
+
+
+class Choosy(nn.Module):
+    """Its way depends on its input, so it cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.norm(self.convolution(images))
+        return found if images.sum() > 0 else -found
+
+
+@pytest.mark.parametrize("make", [Twice, Choosy])
+def test_what_cannot_be_folded_stays_as_it_is(make: type[nn.Module]) -> None:
+    module = with_statistics(make())
+    images = torch.randn(2, 3, 8, 8)
+    assert folding_pairs(module) == []
+    assert torch.equal(for_prediction(module)(images), module(images))
+
+
+def test_the_copy_predicts_in_float32_where_training_is_in_another_precision() -> None:
+    """As Accelerate prepares a model: its autocast stands in the instance's own forward."""
+    module = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    images = torch.randn(2, 3, 8, 8)
+    exact = module(images)
+    vars(module)["forward"] = convert_outputs_to_fp32(torch.autocast("cpu", torch.bfloat16)(module.forward))
+    assert not torch.equal(module(images), exact)
+    torch.testing.assert_close(for_prediction(module)(images), exact, rtol=1e-5, atol=1e-6)
