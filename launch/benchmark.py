@@ -1,8 +1,9 @@
 """How fast the data path is, beside what users would write instead, and what a checkpoint costs, on this machine:
 
 python launch/benchmark.py [--data FOLDER] [--only loader|training|plain|evaluation|shared|checkpoint|...]
-python launch/benchmark.py --peers | --profile
-accelerate launch --config_file accelerate_config.yaml --num_processes N launch/benchmark.py --only training
+python launch/benchmark.py --peers
+python launch/benchmark.py --profile
+accelerate launch --config_file accelerate_config.yaml --num_processes 4 launch/benchmark.py --only training
 
 Each ratio is the median of several, of two things measured in turn on the same files. FOLDER is a folder of images with
 the class folders (it may be split); without it, pictures are drawn. The results are printed as a Markdown table, with

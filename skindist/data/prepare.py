@@ -87,7 +87,7 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
     """Survey the folder, apply the policies for bad files and leaks, and split.
 
     Raises:
-        UserError: as `survey`; too many bad images; a leak under `leaks: error`; a split that cannot be drawn.
+        UserError: as `survey`; too many bad images; a leak under `data.leaks: error`; a split that cannot be drawn.
     """
     found = survey(config)
     bad = dict([*found.scan.bad, *conflicting_copies(found)])

@@ -9,7 +9,8 @@ class TrainState:
 
     `window` holds the loss and accuracy of each step since the last point of the curve, `skipped` the steps that were
     left out because they were not finite, `overflowed` those that fp16's gradient scaler left out while it looked for
-    its scale. `timed_*` leave out the first steps of a process, which are slow. All are plain JSON values.
+    its scale. `timed_images` and `timed_seconds` leave out the first steps of a process, which are slow. All are plain
+    JSON values.
     """
 
     epoch: int = 0

@@ -33,8 +33,11 @@ from tests.helpers.commands import ROOT, TINY
 from tests.helpers.fault_table import BEGIN
 
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("skindist/*/README.md")), ROOT / "launch/README.md", ROOT / "tests/README.md"]
+PAGES = [README, *(page for room in ("skindist", "launch", "tests") for page in sorted(ROOT.glob(f"{room}/**/*.md")))]
 STARTERS = [ROOT / "launch" / name for name in ("slurm.sbatch", "kubernetes.yaml", "skypilot.yaml", "Dockerfile")]
+SCRIPTS = [file for file in sorted(ROOT.glob("launch/*.py")) if "__main__" in file.read_text()]
+PROGRAMS = ("skindist", "accelerate", "torchrun", "python", "pytest", "pip", "wandb")
+FILES = [*sorted({*ROOT.glob("launch/*.yaml")} - {*STARTERS}), *SCRIPTS, ROOT / "accelerate_config.yaml"]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 WORDS = 30  # in one sentence
 WHOLE = ["--tracking.wandb=disabled", "--evaluation.stress=true"]
@@ -67,6 +70,18 @@ def commands_above(file: Path) -> list[str]:
     text = "\n".join(re.findall(r"^# {5}(.*)", file.read_text(), re.MULTILINE))
     lines = text.replace("\\\n", "").replace("&&", "\n").splitlines()
     return [shlex.join(shlex.split(line)) for line in lines]
+
+
+def commands_of(file: Path) -> list[str]:
+    """Each line of a file's first words that begins with a program, without what is in brackets; and each span."""
+    text = file.read_text()
+    head = (
+        text.split('"""')[1] if file.suffix == ".py" else re.sub(r"^# ?", "", text.split("\n\n")[0], flags=re.MULTILINE)
+    )
+    lines = re.sub(r"\[[^]]*\]|\\+\n", "", head).splitlines()
+    typed = [line for line in lines if line.split(" ")[0] in PROGRAMS]
+    found = map(shlex.split, typed + [span for span in re.findall(r"`([^`]+)`", head) if " " in span])
+    return [shlex.join(words) for words in found]
 
 
 DX = {"benign": "nv", "malignant": "mel"}
@@ -108,7 +123,7 @@ class Check:
     def __call__(self, words: Sequence[str]) -> None:
         rules: dict[str, Callable[[Sequence[str]], None]] = {
             "skindist": self.skindist, "accelerate": self.accelerate, "torchrun": self.torchrun, "pytest": self.pytest,
-            "python": lambda words: self.script(words[0], words[1:]), "pip": self.pip, "wandb": self.wandb,
+            "python": self.python, "pip": self.pip, "wandb": self.wandb,
             "sbatch": self.sbatch, "docker": self.docker, "kubectl": self.file, "sky": self.file,
             "ruff": self.run_by_ci, "mypy": self.run_by_ci, "python3": self.in_readme, ".": self.in_readme,
         }  # fmt: skip
@@ -191,6 +206,11 @@ class Check:
         if asked.module:
             return self.skindist(asked.training_script_args)
         self.script(asked.training_script, asked.training_script_args)
+
+    def python(self, words: Sequence[str]) -> None:
+        if words[0].startswith("-"):
+            return self.run_by_ci(words)
+        self.script(words[0], words[1:])
 
     def script(self, name: str, words: Sequence[str]) -> None:
         assert Path(name).is_file()
@@ -310,7 +330,9 @@ def check(folder: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyP
     return Check(folder, pytestconfig, monkeypatch)
 
 
-@pytest.mark.parametrize("command", sorted({command for page in PAGES for command in commands(page)}))
+@pytest.mark.parametrize(
+    "command", sorted({*chain.from_iterable(map(commands, PAGES)), *chain.from_iterable(map(commands_of, FILES))})
+)
 def test_command(check: Check, command: str) -> None:
     check(shlex.split(command))
 
@@ -318,6 +340,11 @@ def test_command(check: Check, command: str) -> None:
 @pytest.mark.parametrize("command", [command for file in STARTERS for command in commands_above(file)])
 def test_command_above_a_file(check: Check, command: str) -> None:
     check(shlex.split(command))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_the_first_lines_of_a_file_say_how_it_is_used(file: Path) -> None:
+    assert commands_of(file)
 
 
 @pytest.mark.parametrize("flag", sorted({span for page in PAGES for span in spans(page) if re.match(r"--\S+$", span)}))
@@ -336,6 +363,22 @@ def test_what_no_rule_covers_fails(check: Check) -> None:
 @pytest.mark.parametrize("code", [code for page in PAGES for code in blocks(page, "python")])
 def test_python(check: Check, code: str) -> None:
     exec(compile(code, "page", "exec"), {})
+
+
+@pytest.mark.parametrize("typed", [typed for page in PAGES for typed in blocks(page, "pycon")])
+def test_what_is_typed_into_python_runs_with_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason=f"needs {package} (pip install -e '.[export]')")
+    monkeypatch.chdir(folder)
+    assert cli.main(["export", "RUN", "--out=model.onnx"]) == 0
+    shutil.copy(next(Path("lesions").glob("*/*")), "lesion.jpg")
+    said: dict[str, Any] = {}
+    exec(re.sub(r"^>>> ", "", typed, flags=re.MULTILINE), said)
+    assert said["probability"].shape == said["decision"].shape == (1,)
+
+
+def test_no_block_is_of_a_kind_that_no_test_reads() -> None:
+    assert {kind for page in PAGES for kind, _ in BLOCK.findall(page.read_text())} == {"", "bash", "python", "pycon"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
