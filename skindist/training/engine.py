@@ -252,6 +252,7 @@ def evaluate(learner: Predictor, split: EvalLoader, after_batch: Callable[[], No
         RuntimeError: an image is missing or came twice.
         OutOfMemory: on the process that it happened to.
     """
+    learner.module.eval()  # and so it stays, for what the caller does with it
     module = for_prediction(learner.judged)
     known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
     for batch in progress(split.loader, f"evaluating {split.name}", "batch", learner.accelerator):

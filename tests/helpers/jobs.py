@@ -295,7 +295,7 @@ def fit_in_little_memory(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     seen = [0]
 
     def to_device(self: Any, batch: Batch) -> Any:
-        if self.module.training:
+        if self.module.training and not torch.is_inference_mode_enabled():
             if len(batch.ids_B) > room:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             seen.append(len(batch.ids_B))

@@ -1,0 +1,56 @@
+"""Other trainers beside skindist: the table that comes of it, with those that cannot be had."""
+
+import sys
+from pathlib import Path
+
+import beside_peers
+import pytest
+from beside_peers import Peer, class_folders
+
+from tests.helpers.commands import ROOT
+
+SPEEDS = {"defaults": "2.0", "best": "5.0"}
+
+
+def test_a_line_for_each_trainer_and_variant_with_ratios_or_the_reason(
+    monkeypatch: pytest.MonkeyPatch, demo: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prints.py").write_text(f"import sys\nprint('speed')\nprint({SPEEDS!r}[sys.argv[-1]])")
+    (tmp_path / "fails.py").write_text("import sys\nsys.exit('no such option')")
+    (tmp_path / "peers").symlink_to(tmp_path)
+    monkeypatch.setattr(beside_peers, "HERE", tmp_path)
+    ours = iter([10.0, 20.0, 12.0])
+    monkeypatch.setattr(beside_peers, "our_speed", lambda images, run: next(ours))
+    here = {"gone": "No matching distribution found"}
+    monkeypatch.setattr(beside_peers, "environment", lambda peer, folder: here.get(peer.name, Path(sys.executable)))
+    peers = (Peer("a loop", "prints.py"), Peer("broken", "fails.py"), Peer("gone", "prints.py"))
+    rows = beside_peers.beside_peers(demo, tmp_path / "work", peers)
+    assert [(row.what, row.ours, row.other, row.result) for row in rows] == [
+        ("training, images/s: a loop, defaults", "12.0", "2.0", "6.00x (5.00 to 10.00)"),
+        ("training, images/s: a loop, best flags", "12.0", "5.0", "2.40x (2.00 to 4.00)"),
+        ("training, images/s: broken, defaults", "12.0", "", "not measured: no such option"),
+        ("training, images/s: broken, best flags", "12.0", "", "not measured: no such option"),
+        ("training, images/s: gone, defaults", "12.0", "", "not measured: No matching distribution found"),
+        ("training, images/s: gone, best flags", "12.0", "", "not measured: No matching distribution found"),
+    ]
+
+
+def test_all_train_on_the_same_files_of_both_classes(
+    monkeypatch: pytest.MonkeyPatch, demo: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(beside_peers, "IMAGES", 20)
+    images = class_folders(demo, tmp_path)
+    counts = {
+        (split, name): len(list((images / split / name).iterdir()))
+        for split in ("train", "val")
+        for name in ("benign", "malignant")
+    }
+    assert counts["train", "benign"] + counts["train", "malignant"] == 20
+    assert counts["val", "benign"] + counts["val", "malignant"] == 16
+    assert min(counts.values()) >= 5, counts
+    assert all(file.resolve().is_relative_to(demo) for file in images.glob("*/*/*"))
+
+
+def test_every_loop_that_drives_a_trainer_is_there() -> None:
+    scripts = {file.name for file in (ROOT / "launch/peers").glob("*.py")}
+    assert scripts == {peer.script for peer in beside_peers.PEERS} | {"common.py"}
