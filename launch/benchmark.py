@@ -66,7 +66,6 @@ from skindist.data.loading import (
 )
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
-from skindist.data.transforms import IDENTITY
 from skindist.distributed.group import join_group, leave_group
 from skindist.early_stopping import EarlyStopping
 from skindist.launcher import this_launch
@@ -74,6 +73,7 @@ from skindist.machine import available_cores
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.training.engine import Learner, evaluate, set_train_mode, train_step
+from skindist.training.rehearsal import black_images
 from skindist.training.saving import Saver
 from skindist.training.state import TrainState
 from skindist.training.trainer import build_learner
@@ -200,8 +200,7 @@ def shared(data: Path, folder: Path) -> list[Figure]:
         return [
             Figure("training while another program uses a core", "", "", "for two or more CPU cores, without a GPU")
         ]
-    pixels = torch.zeros(BATCH, 3, 64, 64, dtype=torch.uint8)  # small ones: threads wait for each other often
-    batch = Batch(torch.arange(BATCH), pixels, torch.arange(BATCH) % 2, IDENTITY.repeat(BATCH, 1, 1))
+    batch = black_images(BATCH, 64)  # small ones: threads wait for each other often
     set_train_mode(learner.model, False)
 
     def steps(threads: int, busy: bool) -> float:
@@ -223,8 +222,7 @@ def profile_step() -> str:
     """What the time of three training steps on one batch goes to: the operations that take most, in a table."""
     config = Config(model=ModelConfig(pretrained=False))
     learner = build_learner(join_group(), config)
-    pixels = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
-    batch = Batch(torch.arange(BATCH), pixels, torch.arange(BATCH) % 2, IDENTITY.repeat(BATCH, 1, 1))
+    batch = black_images(BATCH, SIZE)
     set_train_mode(learner.model, False)
     take_steps(learner, config, [batch] * 3)
     with torch.profiler.profile() as profiler:
@@ -247,8 +245,7 @@ def checkpoint(data: Path, folder: Path) -> list[Figure]:
     config = Config(model=ModelConfig(pretrained=False))
     learner = build_learner(join_group(), config)
     device, steps = learner.accelerator.device, 200 if torch.cuda.is_available() else 10
-    images = torch.zeros(BATCH, 3, SIZE, SIZE, dtype=torch.uint8)
-    batch = Batch(torch.arange(BATCH), images, torch.arange(BATCH) % 2, IDENTITY.repeat(BATCH, 1, 1))
+    batch = black_images(BATCH, SIZE)
     state, stopping, waits = TrainState(), EarlyStopping(2, 0.001, "min"), []
     set_train_mode(learner.model, False)
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from measuring import BATCH, SIZE, Figure, plain_images
+from measuring import BATCH, SIZE, Figure, plain_images, ratio_of
 from tqdm import tqdm
 
 from skindist.config import DataConfig
@@ -68,9 +68,7 @@ def figure(what: str, ours: list[float], theirs: list[float], failed: str | None
     mine = f"{statistics.median(ours):.1f}"
     if failed:
         return Figure(f"training, images/s: {what}", mine, "", f"not measured: {failed}")
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    result = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-    return Figure(f"training, images/s: {what}", mine, f"{statistics.median(theirs):.1f}", result)
+    return Figure(f"training, images/s: {what}", mine, f"{statistics.median(theirs):.1f}", ratio_of(ours, theirs))
 
 
 def class_folders(data: Path, folder: Path) -> Path:

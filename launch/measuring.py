@@ -78,9 +78,14 @@ def side_by_side(
 
 def ratio_figure(what: str, instead: str, ours: list[float], theirs: list[float]) -> Figure:
     """Medians of both, and the median, smallest and largest of their ratios."""
+    other = f"{statistics.median(theirs):.0f} ({instead})"
+    return Figure(what, f"{statistics.median(ours):.0f}", other, ratio_of(ours, theirs))
+
+
+def ratio_of(ours: list[float], theirs: list[float]) -> str:
+    """The median, smallest and largest ratio of two that were measured in turn."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
-    result = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
-    return Figure(what, f"{statistics.median(ours):.0f}", f"{statistics.median(theirs):.0f} ({instead})", result)
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def draw_set(root: Path, count: int, size: int) -> Path:

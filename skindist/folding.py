@@ -20,8 +20,7 @@ def for_prediction(module: nn.Module) -> nn.Module:
 
     BatchNorm scales and shifts what a convolution gives, so the scaled weights and a bias do the same work in one
     (Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference", CVPR
-    2018, section 3.2). Its outputs are the same up to
-    rounding.
+    2018, section 3.2). Its outputs are the same up to rounding.
     """
     copied = copy.deepcopy(module).eval()
     copied.__dict__.pop("forward", None)  # Accelerate's, which would compute in the precision of training

@@ -34,8 +34,7 @@ Key = tuple[int, int]  # (epoch, sample id): the epoch travels with the index, s
 
 class Batch(NamedTuple):
     """Sample ids (B,) int64, images (B, 3, S, S) uint8 in channels-last order, labels (B,) int64, and the gain and
-    offset of each image's colours (B, 2, 3), for
-    `skindist.data.transforms.normalizer`."""
+    offset of each image's colours (B, 2, 3), for `skindist.data.transforms.normalizer`."""
 
     ids_B: Tensor
     images_BCHW: Tensor
