@@ -82,8 +82,8 @@ def estimates(
     Hinkley, "Bootstrap Methods and their Application", 1997, chapter 5).
 
     A bootstrap shows only what the sample holds: where the classes separate perfectly, the AUROC gets the interval
-    [1, 1], however few the images. A share of grouped images that is 0 or 1 gets Wilson's interval, a group counted
-    as one image.
+    [1, 1], however few the images. So a share of grouped images gets Wilson's interval, a group counted as one image,
+    where all images of a class are called alike and that interval is wider.
 
     Args:
         probabilities: probability of malignant for each image, shape (images,).
@@ -118,11 +118,14 @@ def estimates(
             low, high, interval = *_by_bayes(metric, found, prevalence, value), "mover"
         elif metric.is_share and not sample.grouped:
             low, high, interval = *wilson(round(value * n) if n else 0, n), "wilson"
-        elif metric.is_share and value in (0, 1):
-            units = _units(metric, p, sample, threshold)
-            low, high, interval = *wilson(int(value) * units, units), "wilson over groups"
         else:
             low, high, interval = _ends(metric, value, drawn[metric.name], sample)
+            units = _units(metric, p, sample, threshold) if metric.is_share else 0
+            if units and _is_blind(metric, p, sample, threshold):
+                ends = wilson(round(value * units), units)
+                low, high, interval = max(
+                    (low, high, interval), (*ends, "wilson over groups"), key=lambda at: at[1] - at[0]
+                )
         found[metric.name] = Estimate(value, low, high, n, interval)
     return {name: found[name] for name in METRICS if name in names}
 
@@ -186,6 +189,12 @@ def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -
     called = p >= threshold
     rests_on = {"sensitivity": sample.labels == 1, "specificity": sample.labels == 0, "ppv": called, "npv": ~called}
     return len(set(sample.units[rests_on.get(metric.name, np.full(p.size, True))].tolist()))
+
+
+def _is_blind(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> bool:
+    """Whether all images of a class that the metric rests on are called alike, so that resamples show no spread."""
+    classes = {"sensitivity": (1,), "specificity": (0,)}.get(metric.name, (0, 1))
+    return any(len(set((p >= threshold)[sample.labels == label].tolist())) < 2 for label in classes)
 
 
 def _by_bayes(metric: Metric, found: dict[str, Estimate], prevalence: float, value: float) -> Ends:

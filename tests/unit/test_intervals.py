@@ -186,6 +186,15 @@ def test_a_share_of_grouped_images_that_is_0_or_1_counts_groups() -> None:
     assert found["ppv"] == Estimate(1, *wilson(2, 2), n=6, interval="wilson over groups")
 
 
+def test_where_no_malignant_image_is_found_the_accuracy_does_not_look_sure() -> None:
+    """Resamples keep the share of each class, so that nearly all have the accuracy of the sample."""
+    p, y, lesions = [0.1] * 20, [0] * 17 + [1] * 3, [*range(19), 18]
+    found = estimates(p, y, seed=0, groups=lesions)
+    assert found["accuracy"] == Estimate(17 / 20, *wilson(16, 19), n=20, interval="wilson over groups")
+    assert found["sensitivity"] == Estimate(0, *wilson(0, 2), n=3, interval="wilson over groups")
+    assert found["auroc"].interval == "group bootstrap"
+
+
 def test_a_group_may_hold_both_classes() -> None:
     """A patient with a benign and a malignant lesion is drawn as a whole."""
     p, y, patients = [0.2, 0.8, 0.4, 0.9, 0.1, 0.3], [0, 0, 1, 1, 0, 1], [*"aabbcc"]
