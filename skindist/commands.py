@@ -2,7 +2,8 @@
 command's help. What they need is imported when they run: --help must not wait for torch."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
 
     write_demo_data(directory, count, size, seed)
     print(f"{count} pictures in {directory}; to train on them, in the project's folder:")
-    print(f"  launch/train.py --config launch/demo.yaml --data.path {directory}")
+    print(f"  python launch/train.py --config launch/demo.yaml --data.path {directory}")
     print("elsewhere, from random weights:")
     print(f"  skindist train --data.path {directory} --data.image_size 64 --model.pretrained false --optim.lr 1.0")
 
@@ -76,7 +77,8 @@ def audit(
 
     labels = {"label_column": label_column, "malignant": malignant, "benign": benign, "other": other}
     table = {"metadata": str(metadata) if metadata else None, "split_column": split_column}
-    print(audit(DataConfig(path=str(directory), **table, **labels), page))  # type: ignore[arg-type]
+    with own_flags():
+        print(audit(DataConfig(path=str(directory), **table, **labels), page))  # type: ignore[arg-type]
 
 
 def evaluate_elsewhere(  # the parser would look for `skindist.evaluate`, another thing, and import torch
@@ -86,6 +88,7 @@ def evaluate_elsewhere(  # the parser would look for `skindist.evaluate`, anothe
     metadata: Path | None = None,
     recalibrate: bool = False,
     stress: bool = False,
+    views: int | None = None,
     prevalence: float | None = None,
     max_bad: float = 0.05,
     cache_dir: Path | None = None,
@@ -108,6 +111,7 @@ def evaluate_elsewhere(  # the parser would look for `skindist.evaluate`, anothe
         metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
         recalibrate: Fit threshold and calibration on half of the images, too, and show them on the other half.
         stress: Disturb the images, too (ink, hair, blur, ...), and say what that changes.
+        views: Positions in which each image is seen, from 1 to 8; null: as many as the model was judged with.
         prevalence: Share of malignant images at which PPV, NPV and biopsies are stated; null: that of these images.
         max_bad: Share of images that cannot be used above which nothing is evaluated.
         cache_dir: As for --data.cache_dir.
@@ -127,20 +131,32 @@ def evaluate_elsewhere(  # the parser would look for `skindist.evaluate`, anothe
     )  # fmt: skip
     from skindist.inference.evaluation import Asked, evaluate_model
 
-    asked = Asked(recalibrate, stress, prevalence)
+    asked = Asked(recalibrate, stress, prevalence, views)
 
     def run() -> None:
-        try:
+        with own_flags():
             EvaluationConfig(prevalence=prevalence)  # out of range, it is refused now
             evaluate_model(model, config, out, asked)
-        except UserError as error:  # it speaks of the flags of a run
-            raise UserError(re.sub(r"--data\.path |(?<=--)(data|evaluation)\.", "", str(error))) from None
 
     return together(run)
 
 
+@contextmanager
+def own_flags() -> Iterator[None]:
+    """What is read as in a training speaks of its flags: say them as `audit` and `evaluate` have them."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"--data\.path |(?<=--)(data|evaluation)\.", "", str(error))) from None
+
+
 def predict(
-    model: str, input: str, out: Path | None = None, overwrite: bool = False, explain: Path | None = None
+    model: str,
+    input: str,
+    out: Path | None = None,
+    overwrite: bool = False,
+    explain: Path | None = None,
+    views: int | None = None,
 ) -> int:
     """Say of each image how probably it is malignant, and what that means at the model's own threshold.
 
@@ -154,12 +170,13 @@ def predict(
         out: New file for the rows: .csv, .jsonl or .parquet.
         overwrite: Replace the file that is there.
         explain: New folder for a heat map of each image, as PNG.
+        views: Positions in which each image is seen, from 1 to 8; null: as many as the model was judged with.
     """
     if out is None:
         raise UserError("--out is missing: give a new .csv, .jsonl or .parquet file for the rows")
     from skindist.inference.predict import predict
 
-    return together(lambda: predict(model, input, out, overwrite, explain))
+    return together(lambda: predict(model, input, out, overwrite, explain, views))
 
 
 def export(model: str, out: Path | None = None, overwrite: bool = False) -> None:

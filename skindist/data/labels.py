@@ -60,7 +60,9 @@ def _with_labels(config: DataConfig, column: str, scan: Scan, metadata: Metadata
             "add each to one of them, or leave these images out with --data.other drop"
         )
     if others:
-        log.warning(f"data: left out by --data.other drop: {plural(len(others), 'image')}: {counted(others.values())}")
+        log.warning(
+            f"data: left out, with labels of neither class: {plural(len(others), 'image')}: {counted(others.values())}"
+        )
     images, left_out = [], list(scan.left_out)
     for image in scan.images:
         value = said.get(image.path)

@@ -43,12 +43,14 @@ class Asked:
 
     `recalibrate`: fit threshold and calibration on half of the images, too, and show them on the other half. `stress`:
     disturb the images, too. `prevalence`: the share of malignant images at which PPV and NPV are stated; None: that of
-    the images. `explain`: pictures of each kind of error. `seed`: of the intervals, the halves and the disturbances.
+    the images. `views`: positions in which each image is seen; None: those that the model was judged with. `explain`:
+    pictures of each kind of error. `seed`: of the intervals, the halves and the disturbances.
     """
 
     recalibrate: bool = False
     stress: bool = False
     prevalence: float | None = None
+    views: int | None = None
     explain: int = EvaluationConfig.explain
     seed: int = 0
 
@@ -68,7 +70,7 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
         UserError: a mistake in the model, the images or the folder; raised on every process, and nothing is written.
     """
     accelerator = group.join_group()
-    source, description = decide(accelerator, look_up, model, out, may_take_hours=True)
+    source, description = decide(accelerator, look_up, model, out, asked.views, may_take_hours=True)
     path = data.path and str(Path(data.path).expanduser().resolve())
     config, pixels = replace(data, path=path, image_size=description.image_size), description.preprocessing
     prepared = decide(accelerator, prepare_test, config, may_take_hours=True)
@@ -90,7 +92,7 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     return results
 
 
-def look_up(model: str, out: Path) -> tuple[Source, Description]:
+def look_up(model: str, out: Path, views: int | None) -> tuple[Source, Description]:
     """The model's place and description, once it is clear that there is a place for what is found.
 
     Raises:
@@ -102,7 +104,7 @@ def look_up(model: str, out: Path) -> tuple[Source, Description]:
         what = "not writable" if there.is_dir() else "a file"
         raise UserError(f"--out {out}: {there} is {what}; give another folder")
     source = find_model(model)
-    return source, read_description(source.folder)
+    return source, read_description(source.folder).seen_in(views)
 
 
 def write_evaluation(
@@ -132,6 +134,7 @@ def write_evaluation(
         "model": {
             "architecture": description.architecture,
             "image_size": description.image_size,
+            "views": asked.views,
             "skindist": description.version,
         },
         "images": {"test": count_rows(data.rows)["test"]},

@@ -42,7 +42,14 @@ LIBRARIES = ("skindist", "torch", "timm", "numpy", "pillow")
 log = logging.getLogger("skindist")
 
 
-def predict(model: str, given: str, out: Path, overwrite: bool = False, maps: Path | None = None) -> dict[str, int]:
+def predict(
+    model: str,
+    given: str,
+    out: Path,
+    overwrite: bool = False,
+    maps: Path | None = None,
+    views: int | None = None,
+) -> dict[str, int]:
     """Predict every file that is meant once, on all processes, and write one row for each.
 
     Args:
@@ -51,6 +58,7 @@ def predict(model: str, given: str, out: Path, overwrite: bool = False, maps: Pa
         out: new .csv, .jsonl or .parquet file.
         overwrite: whether `out` may be there already, and `maps` hold something.
         maps: folder for a heat map of each image; None: none are drawn.
+        views: positions in which each image is seen; None: those that the model was judged with.
 
     Returns:
         On the main process how many rows there are of each decision and, under "error", without one; else nothing.
@@ -62,12 +70,13 @@ def predict(model: str, given: str, out: Path, overwrite: bool = False, maps: Pa
     """
     accelerator = group.join_group()
     total = decide(accelerator, look, given, out, overwrite, maps, may_take_hours=True)
-    saved = fetch(accelerator, model)
+    saved = fetch(accelerator, model, views)
     description, device = saved.description, accelerator.device
     pixels, on_cpu = description.preprocessing, device.type == "cpu"
     module = saved.module.to(memory_format=torch.channels_last).to(device)
     predictor = Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, device), views=description.views)
-    log.info(f"{describe_frozen(description.frozen)}\n{group.describe(accelerator)}")
+    seen = f"each image is seen in {plural(views, 'position')}; the threshold stays as it is\n" if views else ""
+    log.info(f"{describe_frozen(description.frozen)}\n{seen}{group.describe(accelerator)}")
     if maps:
         on_all(accelerator, make_place_for_maps, maps, predictor, description.image_size)
     batch, depends_on = BATCH_ON_CPU if on_cpu else BATCH, what_rows_depend_on(saved, accelerator, given, maps)
@@ -118,14 +127,14 @@ def look(given: str, out: Path, overwrite: bool, maps: Path | None) -> int:
     return total
 
 
-def fetch(accelerator: Accelerator, model: str) -> SavedModel:
+def fetch(accelerator: Accelerator, model: str, views: int | None) -> SavedModel:
     """The model on every process: the main process reads it first, and fetches it, if it is on the Hub.
 
     Raises:
         UserError: there is none, or another one on another machine; raised on every process.
     """
-    first = on_main(accelerator, load_model, model, may_take_hours=True)
-    saved: SavedModel = on_all(accelerator, lambda: first or load_model(model), may_take_hours=True)
+    first = on_main(accelerator, load_model, model, views, may_take_hours=True)
+    saved: SavedModel = on_all(accelerator, lambda: first or load_model(model, views), may_take_hours=True)
     if len(set(host.gather(digest(saved)))) > 1:
         raise UserError(f"{model}: another model is there on another machine; copy one to all of them")
     return saved

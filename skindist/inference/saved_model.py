@@ -10,7 +10,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from skindist.weights import first_line
 
 DESCRIPTION, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 OWN = "skindist"  # the key of config.json that is ours
+VIEWS = 8  # positions of a square image, at most
 FORMAT, FORMAT_OF_ENSEMBLES = 1, 2  # of what stands there: raise it when an older skindist would misread it
 
 
@@ -49,6 +50,19 @@ class Description:
     views: int = 1
     classes: tuple[str, ...] = CLASSES
     members: Mapping[str, "Description"] = field(default_factory=dict)
+
+    def seen_in(self, views: int | None) -> "Description":
+        """The same model, or each member of an ensemble, with so many views of each image; None: as many as it has.
+
+        Raises:
+            UserError: there are no so many views.
+        """
+        if views is None:
+            return self
+        if not 1 <= views <= VIEWS:
+            raise UserError(f"--views {views}: must be from 1 to {VIEWS}")
+        members = {name: member.seen_in(views) for name, member in self.members.items()}
+        return replace(self, views=self.views if members else views, members=members)
 
 
 @dataclass(frozen=True)
@@ -197,7 +211,7 @@ def check(description: Description) -> None:
         raise ValueError("a number is out of range")
     if not 32 <= description.image_size <= 4096:
         raise ValueError(f"input_size {description.image_size}")
-    if not 1 <= description.views <= 8:
+    if not 1 <= description.views <= VIEWS:
         raise ValueError(f"views {description.views}")
     if missing := UNITS.keys() - description.trained_on.traits.keys():
         raise ValueError(f"nothing is said of {min(missing)}")

@@ -27,17 +27,18 @@ class Source:
     run: Run | None = None
 
 
-def load_model(model: str | Path) -> SavedModel:
+def load_model(model: str | Path, views: int | None = None) -> SavedModel:
     """Read a saved model.
 
     Args:
         model: a run folder, its `model/` folder, or the id of a repository on the Hugging Face Hub.
+        views: positions in which it sees each image; None: those that it was judged with.
 
     Raises:
-        UserError: there is none, it is damaged, or of another kind or a newer skindist.
+        UserError: there is none, it is damaged, or of another kind or a newer skindist; no so many views.
     """
     folder = find_model(str(model)).folder
-    description = read_description(folder)
+    description = read_description(folder).seen_in(views)
     module = build_module(description)
     load_weights(folder, module)
     return SavedModel(module.eval(), description)

@@ -192,6 +192,13 @@ def test_its_own_test_images_give_what_the_run_found(run: Path, demo: Path, tmp_
     assert told["shortcut"]["auroc"] is not None  # the training images are at hand
 
 
+def test_views_may_be_asked_for(run: Path, elsewhere: Path, found: Path, tmp_path: Path) -> None:
+    assert main(["evaluate", str(run), str(elsewhere), f"--out={tmp_path / 'out'}", "--views=2"]) == 0
+    assert logits(tmp_path / "out").keys() == logits(found).keys()
+    assert logits(tmp_path / "out") != logits(found)
+    assert (results(found)["model"]["views"], results(tmp_path / "out")["model"]["views"]) == (None, 2)
+
+
 def test_of_a_split_folder_the_test_part_is_used(run: Path, elsewhere: Path, tmp_path: Path) -> None:
     for part in ("train", "test"):
         shutil.copytree(elsewhere, tmp_path / "split" / part)

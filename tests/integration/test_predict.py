@@ -25,6 +25,8 @@ from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.saved_model import save_model
+from skindist.inference.single import probabilities
+from skindist.inference.sources import load_model
 from skindist.inference.table import GrowingTable
 from tests.helpers import commands, jobs
 from tests.helpers.ranks import end_ranks, result_of, run_ranks, said, start_ranks
@@ -96,6 +98,16 @@ def found(model: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -
     out = folder / "out.csv"
     run_ranks(1, folder / "ranks", jobs.predict_files, model, images, out, None, f"--explain={folder / 'maps'}")
     return out
+
+
+def test_views_may_be_asked_for(model: Path, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = images / "01.png"
+    assert main(["predict", str(model), str(file), f"--out={tmp_path / 'out.csv'}", "--views=8"]) == 0
+    with Image.open(file) as picture:
+        (expected,) = probabilities(load_model(model, views=8), [picture.convert("RGB")])
+    (row,) = rows(tmp_path / "out.csv")
+    assert float(row["probability"]) == pytest.approx(expected, abs=1e-6)
+    assert "each image is seen in 8 positions" in caplog.text
 
 
 def test_each_file_has_a_row_and_each_bad_one_a_reason(found: Path, images: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from skindist.cli import main
 from skindist.config import DataConfig
 from skindist.data.prepare import Survey, survey
 from skindist.data.scan import scan_folder
@@ -334,6 +335,11 @@ def test_a_picture_that_has_gone_meanwhile_is_said(
     monkeypatch.setattr(module, "survey", survey_then_lose)
     audit(DataConfig(path=str(split)), tmp_path / "page.html")
     assert Page(tmp_path / "page.html").text.count("cannot be read any more") == 3  # example, copy and leak
+
+
+def test_messages_name_the_flags_of_the_command(split: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", str(split), "--label_column", "dx"]) == 2
+    assert "error: --label_column dx: give the table that has it, with --metadata FILE.csv" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("page", "message"), [("nowhere/page.html", "there is no folder"), ("", "is a folder")])

@@ -75,6 +75,8 @@ def test_it_is_saved_and_read_as_one_model(tmp_path: Path) -> None:
     expected = np.mean([probabilities(load_model(member), pictures) for member in members], axis=0)
     assert probabilities(found, pictures) == pytest.approx(expected, abs=1e-6)
     assert (found.description.architecture, found.description.frozen.threshold.value) == ("2 x test_resnet", 0.25)
+    of_eight = np.mean([probabilities(load_model(member, views=8), pictures) for member in members], axis=0)
+    assert probabilities(load_model(folder, views=8), pictures) == pytest.approx(of_eight, abs=1e-6)
     assert sent(folder) == [
         "config.json", "README.md",
         "member-0/config.json", "member-0/model.safetensors", "member-0/README.md",

@@ -90,7 +90,7 @@ def test_another_value_is_refused_or_left_out_by_name_and_number(flat: Path, cap
     assert said.endswith("leave these images out with --data.other drop")
     prepared = prepare(config(flat, other="drop", max_bad=0.0), seed=0)
     assert len(prepared.rows) == 49
-    assert "left out by --data.other drop: 11 images: vasc (10), (nothing) (1)" in caplog.text
+    assert "left out, with labels of neither class: 11 images: vasc (10), (nothing) (1)" in caplog.text
     assert len(prepared.quarantine) == 11
     assert prepared.quarantine[1][1] == "dx is 'vasc', which is in neither list"
 

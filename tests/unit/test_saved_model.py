@@ -22,7 +22,7 @@ from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.export import drawn
 from skindist.inference.saved_model import save_model
-from skindist.inference.single import probabilities
+from skindist.inference.single import normalised, probabilities, square_of
 from skindist.inference.sources import find_model, load_model
 from skindist.model import Preprocessing
 from tests.helpers import commands
@@ -52,6 +52,22 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(found.module(images), module().eval()(images))
+
+
+def test_a_model_may_be_asked_for_more_views(folder: Path) -> None:
+    picture = Image.fromarray(drawn(0, 64, 64))
+    one, two = load_model(folder), load_model(folder, views=2)
+    squares = [square_of(seen, one.description) for seen in (picture, ImageOps.mirror(picture))]
+    with torch.inference_mode():
+        logits_2K = one.module(normalised(squares, one.description))
+    malignant = logits_2K.mean(dim=0).softmax(dim=0)[1].item()
+    assert probabilities(two, [picture])[0] == pytest.approx(calibrated(malignant), abs=1e-6)
+
+
+@pytest.mark.parametrize("views", [0, 9])
+def test_a_number_of_views_that_there_is_not_is_refused(folder: Path, views: int) -> None:
+    with pytest.raises(UserError, match=f"^--views {views}: must be from 1 to 8$"):
+        load_model(folder, views)
 
 
 def saved_pictures(folder: Path) -> list[tuple[Path, Image.Image]]:
