@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,17 @@ from skindist.errors import UserError
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        # File names need not be UTF-8: Python's stand-ins for such bytes go back to what they were.
-        file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            # File names need not be UTF-8: Python's stand-ins for such bytes go back to what they were.
+            file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -56,13 +61,19 @@ def refuse_occupied(out: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `folder` (not there yet, or empty) when all of it is written."""
+    """A new folder to write into, which becomes `folder` (not there yet, or empty) when all of it is written.
+
+    Raises:
+        UserError: a file of it cannot be written, or another one not be read; nothing of it is left.
+    """
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         temporary.rename(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: {error.strerror or error}; {folder} is not written") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

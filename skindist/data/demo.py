@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
+from skindist.files import whole_folder
 
 SMALLEST_SIZE = 32
 
@@ -77,13 +78,13 @@ def write_demo_data(directory: Path, count: int = 800, size: int = 96, seed: int
         raise UserError(f"seed is {seed}: give a number from 0 up")
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} is not an empty directory; nothing in it was changed: name a new or empty one")
-    for name in CLASSES:
-        (directory / name).mkdir(parents=True)
-    with tqdm(total=count, unit="image", leave=False, disable=None) as progress:
+    with whole_folder(directory) as folder, tqdm(total=count, unit="image", leave=False, disable=None) as progress:
+        for name in CLASSES:
+            (folder / name).mkdir()
         for index in range(count // 2):
             for label, name in enumerate(CLASSES):
                 picture = draw_lesion(np.random.default_rng([seed, label, index]), bool(label), size)
-                picture.save(directory / name / f"{index:04d}.png")
+                picture.save(folder / name / f"{index:04d}.png")
                 progress.update()
 
 

@@ -42,15 +42,12 @@ def unpack(source: str, out: Path, image_column: str | None = None) -> int:
     refuse_occupied(out)
     splits = load(source)
     column = choose_column(source, next(iter(splits.values())), image_column)
-    try:
-        with whole_folder(out.absolute()) as folder:
-            rows = list(tqdm(written(source, splits, column, folder), unit="image", disable=None))
-            if not rows:
-                raise UserError(f"{source}: holds no image")
-            columns = [*OWN, *dict.fromkeys(name for row in rows for name in row if name not in OWN)]
-            write_csv(folder / TABLE, columns, ([row.get(name, "") for name in columns] for row in rows))
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+    with whole_folder(out.absolute()) as folder:
+        rows = list(tqdm(written(source, splits, column, folder), unit="image", disable=None))
+        if not rows:
+            raise UserError(f"{source}: holds no image")
+        columns = [*OWN, *dict.fromkeys(name for row in rows for name in row if name not in OWN)]
+        write_csv(folder / TABLE, columns, ([row.get(name, "") for name in columns] for row in rows))
     known = ", ".join(name for name in columns if name not in OWN) or "nothing"
     log.info(f"{len(rows):,} images in {out / IMAGES}; {out / TABLE} says of each: {known}")
     return len(rows)

@@ -66,7 +66,6 @@ def export_model(model: str, out: Path, overwrite: bool = False) -> None:
     try:
         write_atomic(out, content)
     except OSError as error:
-        out.with_name(f".{out.name}.tmp").unlink(missing_ok=True)  # as write_atomic calls it
         raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
     log.info(f"{out}: {len(content) / 1e6:.1f} MB; {said}")
 

@@ -85,20 +85,17 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     frozen = frozen_on(held_out, known["val"], config.evaluation.sensitivity, seed)
     judged = judge(frozen, (held_out, known["val"]), (test, known["test"]), trained, config.evaluation, seed)
     results: dict[str, Any] = finite(judged | of_members(members, data, held_out, seed))
-    try:
-        with whole_folder(out) as folder:
-            run = Run(folder)
-            sections = config.to_dict()
-            run.write_settings({name: sections[name] for name in SECTIONS})
-            run.write_images(rows, data.quarantine)
-            for part, found in (("val", held_out), ("test", test)):
-                run.write_predictions(part, *prediction_rows(found, Calibration(), data))
-            run.write_doubted(doubted(rows, held_out))
-            card = model_card(config, results, called(member.description for member in members))
-            save_ensemble(run.model, [member.run.model for member in members], frozen, summarize(trained), card)
-            run.write_results(results)
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written ({error.strerror})") from None
+    with whole_folder(out) as folder:
+        run = Run(folder)
+        sections = config.to_dict()
+        run.write_settings({name: sections[name] for name in SECTIONS})
+        run.write_images(rows, data.quarantine)
+        for part, found in (("val", held_out), ("test", test)):
+            run.write_predictions(part, *prediction_rows(found, Calibration(), data))
+        run.write_doubted(doubted(rows, held_out))
+        card = model_card(config, results, called(member.description for member in members))
+        save_ensemble(run.model, [member.run.model for member in members], frozen, summarize(trained), card)
+        run.write_results(results)
     draw_run_page(Run(out))
     return results
 

@@ -1,6 +1,7 @@
 """Draw a run's curves from its metrics.jsonl: `skindist curves RUN` writes RUN/curves.png."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from matplotlib.figure import Figure
 
 from skindist.errors import UserError
 from skindist.evaluation.metrics import HEADLINES
+from skindist.report.html import write_page
 from skindist.run.folder import Run
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -20,13 +22,14 @@ def draw_curves(run: Path) -> Path:
     """Plot the headline metrics over epochs, a panel each; return the path of the PNG.
 
     Raises:
-        UserError: the folder holds no metrics.jsonl, or that holds no finished epoch.
+        UserError: the folder holds no metrics.jsonl, that holds no finished epoch, or the picture cannot be written.
     """
     events = Run(run).metrics()
     if not any("val/loss" in event for event in events):
         raise UserError(f"{run}: no epoch is finished yet")
-    plot_curves(events).savefig(run / "curves.png", dpi=120)
-    return run / "curves.png"
+    picture = BytesIO()
+    plot_curves(events).savefig(picture, dpi=120)
+    return write_page(run / "curves.png", picture.getvalue())
 
 
 def plot_curves(events: Sequence[Mapping[str, Any]]) -> Figure:

@@ -67,8 +67,8 @@ def refuse_bad_place(page: Path) -> None:
         raise UserError(f"{page}: {'is a folder' if page.is_dir() else f'there is no folder {page.parent}'}")
 
 
-def write_page(page: Path, content: str) -> Path:
-    """Write a page and return where. Raises UserError where that cannot be."""
+def write_page(page: Path, content: str | bytes) -> Path:
+    """Write a page, or a picture, and return where. Raises UserError where that cannot be."""
     refuse_bad_place(page)
     try:
         write_atomic(page, content)

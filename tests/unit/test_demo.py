@@ -10,6 +10,7 @@ from scipy import ndimage
 from skindist.data.demo import draw_lesion, write_demo_data
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
+from tests.helpers.disks import room_for
 
 Floats = NDArray[np.float64]
 
@@ -137,3 +138,9 @@ def test_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
         write_demo_data(tmp_path / "keep.txt", count=2, size=32)
     assert [path.name for path in tmp_path.iterdir()] == ["keep.txt"]
     assert (tmp_path / "keep.txt").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_no_half_of_it(tmp_path: Path) -> None:
+    with room_for(100), pytest.raises(UserError, match="demo is not written"):
+        write_demo_data(tmp_path / "demo", count=4, size=32)
+    assert list(tmp_path.iterdir()) == []

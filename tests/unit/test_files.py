@@ -1,0 +1,42 @@
+"""Files and folders are whole or absent, also where the disk is full."""
+
+from pathlib import Path
+
+import pytest
+
+from skindist.errors import UserError
+from skindist.files import whole_folder, write_atomic
+from tests.helpers.disks import room_for
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    write_atomic(file, "old")
+    with room_for(1000), pytest.raises(OSError, match="too large"):
+        write_atomic(file, "new" * 1000)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_folder_that_does_not_fit_leaves_nothing_and_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(UserError, match=r"out: File too large; .*out is not written$"):  # noqa: SIM117
+        with room_for(1000), whole_folder(folder) as inside:
+            (inside / "small").write_text("it fits")
+            (inside / "large").write_bytes(bytes(2000))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_a_place_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UserError, match=r"Not a directory; .*file/out is not written$"),
+        whole_folder(tmp_path / "file/out"),
+    ):
+        pass
+
+
+def test_an_error_in_the_work_leaves_nothing_and_stays_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out") as inside:
+        (inside / "small").write_text(str(1 / 0))
+    assert list(tmp_path.iterdir()) == []
