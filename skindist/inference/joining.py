@@ -69,9 +69,13 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
         What its results.json holds.
 
     Raises:
-        UserError: a folder is no finished run, the runs do not fit together, or there is no place for the ensemble.
+        UserError: a folder is no finished run, or given twice, the runs do not fit together, or there is no place for
+            the ensemble.
     """
     refuse_occupied(out)
+    for number, folder in enumerate(folders):
+        if any(folder.resolve() == other.resolve() for other in folders[:number]):
+            raise UserError(f"{folder}: is given twice; its voice would count twice")
     members = [read_member(Run(folder)) for folder in folders]
     refuse_what_does_not_fit(members)
     first = members[0]

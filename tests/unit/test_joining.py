@@ -172,6 +172,7 @@ def test_what_is_done_is_kept_and_a_failure_is_one_line(crossed: Path, capfd: py
         (lambda runs: runs[:1], "one run is no ensemble"),
         (lambda runs: [runs[0], runs[0].parent], "no results.json here: give the folder of a run"),
         (lambda runs: [runs[0], runs[0].parents[1] / "ensemble"], "is not a run of the main job"),
+        (lambda runs: [*runs, runs[0].parent / ".." / "runs" / runs[0].name], "seed-0-fold-0: is given twice"),
     ],
 )
 def test_what_is_no_ensemble_is_refused(
