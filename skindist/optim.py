@@ -35,11 +35,26 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         layer_decay=None if config.layer_decay == 1 else config.layer_decay,
         **options,
     )
+    if config.head_lr_factor != 1:
+        set_head_apart(optimizer, model, config.head_lr_factor)
     return optimizer
 
 
+def set_head_apart(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
+    """Give the head of a timm model groups of its own, with a multiple of the rate."""
+    found: Any = model.get_classifier()  # type: ignore[operator]
+    heads = found if isinstance(found, tuple | list) else [found]
+    head = {parameter for module in heads for parameter in module.parameters()}
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if parameter in head]
+        group["params"] = [parameter for parameter in group["params"] if parameter not in head]
+        if own:
+            optimizer.add_param_group(group | {"params": own, "lr_scale": factor * group.get("lr_scale", 1.0)})
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of the top layer; a layer below has its share of it (`optim.layer_decay`)."""
+    """Set the rate; a group has its own share or multiple of it (`optim.layer_decay`, `optim.head_lr_factor`)."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
 

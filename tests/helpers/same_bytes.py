@@ -7,6 +7,7 @@ from skindist.run.checkpoint import newest_intact
 
 FLAGS = (
     "--train.epochs=3", "--model.drop_rate=0.3", "--model.drop_path_rate=0.3", "--early_stopping.patience=9",
+    "--optim.layer_decay=0.9", "--optim.head_lr_factor=2",
     "--checkpoint.every_steps=1", "--data.num_workers=2",
 )  # fmt: skip
 """Dropout, drop-path, augmentation, BatchNorm, Adadelta and two loader workers."""

@@ -53,6 +53,19 @@ def test_each_layer_learns_at_its_share_of_the_rate_of_the_one_above() -> None:
     assert len(rate) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_the_head_learns_at_a_multiple_of_the_rate(layer_decay: float) -> None:
+    model: Any = timm.create_model("test_resnet", num_classes=2)
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.1, layer_decay=layer_decay, head_lr_factor=5.0))
+    set_learning_rate(optimizer, 0.2)
+    group = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    assert [group[id(weight)]["lr"] for weight in (model.fc.weight, model.fc.bias, model.layer4[0].conv1.weight)] == [
+        1.0, 1.0, 0.2 * layer_decay
+    ]  # fmt: skip
+    assert [group[id(weight)]["weight_decay"] for weight in (model.fc.weight, model.fc.bias)] == [0.1, 0.0]
+    assert len(group) == sum(len(each["params"]) for each in optimizer.param_groups) == len(list(model.parameters()))
+
+
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(UserError, match=r"--optim\.name adadleta.*adadelta"):
         build_optimizer(nn.Linear(2, 2), OptimConfig(name="adadleta"))
