@@ -94,7 +94,10 @@ def test_it_says_what_differs_and_that_no_image_was_seen(found: Path) -> None:
     assert (width["name"], width["training"], width["here"], width["outside"]) == ("width", [32] * 3, [40] * 3, 1.0)
     share = told["differences"]["malignant_share"]
     assert (share["training"], share["here"], share["differs"]) == (0.5, pytest.approx(1 / 3), True)
-    assert (told["seen_in_training"]["train"], told["seen_in_training"]["val"]) == (0, 0)
+    assert told["seen_in_training"] == {
+        "train": 0, "val": 0, "near_duplicates": 0,
+        "note": "no image is among those of training and validation, nor a near-duplicate of one",
+    }  # fmt: skip
     assert "differ from those of training" in told["verdict"]
     assert told["images"] == {"test": {"benign": 36, "malignant": 18}}
 
@@ -190,6 +193,25 @@ def test_its_own_test_images_give_what_the_run_found(run: Path, demo: Path, tmp_
     assert (told["seen_in_training"]["train"], told["seen_in_training"]["val"]) == (36, 12)
     assert "48 of 60 images were used to train or choose the model" in told["verdict"]
     assert told["shortcut"]["auroc"] is not None  # the training images are at hand
+
+
+def test_a_training_image_that_was_encoded_again_is_found(
+    run: Path, demo: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(elsewhere, images)
+    trained = [row["path"] for row in rows(run / "split.csv") if row["split"] == "train"]
+    for number, path in enumerate(trained[:3]):
+        with Image.open(demo / path) as picture:
+            picture.convert("RGB").resize((64, 64)).save(
+                images / path.split("/")[0] / f"again-{number}.jpg", quality=90
+            )
+    assert main(["evaluate", str(run), str(images), f"--out={tmp_path / 'out'}"]) == 0
+    told = results(tmp_path / "out")
+    assert {name: told["seen_in_training"][name] for name in ("train", "val", "near_duplicates")} == {
+        "train": 0, "val": 0, "near_duplicates": 3
+    }  # fmt: skip
+    assert "3 of 57 images show the same picture as one that was" in told["verdict"]
 
 
 def test_views_may_be_asked_for(run: Path, elsewhere: Path, found: Path, tmp_path: Path) -> None:
