@@ -155,6 +155,8 @@ class EarlyStoppingConfig(Section):
     """Epochs in a row without improvement after which training stops."""
     min_delta: float = setting(0.001, lambda x: 0 <= x < math.inf, "0 or more")
     """Smallest change that counts as an improvement."""
+    first_epoch: int | None = setting(None, lambda n: n >= 1, "1 or more, or null", before=1)
+    """Epochs before this one use up no patience; null: until the learning rate has come down to half of its peak."""
     monitor: Monitor = "val/loss"
     """Value to watch: the loss and the Brier score should fall, every other one should rise."""
 

@@ -9,12 +9,14 @@ from typing import Any, Literal
 class EarlyStopping:
     """Stop after `patience` epochs in a row in which the monitored value did not improve by more than `min_delta`.
 
-    `best` is the value of the last improvement, so many small steps below `min_delta` count once they add up.
+    `best` is the value of the last improvement, so many small steps below `min_delta` count once they add up. Epochs
+    before `first_epoch` may become the best, but use up no patience.
     """
 
     patience: int = 2
     min_delta: float = 0.001
     mode: Literal["min", "max"] = "min"
+    first_epoch: int = 1
     best: float | None = None
     best_epoch: int | None = None
     epochs_without_improvement: int = 0
@@ -31,7 +33,8 @@ class EarlyStopping:
         if gain > self.min_delta:
             self.best, self.best_epoch, self.epochs_without_improvement = value, epoch, 0
             return True
-        self.epochs_without_improvement += 1
+        if epoch >= self.first_epoch:
+            self.epochs_without_improvement += 1
         return False
 
     @property
@@ -49,5 +52,6 @@ class EarlyStopping:
         Raises:
             KeyError: the state lacks a field.
         """
+        state = {"first_epoch": 1} | state  # older runs do not say it
         for key in asdict(self):
             setattr(self, key, state[key])

@@ -68,6 +68,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 moments[name] = torch.empty_like(parameter).copy_(value)
 
 
+def epoch_of_half_rate(epochs: int, config: OptimConfig) -> int:
+    """The epoch (from 1) in which the learning rate comes down to half of its peak; 1 where it never falls."""
+    if config.schedule == "constant":
+        return 1
+    return math.ceil(config.warmup_epochs + (epochs - config.warmup_epochs) / 2)
+
+
 def learning_rate(step: int, steps_per_epoch: int, epochs: int, config: OptimConfig) -> float:
     """Learning rate of optimizer step `step` (from 0): the same on any number of processes, and nothing to save."""
     warmup = round(config.warmup_epochs * steps_per_epoch)

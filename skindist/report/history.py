@@ -28,6 +28,8 @@ def early_stopping_story(stop: Mapping[str, Any] | None, settings: Mapping[str, 
         what = "the next epoch" if after == 1 else f"the next {after} epochs"
         end = f"It did not improve{least} in {what}, so training stopped early, after {plural(stop['epochs'], 'epoch')}"
         end += f" of at most {most}." if most else "."
+        if (first := stop.get("first_epoch", 1)) > 1:
+            end += f" Epochs before number {first} did not count: the learning rate was still high."
     else:
         end = f"Training went on to its last epoch, {stop['epochs']}."
         end += " That was the best one: more epochs might help." if after == 0 else ""

@@ -12,7 +12,7 @@ from skindist.distributed import buffers
 from skindist.distributed.group import decide, on_main
 from skindist.early_stopping import EarlyStopping
 from skindist.errors import UserError
-from skindist.optim import load_optimizer
+from skindist.optim import epoch_of_half_rate, load_optimizer
 from skindist.run import record
 from skindist.run.checkpoint import Checkpoint, join_optimizer, load_checkpoint, split_optimizer
 from skindist.run.folder import Run
@@ -32,7 +32,8 @@ def restore(run: Run, learner: Learner, config: Config, rows: list[Row]) -> tupl
             demands one and there is none.
     """
     asked, accelerator = config.early_stopping, learner.accelerator
-    state, stopping = TrainState(), EarlyStopping(asked.patience, asked.min_delta, asked.mode)
+    first_epoch = asked.first_epoch or epoch_of_half_rate(config.train.epochs, config.optim)
+    state, stopping = TrainState(), EarlyStopping(asked.patience, asked.min_delta, asked.mode, first_epoch)
     found = on_main(accelerator, read_newest, run, learner, config, rows, may_take_hours=True)
     checkpoint = share_checkpoint(accelerator, found)
     if checkpoint is None:

@@ -36,6 +36,22 @@ def test_small_steps_count_once_they_add_up() -> None:
     assert feed(EarlyStopping(min_delta=0.001, patience=9), [0.5, 0.4995, 0.4985]) == [True, False, True]
 
 
+def test_before_the_first_epoch_that_counts_no_patience_is_used_up() -> None:
+    tracker = EarlyStopping(patience=2, first_epoch=4)
+    assert feed(tracker, [0.5, 0.6, 0.7, 0.8]) == [True, False, False, False]
+    assert (tracker.should_stop, tracker.epochs_without_improvement) == (False, 1)
+    tracker.update(0.8, 5)
+    assert (tracker.should_stop, tracker.best_epoch) == (True, 1)
+
+
+def test_the_state_of_an_older_run_counts_from_its_first_epoch() -> None:
+    state = EarlyStopping().state_dict()
+    del state["first_epoch"]
+    tracker = EarlyStopping(first_epoch=6)
+    tracker.load_state_dict(state)
+    assert tracker.first_epoch == 1
+
+
 def test_mode_max() -> None:
     tracker = EarlyStopping(patience=1, min_delta=0.01, mode="max")
     assert feed(tracker, [0.8, 0.9, 0.905]) == [True, True, False]

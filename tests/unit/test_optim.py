@@ -9,7 +9,7 @@ from torch import nn
 
 from skindist.config import OptimConfig
 from skindist.errors import UserError
-from skindist.optim import build_optimizer, learning_rate, set_learning_rate
+from skindist.optim import build_optimizer, epoch_of_half_rate, learning_rate, set_learning_rate
 
 
 def test_the_recipe_is_adadelta_with_its_rho_and_eps() -> None:
@@ -69,6 +69,25 @@ def test_the_head_learns_at_a_multiple_of_the_rate(layer_decay: float) -> None:
 def test_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(UserError, match=r"--optim\.name adadleta.*adadelta"):
         build_optimizer(nn.Linear(2, 2), OptimConfig(name="adadleta"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "epochs", "expected"),
+    [
+        ("cosine", 1.0, 10, 6),
+        ("cosine", 0.0, 10, 5),
+        ("cosine", 1.0, 1, 1),
+        ("cosine", 0.5, 2, 2),
+        ("constant", 1.0, 10, 1),
+    ],
+)
+def test_when_the_rate_has_come_down_to_half(schedule: Any, warmup: float, epochs: int, expected: int) -> None:
+    config = OptimConfig(lr=1.0, schedule=schedule, warmup_epochs=warmup)
+    found = epoch_of_half_rate(epochs, config)
+    assert found == expected
+    if schedule == "cosine" and epochs > 1:
+        at_start, at_end = (learning_rate(epoch * 100, 100, epochs, config) for epoch in (found - 1, found))
+        assert at_end < 0.5 + 1e-9 < at_start or at_start < 1 == found
 
 
 def test_constant_after_warm_up() -> None:
