@@ -87,6 +87,11 @@ class ModelConfig(Section):
     drop_path_rate: float = setting(0.0, lambda share: 0 <= share < 1, "from 0 to below 1")
     """Stochastic depth."""
 
+    @property
+    def starts_trained(self) -> bool:
+        """Whether all but the head was trained before."""
+        return self.pretrained or self.weights is not None
+
 
 @dataclass(frozen=True)
 class OptimConfig(Section):
@@ -104,8 +109,8 @@ class OptimConfig(Section):
     """Weight decay (not applied to biases and normalisation layers)."""
     layer_decay: float = setting(1.0, lambda factor: 0 < factor <= 1, "above 0 and at most 1")
     """Learning rate of each layer as a factor of the one above it, so that early layers change less; 1: all alike."""
-    head_lr_factor: float = setting(1.0, lambda factor: 0 < factor < math.inf, "above 0")
-    """Learning rate of the head, which is new, as a multiple of lr."""
+    head_lr_factor: float | None = setting(None, lambda x: 0 < x < math.inf, "above 0, or null", before=1.0)
+    """Learning rate of the new head as a multiple of lr; null: 5 on pretrained weights, 1 from scratch."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after warm-up: held, or cosine to zero at the last step of train.epochs."""
     warmup_epochs: float = setting(1.0, lambda x: 0 <= x < math.inf, "from 0 to train.epochs")

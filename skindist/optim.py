@@ -12,9 +12,14 @@ from torch import nn
 from skindist.config import OptimConfig
 from skindist.errors import UserError
 
+HEAD_LR_FACTOR = 5.0  # of a new head on layers that have learnt already
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+
+def build_optimizer(model: nn.Module, config: OptimConfig, pretrained: bool = False) -> torch.optim.Optimizer:
     """Any optimizer that timm or torch knows; it gets those of rho and eps that it has.
+
+    Args:
+        pretrained: whether all but the head of a timm model was trained before.
 
     Raises:
         UserError: unknown name.
@@ -35,8 +40,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         layer_decay=None if config.layer_decay == 1 else config.layer_decay,
         **options,
     )
-    if config.head_lr_factor != 1:
-        set_head_apart(optimizer, model, config.head_lr_factor)
+    factor = config.head_lr_factor or (HEAD_LR_FACTOR if pretrained else 1.0)
+    if factor != 1:
+        set_head_apart(optimizer, model, factor)
     return optimizer
 
 

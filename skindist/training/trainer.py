@@ -160,7 +160,8 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
         module = synchronise_batchnorm(module, accelerator.device)
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
-    model, optimizer = accelerator.prepare(module, build_optimizer(module, config.optim))
+    optimizer = build_optimizer(module, config.optim, config.model.starts_trained)
+    model, optimizer = accelerator.prepare(module, optimizer)
     buffers.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)

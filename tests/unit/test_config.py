@@ -35,7 +35,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "optim.rho": (1.0, "from 0 to below 1"),
     "optim.eps": (0.0, "above 0"),
     "optim.layer_decay": (0.0, "above 0 and at most 1"),
-    "optim.head_lr_factor": (0.0, "above 0"),
+    "optim.head_lr_factor": (0.0, "above 0, or null"),
     "early_stopping.first_epoch": (0, "1 or more, or null"),
     "train.label_smoothing": (1.0, "from 0 to below 1"),
     "optim.weight_decay": (-0.1, "0 or more"),

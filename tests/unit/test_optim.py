@@ -53,6 +53,17 @@ def test_each_layer_learns_at_its_share_of_the_rate_of_the_one_above() -> None:
     assert len(rate) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("asked", "pretrained", "expected"), [(None, True, 5), (None, False, 1), (2.0, True, 2), (1.0, True, 1)]
+)
+def test_the_head_of_a_pretrained_model_learns_faster(asked: float | None, pretrained: bool, expected: float) -> None:
+    model: Any = timm.create_model("test_resnet", num_classes=2)
+    optimizer = build_optimizer(model, OptimConfig(head_lr_factor=asked), pretrained)
+    set_learning_rate(optimizer, 1.0)
+    rate = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
+    assert (rate[id(model.fc.weight)], rate[id(model.layer1[0].conv1.weight)]) == (expected, 1.0)
+
+
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 def test_the_head_learns_at_a_multiple_of_the_rate(layer_decay: float) -> None:
     model: Any = timm.create_model("test_resnet", num_classes=2)
