@@ -8,36 +8,31 @@ come: an interrupted command goes on where it was.
 import hashlib
 import logging
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from importlib.metadata import version
-from itertools import chain, islice, zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import torch
-from PIL import Image
 
-from skindist.data.listing import Item, list_files
+from skindist.data.listing import list_files
 from skindist.data.transforms import normalizer
 from skindist.distributed import group, host
 from skindist.distributed.group import Accelerator, decide, on_all, on_main
 from skindist.errors import UserError
 from skindist.evaluation.judgement import Frozen
+from skindist.inference.batches import in_order, readers
 from skindist.inference.explain import explain
 from skindist.inference.saved_model import SavedModel
 from skindist.inference.seeing import BatchReader
 from skindist.inference.sources import load_model
 from skindist.inference.table import GrowingTable, Row, part_of, refuse_bad_table
-from skindist.machine import available_cores
 from skindist.training.engine import Predictor, progress
 from skindist.wording import plural
 
 BATCH, BATCH_ON_CPU = 64, 8  # images of one batch; on a CPU each thread has one
-AHEAD = 4  # batches of each thread from one saving to the next
-READERS = 8  # threads at most that read files for one GPU
 LIBRARIES = ("skindist", "torch", "timm", "numpy", "pillow")
 log = logging.getLogger("skindist")
 
@@ -189,63 +184,6 @@ def take_up(table: GrowingTable, given: str, out: Path) -> int:
                 "delete it to begin anew"
             )
     return table.kept
-
-
-def readers(accelerator: Accelerator) -> int:
-    """Threads that read files for this process's GPU; call it on every process."""
-    return min(READERS, max(1, available_cores() // group.processes_on_my_cores(accelerator)))
-
-
-def in_order(
-    accelerator: Accelerator,
-    reader: Callable[[int, Sequence[Item]], list[Row]],
-    files: Iterator[Item],
-    first: int,
-    batch: int,
-    threads: int,
-) -> Generator[list[Row], None, None]:
-    """The rows of all files in their order, many at a time, on every process. The main process alone looks at `files`.
-
-    While some are handed over, the next ones are being computed already.
-    """
-    rank, world_size = accelerator.process_index, accelerator.num_processes
-    many = world_size * threads * AHEAD * batch
-
-    def next_files() -> list[Item]:
-        return list(islice(files, many))
-
-    before: list[Future[list[Row]]] | None = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        pool = ThreadPoolExecutor(threads, initializer=settle, initargs=(accelerator.device,))
-        used = torch.get_num_threads()
-        try:
-            while items := decide(accelerator, next_files, may_take_hours=True):
-                starts = range(0, len(items), batch)[rank::world_size]
-                jobs = [pool.submit(reader, first + start, items[start : start + batch]) for start in starts]
-                first += len(items)
-                if before is not None:
-                    yield hand_over(before)
-                before = jobs
-            if before is not None:
-                yield hand_over(before)
-        finally:
-            pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(used)
-
-
-def settle(device: torch.device) -> None:
-    """In a thread that predicts: a batch is its work alone, so that no sum depends on how many threads there are."""
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    elif device.type == "cuda":
-        torch.cuda.set_device(device)
-
-
-def hand_over(jobs: Sequence[Future[list[Row]]]) -> list[Row]:
-    """The rows of all processes' batches, of which each has every n-th."""
-    turns = zip_longest(*host.gather([job.result() for job in jobs], may_take_hours=True), fillvalue=[])
-    return list(chain.from_iterable(chain.from_iterable(turns)))
 
 
 def save(table: GrowingTable, rows: Sequence[Row]) -> None:

@@ -29,7 +29,7 @@ from skindist.data.loading import Batch
 from skindist.distributed import buffers, ending, group, host
 from skindist.distributed.contact import Contact
 from skindist.errors import Stopped, TrainingError, UserError
-from skindist.inference import evaluation, predict
+from skindist.inference import batches, evaluation
 from skindist.inference.table import GrowingTable, Row
 from skindist.parsing import parse_config
 from skindist.run.folder import Run
@@ -137,7 +137,7 @@ def evaluate_elsewhere(model: Path, data: Path, out: Path, *flags: str) -> int:
 
 def predict_files(model: Path, images: Path, out: Path, die_after: int | None, *flags: str) -> int:
     """The exit status of `skindist predict`; the main process is killed once rows were saved so often."""
-    replace(predict, "AHEAD", 1)  # so that there are several savings
+    replace(batches, "AHEAD", 1)  # so that there are several savings
     saved = itertools.count(1)
 
     def append(table: GrowingTable, rows: Any) -> None:
@@ -151,7 +151,7 @@ def predict_files(model: Path, images: Path, out: Path, die_after: int | None, *
 
 
 def batches_of(count: int, first: int) -> list[list[Any]]:
-    """For each of so many files, by `predict.in_order` on several threads: its name, its batch, and the threads that
+    """For each of so many files, by `batches.in_order` on several threads: its name, its batch, and the threads that
     computed that."""
 
     def reader(start: int, items: Sequence[Item]) -> list[Row]:
@@ -160,7 +160,7 @@ def batches_of(count: int, first: int) -> list[list[Any]]:
     accelerator = group.join_group()
     torch.set_num_threads(3)
     files = (Item(str(number), "") for number in range(first, count))
-    rows = predict.in_order(accelerator, reader, files, first, batch=4, threads=3)
+    rows = batches.in_order(accelerator, reader, files, first, batch=4, threads=3)
     return [list(row) for row in itertools.chain.from_iterable(rows)]
 
 

@@ -60,7 +60,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"training.predicting", "inference.graph", "inference.single", "report.pictures"},
     {"training.stressing", "training.pictures"},
     {"training.wandb_sink", "training.results", "training.saving", "inference.sources", "inference.table"},
-    {"inference.seeing"},
+    {"inference.seeing", "inference.batches"},
     {"training.other_trackers", "training.restoring"},
     {"training.tracking"},
     {
