@@ -13,6 +13,8 @@ from typing import Any
 
 from skindist.errors import UserError
 
+UNFINISHED = ".unfinished"  # in a folder that is there: what becomes its content
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
@@ -53,9 +55,14 @@ def finite(values: Any) -> Any:
     return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
+def is_occupied(folder: Path) -> bool:
+    """Whether something is there that `whole_folder` may not replace."""
+    return folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {UNFINISHED})
+
+
 def refuse_occupied(out: Path) -> None:
     """Raise UserError unless `whole_folder` may become what `--out` says."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if is_occupied(out):
         raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
 
 
@@ -63,15 +70,22 @@ def refuse_occupied(out: Path) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `folder` (not there yet, or empty) when all of it is written.
 
+    A folder that is there stays the same one, as it may be a mount, or where the user is: it gets what was written.
+
     Raises:
         UserError: a file of it cannot be written, or another one not be read; nothing of it is left.
     """
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    there = folder.is_dir()
+    temporary = folder / UNFINISHED if there else folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        temporary.rename(folder)
+        if there:
+            for path in temporary.iterdir():
+                path.rename(folder / path.name)
+        else:
+            temporary.rename(folder)
     except OSError as error:
         raise UserError(f"{error.filename or folder}: {error.strerror or error}; {folder} is not written") from None
     finally:

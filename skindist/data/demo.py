@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
-from skindist.files import whole_folder
+from skindist.files import is_occupied, whole_folder
 
 SMALLEST_SIZE = 32
 
@@ -76,7 +76,7 @@ def write_demo_data(directory: Path, count: int = 800, size: int = 96, seed: int
         raise UserError(f"size is {size} pixels, too few to show a lesion: give {SMALLEST_SIZE} or more")
     if seed < 0:
         raise UserError(f"seed is {seed}: give a number from 0 up")
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if is_occupied(directory):
         raise UserError(f"{directory} is not an empty directory; nothing in it was changed: name a new or empty one")
     with whole_folder(directory) as folder, tqdm(total=count, unit="image", leave=False, disable=None) as progress:
         for name in CLASSES:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from skindist.errors import UserError
-from skindist.files import whole_folder, write_atomic
+from skindist.files import UNFINISHED, refuse_occupied, whole_folder, write_atomic
 from tests.helpers.disks import room_for
 
 
@@ -25,6 +25,22 @@ def test_a_folder_that_does_not_fit_leaves_nothing_and_is_named(tmp_path: Path) 
             (inside / "small").write_text("it fits")
             (inside / "large").write_bytes(bytes(2000))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_folder_stays_the_same_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be a mount, or the current folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / UNFINISHED).mkdir()
+    (tmp_path / UNFINISHED / "rest").write_text("of a process that was killed")
+    before = tmp_path.stat().st_ino
+    refuse_occupied(Path())
+    with whole_folder(Path()) as inside:
+        (inside / "deep").mkdir()
+        (inside / "deep/file").write_text("written")
+    assert tmp_path.stat().st_ino == before
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["deep", "deep/file"]
+    with pytest.raises(UserError, match="is not empty; give a new folder"):
+        refuse_occupied(Path())
 
 
 def test_a_folder_in_a_place_that_is_none_is_refused(tmp_path: Path) -> None:
