@@ -18,7 +18,7 @@ from skindist.launcher import Launch, this_launch
 ANSWER = timedelta(seconds=10)  # for processes that are alive to say that they have failed, too
 GONE = (  # in the words of gloo and NCCL, whose errors are of any class
     "/gloo/", "NCCL operation timed out", "communicator was aborted", "Async Error", "async error",
-    "remote process exit",
+    "remote process exit", "Application timeout caused pair closure",
 )  # fmt: skip
 SPOKEN = "skindist/spoken"
 LAST_WORDS = Path(__file__).with_name("last_words.py")
@@ -93,8 +93,8 @@ def fail_alone(error: Exception) -> int:
             _report(f"rank {launch.rank} of {launch.world_size} lost contact with one that failed", after=ANSWER)
             return 1
         if silent and lost:
-            waited = "timed out" in str(error).lower()
-            what = "did not answer within --run.timeout_minutes" if waited else "was killed, or its machine failed"
+            killed = "was killed, or its machine failed"
+            what = "did not answer within --run.timeout_minutes" if _waited(error) else killed
             gone = " and rank ".join(map(str, silent))
             words = f"rank {gone} of {launch.world_size} {what}; rank {launch.rank} lost contact with it"
         elif not all_know:
@@ -153,6 +153,12 @@ def _lost_contact(error: Exception) -> bool:
 
     network = torch.distributed.DistNetworkError | torch.distributed.DistStoreError
     return isinstance(error, network) or any(words in str(error) for words in GONE)
+
+
+def _waited(error: Exception) -> bool:
+    """Whether contact is lost because time was up. Of two sums that gloo waits for, one times out, and the other is
+    told that this closed the connection."""
+    return any(words in str(error).lower() for words in ("timed out", "application timeout"))
 
 
 def _say(message: str) -> None:

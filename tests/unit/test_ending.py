@@ -9,7 +9,7 @@ import pytest
 import torch.distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from skindist.distributed.ending import _lost_contact, fail, fail_alone
+from skindist.distributed.ending import _lost_contact, _waited, fail, fail_alone
 from skindist.errors import OutOfMemory
 
 
@@ -58,6 +58,20 @@ def test_what_is_no_fault_of_the_code_is_one_line(
 def test_which_errors_say_that_another_process_is_gone(words: str, lost: bool) -> None:
     assert _lost_contact(RuntimeError(words)) == lost
     assert _lost_contact(torch.distributed.DistBackendError(words)) == lost
+
+
+@pytest.mark.parametrize(
+    ("words", "waited"),
+    [
+        ("[/pytorch/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 30000ms for recv operation", True),
+        ("Application timeout caused pair closure", True),
+        ("NCCL operation timed out", True),
+        ("[/pytorch/gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1", False),
+    ],
+)
+def test_whether_it_was_waited_for(words: str, waited: bool) -> None:
+    error = RuntimeError(words)
+    assert (_lost_contact(error), _waited(error)) == (True, waited)
 
 
 def test_only_the_main_process_speaks_for_all(
