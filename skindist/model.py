@@ -100,6 +100,22 @@ def noisy_batchnorm(model: nn.Module, config: TrainConfig, images: int, processe
     )
 
 
+def head_keys(model: nn.Module, num_classes: int) -> set[str]:
+    """The keys of the layers of a timm model that give the logits: of some heads, other layers come before these.
+
+    Raises:
+        AttributeError: no timm model.
+    """
+    found = model.get_classifier()  # type: ignore[operator]
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    parts = {part for module in heads for part in module.modules()}
+    head: set[str] = set()
+    for path, part in model.named_modules():
+        if part in parts and num_classes in (getattr(part, "out_features", 0), getattr(part, "out_channels", 0)):
+            head.update(f"{path}.{key}" for key, _ in part.named_parameters(recurse=False))
+    return head
+
+
 def _look_up(name: str) -> PretrainedCfg:
     """Return what timm knows about `name`, an architecture with or without `.tag`."""
     models = timm.list_models()
@@ -140,15 +156,9 @@ def _reset_head(model: nn.Module, name: str, num_classes: int) -> set[str]:
     before: dict[str, Tensor] = model.state_dict()
     try:
         model.reset_classifier(num_classes)  # type: ignore[operator]
-        found = model.get_classifier()  # type: ignore[operator]
+        head = head_keys(model, num_classes)
     except AttributeError:
-        found = ()
-    heads = found if isinstance(found, (tuple, list)) else (found,)
-    parts = {part for module in heads for part in module.modules()}
-    head: set[str] = set()
-    for path, part in model.named_modules():
-        if part in parts and num_classes in (getattr(part, "out_features", 0), getattr(part, "out_channels", 0)):
-            head.update(f"{path}.{key}" for key, _ in part.named_parameters(recurse=False))
+        head = set()
     if not head:
         raise UserError(f"--model.name {name}: no classifier head found that could be replaced; choose another model")
     after: dict[str, Tensor] = model.state_dict()

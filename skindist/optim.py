@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import math
-from typing import Any
+from typing import Any, cast
 
 import timm.optim
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from skindist.config import OptimConfig
 from skindist.errors import UserError
+from skindist.model import head_keys
 
 HEAD_LR_FACTOR = 5.0  # of a new head on layers that have learnt already
 
@@ -48,9 +49,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, pretrained: bool = Fa
 
 def set_head_apart(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
     """Give the head of a timm model groups of its own, with a multiple of the rate."""
-    found: Any = model.get_classifier()  # type: ignore[operator]
-    heads = found if isinstance(found, tuple | list) else [found]
-    head = {parameter for module in heads for parameter in module.parameters()}
+    keys = head_keys(model, cast(int, model.num_classes))
+    head = {parameter for key, parameter in model.named_parameters() if key in keys}
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if parameter in head]
         group["params"] = [parameter for parameter in group["params"] if parameter not in head]

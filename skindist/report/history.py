@@ -29,7 +29,7 @@ def early_stopping_story(stop: Mapping[str, Any] | None, settings: Mapping[str, 
         end = f"It did not improve{least} in {what}, so training stopped early, after {plural(stop['epochs'], 'epoch')}"
         end += f" of at most {most}." if most else "."
         if (first := stop.get("first_epoch", 1)) > 1:
-            end += f" Epochs before number {first} did not count: the learning rate was still high."
+            end += f" Epochs before number {first} used up no patience."
     else:
         end = f"Training went on to its last epoch, {stop['epochs']}."
         end += " That was the best one: more epochs might help." if after == 0 else ""
