@@ -128,8 +128,9 @@ def _claim_first(store: Any, launch: Launch, lost: bool) -> list[int] | None:
     if store is None:
         return [0] if lost else []
     try:
-        store.set(f"skindist/failed/{me}", "yes")
-        if store.compare_set("skindist/first to fail", "", str(me)) != str(me).encode():
+        first = store.compare_set("skindist/first to fail", "", str(me)) == str(me).encode()
+        store.set(f"skindist/failed/{me}", "yes")  # last: once all have said this, the store may go at any time
+        if not first:
             with suppress(RuntimeError):  # whoever ends first ends the others, or takes the store away
                 store.wait([SPOKEN], 2 * ANSWER)
             return None

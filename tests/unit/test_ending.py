@@ -10,7 +10,7 @@ import torch.distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from skindist.distributed.ending import _lost_contact, _waited, fail, fail_alone
-from skindist.errors import OutOfMemory
+from skindist.errors import NoAnswer, OutOfMemory
 
 
 def raised(error: Exception) -> Exception:
@@ -72,6 +72,37 @@ def test_which_errors_say_that_another_process_is_gone(words: str, lost: bool) -
 def test_whether_it_was_waited_for(words: str, waited: bool) -> None:
     error = RuntimeError(words)
     assert (_lost_contact(error), _waited(error)) == (True, waited)
+
+
+class StoreThatGoes(dict[str, bytes]):
+    """A launcher's store that is gone as soon as the third process, too, has told it that it has failed."""
+
+    def set(self, key: str, value: str) -> None:
+        self.need()
+        self[key] = value.encode()
+
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        self.need()
+        return self.setdefault(key, value.encode())
+
+    def wait(self, keys: list[str], timeout: object) -> None:
+        self.need()
+
+    def need(self) -> None:
+        if "skindist/failed/2" in self:
+            raise torch.distributed.DistNetworkError("recvVector failed")
+
+
+@pytest.mark.parametrize("error", [NoAnswer("rank 1 of 3 did not answer"), torch.distributed.DistNetworkError("gone")])
+def test_the_store_may_go_once_all_have_said_that_they_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    for name, value in {"RANK": "2", "LOCAL_RANK": "2", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    first_has_spoken = StoreThatGoes({"skindist/first to fail": b"0"})
+    monkeypatch.setattr("skindist.distributed.ending._shared_store", lambda launch: first_has_spoken)
+    assert fail_alone(error) == 1
+    assert capsys.readouterr().err == ""
 
 
 def test_only_the_main_process_speaks_for_all(
