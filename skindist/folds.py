@@ -24,8 +24,8 @@ from skindist.files import write_json
 from skindist.inference.joining import describe_ensemble, join_runs
 from skindist.launcher import side_by_side
 from skindist.machine import available_cores
+from skindist.programs import refuse_unknown_program, terminated_as_interrupted
 from skindist.run.folder import Run
-from skindist.verify import refuse_unknown_program, terminated_as_interrupted
 
 RUNS, ENSEMBLE, SUMMARY = "runs", "ensemble", "folds.json"
 log = logging.getLogger("skindist")

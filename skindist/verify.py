@@ -6,12 +6,10 @@ all checkpoints that both have are compared, bit for bit.
 
 import json
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from skindist.errors import UserError
+from skindist.programs import POLL_SECONDS, children, kill, refuse_unknown_program, terminated_as_interrupted
 from skindist.run.checkpoint import step_folder
 from skindist.run.comparison import TENSORS, differences
 from skindist.run.folder import Run
@@ -28,7 +27,6 @@ from skindist.run.folder import Run
 FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000", "--tracking.wandb=disabled")
 """What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result."""
 REPEATABLE = "a training repeats itself on a CPU, and on a CUDA GPU with --train.deterministic true"
-POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,6 @@ def verify_resume(command: Sequence[str], steps: int, kills: int, folder: Path |
     return Verdict(verdict.exact, f"{verdict.message}\nboth runs are kept in {runs}")
 
 
-def refuse_unknown_program(command: Sequence[str]) -> None:
-    """Raise UserError unless the first word of a command can be run."""
-    if shutil.which(command[0]) is None:
-        raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
-
-
 def new_folder(asked: Path | None) -> Path:
     """The folder that was asked for, created, or a temporary one."""
     if asked is None:
@@ -86,19 +78,6 @@ def new_folder(asked: Path | None) -> Path:
     except OSError as error:
         raise UserError(f"--folder {asked}: cannot be created ({error.strerror})") from None
     return asked.absolute()
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as ctrl-C does, so that no child outlives it."""
-    unhandled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
-    for number in unhandled:
-        signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number in unhandled:
-            signal.signal(number, signal.SIG_DFL)
 
 
 def run_both(command: Sequence[str], steps: int, kills: int, folder: Path) -> tuple[list[int], int]:
@@ -161,40 +140,6 @@ def newest_step(run: Path) -> int:
 
 def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
-
-
-def children(process: psutil.Process, recursive: bool = False) -> set[psutil.Process]:
-    """What a process has started and what still runs; nothing if it has ended itself."""
-    try:
-        return set(process.children(recursive))
-    except psutil.NoSuchProcess:
-        return set()
-
-
-def kill(family: set[psutil.Process]) -> None:
-    """SIGKILL to these processes and all that they have started, and wait for the end of each.
-
-    All are halted first, parents before children, as those that run could start more meanwhile.
-    """
-    doomed: set[psutil.Process] = set()
-    while family:
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
-        doomed |= family
-        family = set().union(*map(children, family)) - doomed
-    for process in doomed:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    while any(map(is_alive, doomed)):
-        time.sleep(POLL_SECONDS)
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def why_ended(status: int, run: Path, log: Path) -> str:

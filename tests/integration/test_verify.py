@@ -11,7 +11,7 @@ import psutil
 import pytest
 from tqdm import tqdm
 
-from skindist import verify
+from skindist import programs, verify
 from skindist.cli import main
 from skindist.parsing import parse_config
 from skindist.run.checkpoint import save_checkpoint, step_folder
@@ -213,7 +213,7 @@ def test_no_child_stays(
 ) -> None:
     """An interruption may come between psutil's opening of a file and its closing: that file is not what is tested."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    original, handlers = verify.children, [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    original, handlers = programs.children, [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     def watched(process: psutil.Process, recursive: bool = False) -> set[psutil.Process]:
         found = original(process, recursive)

@@ -23,6 +23,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
         "section",
         "config",
         "parsing",
+        "programs",
     },
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.listing", "data.labels"},

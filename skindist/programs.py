@@ -1,0 +1,66 @@
+"""Other programs, started from this one: whether one can be run, what it has started itself, and that none stays."""
+
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from skindist.errors import UserError
+
+POLL_SECONDS = 0.05
+
+
+def refuse_unknown_program(command: Sequence[str]) -> None:
+    """Raise UserError unless the first word of a command can be run."""
+    if shutil.which(command[0]) is None:
+        raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as ctrl-C does, so that no child outlives it."""
+    unhandled = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def children(process: psutil.Process, recursive: bool = False) -> set[psutil.Process]:
+    """What a process has started and what still runs; nothing if it has ended itself."""
+    try:
+        return set(process.children(recursive))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def kill(family: set[psutil.Process]) -> None:
+    """SIGKILL to these processes and all that they have started, and wait for the end of each.
+
+    All are halted first, parents before children, as those that run could start more meanwhile.
+    """
+    doomed: set[psutil.Process] = set()
+    while family:
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        doomed |= family
+        family = set().union(*map(children, family)) - doomed
+    for process in doomed:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    while any(map(is_alive, doomed)):
+        time.sleep(POLL_SECONDS)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
