@@ -1,10 +1,8 @@
 """Decode once: every image as uint8 pixels at the size of evaluation, in a memory-mapped Arrow file.
 
-The pixels are those of timm's evaluation transform before its central crop: the short side resized to the image size,
-with the model's interpolation. The file is written through `datasets` into the cache folder, under a name that says
-what is in it (which images, by content, at which size), so that runs, processes and workers share it, and any change
-of the images makes another one. A large JPEG is decoded at half or a quarter of its size where that leaves twice the
-pixels that are needed.
+resizing.py says what these pixels are. The file is written through `datasets` into the cache folder, under a name that
+says what is in it (which images, by content, at which size), so that runs, processes and workers share it, and any
+change of the images makes another one.
 """
 
 import fcntl
@@ -32,8 +30,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from skindist.data.inspection import FORMATS, decode, open_image, upright_size
-from skindist.data.transforms import central_square
+from skindist.data.inspection import FORMATS
+from skindist.data.resizing import resized, stored_size
 from skindist.errors import UserError
 from skindist.files import sync_folder, write_json
 from skindist.machine import available_cores
@@ -52,12 +50,6 @@ class Source(NamedTuple):
     sha256: str
     width: int
     height: int
-
-
-def stored_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height in the store: the short side is `size`, the long one as torchvision's Resize rounds it."""
-    long = int(size * max(width, height) / min(width, height))
-    return (size, long) if height > width else (long, size)
 
 
 def store_folder(cache: Path, sources: Sequence[Source], size: int, interpolation: str) -> Path:
@@ -214,26 +206,6 @@ def _pixels(source: Source, shape: tuple[int, int], resampling: Image.Resampling
         raise UserError(f"{source.path} has changed since it was inspected; start again")
     with Image.open(BytesIO(content), formats=FORMATS) as image:
         return resized(image, shape, resampling).tobytes()
-
-
-def resized(image: Image.Image, shape: tuple[int, int], resampling: Image.Resampling) -> Image.Image:
-    """An opened file as upright RGB of this width and height, its `stored_size`."""
-    # Decoded at twice that, as PIL for thumbnails: within half a grey level of decoding it whole, on average.
-    return decode(image, (2 * min(shape), 2 * min(shape))).resize(shape, resampling)
-
-
-def seen_pixels(path: Path, size: int, interpolation: str) -> Tensor | str:
-    """What a model sees of one file, (`size`, `size`, 3) uint8, as by way of a store; or why the file cannot be used.
-    For bombs, see `open_image`."""
-
-    return open_image(path, lambda _, image: seen_square(image, size, interpolation))
-
-
-def seen_square(image: Image.Image, size: int, interpolation: str) -> Tensor:
-    """The same of an opened file, or of an upright RGB picture."""
-    shape = stored_size(*upright_size(image)[0], size)
-    picture = resized(image, shape, Image.Resampling[interpolation.upper()])
-    return central_square(torch.from_numpy(np.array(picture)), size)
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -33,8 +33,8 @@ FILTERS: dict[str, Callable[[Tensor], Tensor]] = {"bilinear": triangle, "bicubic
 class Resize(nn.Module):
     """Pictures (N, H, W, 3) uint8 to the square (N, 3, S, S) that a model sees of each, whole numbers from 0 to 255.
 
-    As `skindist.data.store` and `central_square`: the short side is resized to S, the long one in proportion, and the
-    middle is cut out. As in PIL, rows come first, and each of the two steps rounds to whole numbers.
+    As `skindist.data.resizing`: the short side is resized to S, the long one in proportion, and the middle is cut out.
+    As in PIL, rows come first, and each of the two steps rounds to whole numbers.
     """
 
     def __init__(self, size: int, interpolation: str) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from skindist.data.listing import Item
 from skindist.data.loading import Batch
+from skindist.data.resizing import seen_pixels
 from skindist.data.scan import CLASSES
-from skindist.data.store import seen_pixels
 from skindist.data.transforms import IDENTITY
 from skindist.errors import OutOfMemory
 from skindist.evaluation.predictions import Predictions

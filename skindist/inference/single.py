@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from skindist.data.inspection import FORMATS, decode
-from skindist.data.store import seen_square
+from skindist.data.resizing import seen_square
 from skindist.data.transforms import IDENTITY, mean_of_views, normalizer
 from skindist.evaluation.predictions import sigmoid
 from skindist.inference.saved_model import Description, SavedModel

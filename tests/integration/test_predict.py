@@ -18,8 +18,9 @@ from PIL import ExifTags, Image
 from skindist.cli import main
 from skindist.data.inspection import inspect
 from skindist.data.loading import LesionImages
+from skindist.data.resizing import seen_pixels
 from skindist.data.split import Row
-from skindist.data.store import PixelStore, Source, ensure_store, seen_pixels
+from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen

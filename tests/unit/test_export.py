@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from skindist import cli
-from skindist.data.store import stored_size
+from skindist.data.resizing import stored_size
 from skindist.data.transforms import central_square
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration

@@ -17,7 +17,8 @@ from PIL import Image, ImageFilter, ImageOps
 from timm.data.transforms_factory import create_transform
 
 from skindist.data.inspection import inspect
-from skindist.data.store import PixelStore, Source, clear_cache, ensure_store, store_folder, stored_size
+from skindist.data.resizing import stored_size
+from skindist.data.store import PixelStore, Source, clear_cache, ensure_store, store_folder
 from skindist.data.transforms import central_square
 from skindist.errors import UserError
 
