@@ -1,50 +1,23 @@
-"""From a folder to rows that can be trusted: scan, join metadata, tie duplicates together, split, and say what was
-found. `skindist audit` looks at the same things without a run."""
+"""From a folder to rows that can be trusted: survey it, leave out what cannot be used, split, and say what was done."""
 
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from skindist.config import DataConfig
-from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
+from skindist.data.duplicates import Link
 from skindist.data.inspection import Facts
-from skindist.data.labels import refuse_lonely_flags, split_of, use_table
-from skindist.data.metadata import Metadata, read_metadata
-from skindist.data.scan import SPLIT_FOLDERS, ImageFile, Scan, scan_folder
+from skindist.data.metadata import Metadata
+from skindist.data.scan import ImageFile
 from skindist.data.split import Row, count_rows, cut_into_folds, make_split, refuse_changed_images
+from skindist.data.survey import Survey, conflicting_copies, describe_links, look_into, metadata_of, survey
 from skindist.errors import UserError
 from skindist.wording import plural
 
 LISTED = 5  # files named in one message
 FEWEST = 5  # images of a class in a test set: with fewer, no interval says anything
 log = logging.getLogger("skindist")
-
-
-@dataclass(frozen=True)
-class Survey:
-    """All that is known of a folder before it is split: usable images, their metadata, the links between them, and
-    the group of each image."""
-
-    scan: Scan
-    metadata: Metadata
-    links: list[Link]
-    groups: list[str]
-
-    @property
-    def images(self) -> list[ImageFile]:
-        """The usable images."""
-        return self.scan.images
-
-    def leaks(self) -> list[Link]:
-        """Links that cross the given split; none where the folder has none."""
-        return straddling(self.links, [image.split for image in self.images])
-
-    def conflicts(self) -> list[Link]:
-        """Copies, near-duplicates and lesions that lie in both classes; a patient may have lesions of both."""
-        links = [link for link in self.links if link.kind != "patient"]
-        return straddling(links, [image.label for image in self.images])
 
 
 @dataclass(frozen=True)
@@ -61,26 +34,6 @@ class Prepared:
     def sizes(self) -> list[tuple[int, int]]:
         """Width and height in pixels of each row's image."""
         return [(facts.width, facts.height) for facts in self.facts]
-
-
-def survey(config: DataConfig, part: str | None = None) -> Survey:
-    """Scan the folder and find what belongs together.
-
-    Args:
-        part: of a folder that is split, the only part to look at.
-
-    Raises:
-        UserError: an ambiguous folder, or metadata that cannot be joined.
-    """
-    scan = look_into(config)
-    by_table = config.split_column is not None
-    scan = part_of(scan, part) if part and not by_table else scan
-    metadata = metadata_of(config, scan)
-    scan = use_table(config, scan, metadata)
-    scan = part_of(scan, part, split_of(config, metadata)) if part and by_table else scan
-    metadata = {image.path: metadata[image.path] for image in scan.images if image.path in metadata}
-    links = find_links(scan.images, metadata)
-    return Survey(scan, metadata, links, group_images(scan.images, links))
 
 
 def prepare(config: DataConfig, seed: int) -> Prepared:
@@ -127,43 +80,6 @@ def prepare_test(config: DataConfig) -> Prepared:
     return Prepared(rows, _facts(rows, found.images), left_out, found.metadata)
 
 
-def look_into(config: DataConfig) -> Scan:
-    """What lies in the folder.
-
-    Raises:
-        UserError: an ambiguous folder, or flags that mean nothing without others.
-    """
-    refuse_lonely_flags(config)
-    return scan_folder(data_folder(config), config.cache_dir, any_layout=config.label_column is not None)
-
-
-def metadata_of(config: DataConfig, scan: Scan) -> Metadata:
-    """What the table says of each file, usable or not; nothing without a table."""
-    if config.metadata is None:
-        return {}
-    paths, bad = [image.path for image in scan.images], [path for path, _ in scan.bad]
-    return read_metadata(Path(config.metadata), paths, bad, (config.label_column, config.split_column))
-
-
-def part_of(scan: Scan, part: str, splits: Mapping[str, str] | None = None) -> Scan:
-    """What a scan found in one part of the split; all of it where there is no split.
-
-    Args:
-        splits: the part of each file, if it is not its folder that says so.
-    """
-    if not any(image.split for image in scan.images):
-        return scan
-    log.info(f"data: the {'folder' if splits is None else 'table'} is split: its {part}/ alone is used")
-
-    def inside(path: str) -> bool:
-        said = SPLIT_FOLDERS.get(path.partition("/")[0].lower()) if splits is None else splits.get(path)
-        return said == part
-
-    images = [image for image in scan.images if image.split == part]
-    bad, left_out = ([(path, reason) for path, reason in found if inside(path)] for found in (scan.bad, scan.left_out))
-    return Scan(images, bad, [path for path in scan.others if inside(path)], left_out)
-
-
 def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
     """Look again at the images of a split that was made before.
 
@@ -183,13 +99,6 @@ def _facts(rows: Iterable[Row], images: Iterable[ImageFile]) -> list[Facts]:
     return [facts[row.path] for row in rows]
 
 
-def data_folder(config: DataConfig) -> Path:
-    """The folder of images, or UserError where none is given."""
-    if config.path is None:
-        raise UserError("--data.path is missing: give the folder that holds the class folders benign/ and malignant/")
-    return Path(config.path)
-
-
 def refuse_bad(config: DataConfig, bad: Mapping[str, str], total: int) -> None:
     """Raise UserError naming the bad images, where the policy does not let them be left out."""
     if not bad or (config.on_bad == "quarantine" and len(bad) <= config.max_bad * total):
@@ -199,17 +108,6 @@ def refuse_bad(config: DataConfig, bad: Mapping[str, str], total: int) -> None:
         f"--data.path {config.path}: {len(bad)} of {total} images cannot be used{limit}; repair or remove them:\n"
         + listing([f"{path}: {reason}" for path, reason in bad.items()])
     )
-
-
-def conflicting_copies(found: Survey) -> list[tuple[str, str]]:
-    """(path, reason) of the same bytes in both classes: one label is wrong, and nothing tells which."""
-    return [
-        (found.images[member].path, f"same bytes as {found.images[other].path}, which has the other label")
-        for link in found.conflicts()
-        if link.kind == "same bytes"
-        for member in link.members
-        for other in [next(m for m in link.members if found.images[m].label != found.images[member].label)]
-    ]
 
 
 def say_what_was_found(found: Survey, bad: Mapping[str, str]) -> None:
@@ -253,18 +151,6 @@ def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:
     if rest := sum({"val", "test"} <= names for names in sides.values()):
         log.warning(f"data: --data.leaks drop-from-train does not mend groups in both val and test: {rest}")
     return dropped
-
-
-def describe_links(links: Iterable[Link]) -> str:
-    """Counts of links by kind, in words."""
-    kinds = Counter(link.kind for link in links)
-    words: dict[Kind, tuple[str, str]] = {
-        "same bytes": ("set of copies", "sets of copies"),
-        "near-duplicate": ("pair of near-duplicates", "pairs of near-duplicates"),
-        "lesion": ("lesion", "lesions"),
-        "patient": ("patient", "patients"),
-    }
-    return ", ".join(f"{kinds[kind]} {several[kinds[kind] > 1]}" for kind, several in words.items() if kinds[kind])
 
 
 def describe_link(found: Survey, link: Link) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 from skindist.config import Config, DataConfig, EvaluationConfig, ModelConfig
 from skindist.data.duplicates import near_duplicates, straddling
 from skindist.data.loading import LesionImages, sample_ids
-from skindist.data.prepare import Prepared, look_into, prepare_again, prepare_test
+from skindist.data.prepare import Prepared, prepare_again, prepare_test
 from skindist.data.split import Row, count_rows
+from skindist.data.survey import look_into
 from skindist.distributed import group
 from skindist.distributed.group import decide
 from skindist.errors import UserError

@@ -15,8 +15,8 @@ from PIL import Image, ImageOps
 
 from skindist.cli import main
 from skindist.config import DataConfig
-from skindist.data.prepare import Survey, survey
 from skindist.data.scan import scan_folder
+from skindist.data.survey import Survey, survey
 from skindist.errors import UserError
 from skindist.report import audit as module
 from skindist.report.audit import audit, examine

@@ -9,8 +9,9 @@ import pytest
 
 from skindist.cli import main
 from skindist.config import DataConfig
-from skindist.data.prepare import prepare, prepare_again, prepare_test, survey
+from skindist.data.prepare import prepare, prepare_again, prepare_test
 from skindist.data.scan import CLASSES
+from skindist.data.survey import survey
 from skindist.errors import UserError
 
 DX = {"mel": 1, "bcc": 1, "akiec": 1, "nv": 0, "bkl": 0}

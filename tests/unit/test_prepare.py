@@ -12,8 +12,9 @@ from PIL import Image
 
 from skindist.config import DataConfig
 from skindist.data.demo import draw_lesion
-from skindist.data.prepare import Prepared, prepare, survey
+from skindist.data.prepare import Prepared, prepare
 from skindist.data.split import Row
+from skindist.data.survey import survey
 from skindist.errors import UserError
 from tests.helpers import torture
 

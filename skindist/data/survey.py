@@ -1,0 +1,129 @@
+"""What lies in a folder: the scan, the metadata joined to it, and what ties images together. `skindist audit` shows
+that, and a run is prepared from it."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from skindist.config import DataConfig
+from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
+from skindist.data.labels import refuse_lonely_flags, split_of, use_table
+from skindist.data.metadata import Metadata, read_metadata
+from skindist.data.scan import SPLIT_FOLDERS, ImageFile, Scan, scan_folder
+from skindist.errors import UserError
+
+log = logging.getLogger("skindist")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that is known of a folder before it is split: usable images, their metadata, the links between them, and
+    the group of each image."""
+
+    scan: Scan
+    metadata: Metadata
+    links: list[Link]
+    groups: list[str]
+
+    @property
+    def images(self) -> list[ImageFile]:
+        """The usable images."""
+        return self.scan.images
+
+    def leaks(self) -> list[Link]:
+        """Links that cross the given split; none where the folder has none."""
+        return straddling(self.links, [image.split for image in self.images])
+
+    def conflicts(self) -> list[Link]:
+        """Copies, near-duplicates and lesions that lie in both classes; a patient may have lesions of both."""
+        links = [link for link in self.links if link.kind != "patient"]
+        return straddling(links, [image.label for image in self.images])
+
+
+def survey(config: DataConfig, part: str | None = None) -> Survey:
+    """Scan the folder and find what belongs together.
+
+    Args:
+        part: of a folder that is split, the only part to look at.
+
+    Raises:
+        UserError: an ambiguous folder, or metadata that cannot be joined.
+    """
+    scan = look_into(config)
+    by_table = config.split_column is not None
+    scan = part_of(scan, part) if part and not by_table else scan
+    metadata = metadata_of(config, scan)
+    scan = use_table(config, scan, metadata)
+    scan = part_of(scan, part, split_of(config, metadata)) if part and by_table else scan
+    metadata = {image.path: metadata[image.path] for image in scan.images if image.path in metadata}
+    links = find_links(scan.images, metadata)
+    return Survey(scan, metadata, links, group_images(scan.images, links))
+
+
+def look_into(config: DataConfig) -> Scan:
+    """What lies in the folder.
+
+    Raises:
+        UserError: an ambiguous folder, or flags that mean nothing without others.
+    """
+    refuse_lonely_flags(config)
+    return scan_folder(data_folder(config), config.cache_dir, any_layout=config.label_column is not None)
+
+
+def metadata_of(config: DataConfig, scan: Scan) -> Metadata:
+    """What the table says of each file, usable or not; nothing without a table."""
+    if config.metadata is None:
+        return {}
+    paths, bad = [image.path for image in scan.images], [path for path, _ in scan.bad]
+    return read_metadata(Path(config.metadata), paths, bad, (config.label_column, config.split_column))
+
+
+def part_of(scan: Scan, part: str, splits: Mapping[str, str] | None = None) -> Scan:
+    """What a scan found in one part of the split; all of it where there is no split.
+
+    Args:
+        splits: the part of each file, if it is not its folder that says so.
+    """
+    if not any(image.split for image in scan.images):
+        return scan
+    log.info(f"data: the {'folder' if splits is None else 'table'} is split: its {part}/ alone is used")
+
+    def inside(path: str) -> bool:
+        said = SPLIT_FOLDERS.get(path.partition("/")[0].lower()) if splits is None else splits.get(path)
+        return said == part
+
+    images = [image for image in scan.images if image.split == part]
+    bad, left_out = ([(path, reason) for path, reason in found if inside(path)] for found in (scan.bad, scan.left_out))
+    return Scan(images, bad, [path for path in scan.others if inside(path)], left_out)
+
+
+def data_folder(config: DataConfig) -> Path:
+    """The folder of images, or UserError where none is given."""
+    if config.path is None:
+        raise UserError("--data.path is missing: give the folder that holds the class folders benign/ and malignant/")
+    return Path(config.path)
+
+
+def conflicting_copies(found: Survey) -> list[tuple[str, str]]:
+    """(path, reason) of the same bytes in both classes: one label is wrong, and nothing tells which."""
+    return [
+        (found.images[member].path, f"same bytes as {found.images[other].path}, which has the other label")
+        for link in found.conflicts()
+        if link.kind == "same bytes"
+        for member in link.members
+        for other in [next(m for m in link.members if found.images[m].label != found.images[member].label)]
+    ]
+
+
+def describe_links(links: Iterable[Link]) -> str:
+    """Counts of links by kind, in words."""
+    kinds = Counter(link.kind for link in links)
+    words: dict[Kind, tuple[str, str]] = {
+        "same bytes": ("set of copies", "sets of copies"),
+        "near-duplicate": ("pair of near-duplicates", "pairs of near-duplicates"),
+        "lesion": ("lesion", "lesions"),
+        "patient": ("patient", "patients"),
+    }
+    return ", ".join(f"{kinds[kind]} {several[kinds[kind] > 1]}" for kind, several in words.items() if kinds[kind])
