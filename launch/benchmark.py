@@ -72,7 +72,8 @@ from skindist.launcher import this_launch
 from skindist.machine import available_cores
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
-from skindist.training.engine import Learner, evaluate, set_train_mode, train_step
+from skindist.training.engine import evaluate, set_train_mode, train_step
+from skindist.training.learner import Learner
 from skindist.training.rehearsal import black_images
 from skindist.training.saving import Saver
 from skindist.training.state import TrainState

@@ -32,9 +32,9 @@ from .inference.saved_model import SavedModel as SavedModel
 from .inference.sources import load_model as load_model
 from .model import build_model as build_model
 from .run.folder import Run as Run
-from .training.engine import Learner as Learner
 from .training.engine import evaluate as evaluate
 from .training.engine import train_one_epoch as train_one_epoch
+from .training.learner import Learner as Learner
 from .training.state import TrainState as TrainState
 from .training.trainer import build_learner as build_learner
 from .training.trainer import build_loaders as build_loaders

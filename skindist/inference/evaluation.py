@@ -29,7 +29,8 @@ from skindist.randomness import Stream, derived_seed
 from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_evaluation
 from skindist.run.folder import Run
-from skindist.training.engine import Predictor, evaluate
+from skindist.training.engine import evaluate
+from skindist.training.learner import Predictor
 from skindist.training.predicting import build_predictor, choose_workers, eval_loader, open_store
 from skindist.training.results import hardware, known_of, prediction_rows, show_test, stress_of, versions
 from skindist.training.stressing import stress_test

@@ -24,7 +24,7 @@ from skindist.inference.explain import explain
 from skindist.inference.saved_model import Description
 from skindist.inference.table import Row
 from skindist.report.pictures import as_png, beside_heat_map
-from skindist.training.engine import Predictor
+from skindist.training.learner import Predictor
 from skindist.training.memory import is_out_of_memory
 from skindist.wording import plural
 

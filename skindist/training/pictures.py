@@ -15,7 +15,7 @@ from skindist.files import whole_folder, write_atomic, write_csv
 from skindist.inference.explain import explain
 from skindist.report.pictures import Pixels, as_jpeg, beside_heat_map, contact_sheet
 from skindist.run.folder import Run
-from skindist.training.engine import Predictor
+from skindist.training.learner import Predictor
 
 SHOWN = 2  # images of each class in the picture of the stress test
 AT_ONCE = 8  # images that are explained together

@@ -25,7 +25,7 @@ from skindist.distributed import buffers, group
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder, free_shared_memory
 from skindist.model import Preprocessing
-from skindist.training.engine import Predictor
+from skindist.training.learner import Predictor
 
 
 def build_predictor(

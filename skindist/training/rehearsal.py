@@ -9,7 +9,8 @@ from torch import nn
 from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
 from skindist.folding import for_prediction
-from skindist.training.engine import Learner, set_train_mode
+from skindist.training.engine import set_train_mode
+from skindist.training.learner import Learner
 from skindist.training.memory import advised, largest_that_fits
 
 

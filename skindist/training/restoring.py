@@ -16,7 +16,7 @@ from skindist.optim import epoch_of_half_rate, load_optimizer
 from skindist.run import record
 from skindist.run.checkpoint import Checkpoint, join_optimizer, load_checkpoint, split_optimizer
 from skindist.run.folder import Run
-from skindist.training.engine import Learner
+from skindist.training.learner import Learner
 from skindist.training.saving import Saver, environment, experiment, split_weights
 from skindist.training.state import TrainState
 from skindist.wording import plural

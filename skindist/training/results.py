@@ -28,7 +28,7 @@ from skindist.inference.saved_model import save_model
 from skindist.randomness import Stream, derived_seed
 from skindist.report.model_card import model_card
 from skindist.run.folder import Run
-from skindist.training.engine import Learner, Predictor
+from skindist.training.learner import Learner, Predictor
 from skindist.training.pictures import draw_errors, draw_stress
 from skindist.training.state import TrainState
 

@@ -21,7 +21,8 @@ from skindist.early_stopping import EarlyStopping
 from skindist.run.checkpoint import Checkpoint, copied, load_checkpoint, prune, save_checkpoint, step_folder
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
-from skindist.training.engine import Learner, collect_window
+from skindist.training.engine import collect_window
+from skindist.training.learner import Learner
 from skindist.training.state import TrainState
 
 AVERAGE = "average."  # before the names of averaged weights

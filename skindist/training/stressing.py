@@ -9,7 +9,8 @@ from skindist.data.loading import Batch, Key, LesionImages
 from skindist.data.prepare import Prepared
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.stress import DISTURBANCES, disturb
-from skindist.training.engine import Predictor, evaluate
+from skindist.training.engine import evaluate
+from skindist.training.learner import Predictor
 from skindist.training.predicting import choose_workers, eval_loader
 
 

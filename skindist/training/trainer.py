@@ -29,8 +29,9 @@ from skindist.report.words import describe_results
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
-from skindist.training.engine import Learner, evaluate, train_one_epoch
+from skindist.training.engine import evaluate, train_one_epoch
 from skindist.training.interruption import Interruptions
+from skindist.training.learner import Learner
 from skindist.training.memory import dead_workers_explained
 from skindist.training.other_trackers import OtherTrackers, check_trackers
 from skindist.training.predicting import choose_workers, eval_loader, open_store

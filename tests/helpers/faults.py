@@ -20,7 +20,7 @@ from skindist.cli import train
 from skindist.data.loading import Batch
 from skindist.run import checkpoint
 from skindist.training import engine, interruption, saving
-from skindist.training.engine import Learner
+from skindist.training.learner import Learner
 
 FILE_EVENTS = {"open", "shutil.rmtree", *(f"os.{call}" for call in ("mkdir", "rename", "remove", "rmdir", "symlink"))}
 At = Callable[[Learner, list[Batch]], list[Batch]]

@@ -36,8 +36,9 @@ from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.opening import prepare_data
 from skindist.training import engine, interruption, trainer
-from skindist.training.engine import Learner, evaluate, set_train_mode, train_step
+from skindist.training.engine import evaluate, set_train_mode, train_step
 from skindist.training.interruption import Interruptions
+from skindist.training.learner import Learner
 from skindist.training.rehearsal import warm_up
 from skindist.training.saving import Saver
 from tests.helpers.commands import TINY

@@ -29,7 +29,7 @@ SEEN = (
     'Revealed type is "int"',
     "def (config: skindist.config.Config) -> dict[str, Any]",
     "-> skindist.evaluation.predictions.Predictions",
-    'Revealed type is "skindist.training.engine.Learner"',
+    'Revealed type is "skindist.training.learner.Learner"',
     "-> list[skindist.data.split.Row]",
     'Unexpected keyword argument "epoch" for "TrainConfig"',
     'expression has type "int", variable has type "Learner"',
