@@ -23,7 +23,8 @@ from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.recalibration import recalibrate
 from skindist.files import finite, refuse_occupied, whole_folder
-from skindist.inference.saved_model import Description, build_module, load_weights, read_description
+from skindist.inference.description import Description, read_description
+from skindist.inference.saved_model import build_module, load_weights
 from skindist.inference.sources import Source, find_model
 from skindist.randomness import Stream, derived_seed
 from skindist.report.run_page import draw_run_page

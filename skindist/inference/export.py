@@ -23,8 +23,9 @@ from skindist.data.demo import draw_lesion
 from skindist.errors import UserError
 from skindist.extras import require
 from skindist.files import write_atomic
+from skindist.inference.description import Description
 from skindist.inference.graph import Classifier
-from skindist.inference.saved_model import Description, SavedModel
+from skindist.inference.saved_model import SavedModel
 from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
 from skindist.weights import first_line

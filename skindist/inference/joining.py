@@ -29,7 +29,8 @@ from skindist.evaluation.known import Known
 from skindist.evaluation.operating_point import choose_threshold
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite, refuse_occupied, whole_folder
-from skindist.inference.saved_model import Description, called, read_description, save_ensemble, unlike
+from skindist.inference.description import Description, called, read_description, unlike
+from skindist.inference.saved_model import save_ensemble
 from skindist.randomness import Stream, derived_seed
 from skindist.report.model_card import model_card
 from skindist.report.run_page import draw_run_page

@@ -12,7 +12,8 @@ from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from skindist.errors import UserError
-from skindist.inference.saved_model import CARD, DESCRIPTION, WEIGHTS, read_description
+from skindist.inference.description import DESCRIPTION, read_description
+from skindist.inference.saved_model import CARD, WEIGHTS
 from skindist.inference.sources import find_model, load_model
 from skindist.weights import HUB_ID, NETWORK_SECONDS, first_line, within
 

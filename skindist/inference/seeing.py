@@ -20,8 +20,8 @@ from skindist.errors import OutOfMemory
 from skindist.evaluation.predictions import Predictions
 from skindist.files import write_atomic
 from skindist.folding import for_prediction
+from skindist.inference.description import Description
 from skindist.inference.explain import explain
-from skindist.inference.saved_model import Description
 from skindist.inference.table import Row
 from skindist.report.pictures import as_png, beside_heat_map
 from skindist.training.learner import Predictor

@@ -13,7 +13,8 @@ from skindist.data.inspection import FORMATS, decode
 from skindist.data.resizing import seen_square
 from skindist.data.transforms import IDENTITY, mean_of_views, normalizer
 from skindist.evaluation.predictions import sigmoid
-from skindist.inference.saved_model import Description, SavedModel
+from skindist.inference.description import Description
+from skindist.inference.saved_model import SavedModel
 
 
 def open_picture(file: Path, known: Description) -> Image.Image:

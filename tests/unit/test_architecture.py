@@ -57,7 +57,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"distributed.ending", "distributed.contact"},
     {"training.memory", "training.wandb_service", "training.interruption", "report.model_card"},
     {"training.engine", "training.rehearsal", "inference.ensemble"},
-    {"inference.saved_model", "inference.explain"},
+    {"inference.description", "inference.saved_model", "inference.explain"},
     {"training.predicting", "inference.graph", "inference.single", "report.pictures"},
     {"training.stressing", "training.pictures"},
     {"training.wandb_sink", "training.results", "training.saving", "inference.sources", "inference.table"},

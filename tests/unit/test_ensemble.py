@@ -16,10 +16,11 @@ from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.operating_point import Threshold
+from skindist.inference.description import read_description
 from skindist.inference.ensemble import Ensemble
 from skindist.inference.explain import explain
 from skindist.inference.push import sent
-from skindist.inference.saved_model import read_description, save_ensemble, save_model
+from skindist.inference.saved_model import save_ensemble, save_model
 from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
 
