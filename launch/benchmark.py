@@ -54,7 +54,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from skindist.config import Config, DataConfig, ModelConfig, TrainConfig
+from skindist.config import Config
 from skindist.data.loading import (
     Batch,
     EvalLoader,
@@ -70,6 +70,7 @@ from skindist.distributed.group import join_group, leave_group
 from skindist.early_stopping import EarlyStopping
 from skindist.launcher import this_launch
 from skindist.machine import available_cores
+from skindist.recipe import DataConfig, ModelConfig, TrainConfig
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.training.engine import evaluate, set_train_mode, train_step

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from measuring import BATCH, SIZE, Figure, plain_images, ratio_of
 from tqdm import tqdm
 
-from skindist.config import DataConfig
 from skindist.data.prepare import prepare
+from skindist.recipe import DataConfig
 
 HERE = Path(__file__).parent
 IMAGES, EPOCHS, ROUNDS = 256, 2, 3

@@ -2,14 +2,9 @@ __all__: list[str]
 
 from .config import CheckpointConfig as CheckpointConfig
 from .config import Config as Config
-from .config import DataConfig as DataConfig
-from .config import EarlyStoppingConfig as EarlyStoppingConfig
 from .config import EvaluationConfig as EvaluationConfig
-from .config import ModelConfig as ModelConfig
-from .config import OptimConfig as OptimConfig
 from .config import RunConfig as RunConfig
 from .config import TrackingConfig as TrackingConfig
-from .config import TrainConfig as TrainConfig
 from .data.loading import Batch as Batch
 from .data.loading import EvalLoader as EvalLoader
 from .data.loading import Loaders as Loaders
@@ -31,6 +26,11 @@ from .evaluation.predictions import Predictions as Predictions
 from .inference.saved_model import SavedModel as SavedModel
 from .inference.sources import load_model as load_model
 from .model import build_model as build_model
+from .recipe import DataConfig as DataConfig
+from .recipe import EarlyStoppingConfig as EarlyStoppingConfig
+from .recipe import ModelConfig as ModelConfig
+from .recipe import OptimConfig as OptimConfig
+from .recipe import TrainConfig as TrainConfig
 from .run.folder import Run as Run
 from .training.engine import evaluate as evaluate
 from .training.engine import train_one_epoch as train_one_epoch

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from skindist.config import DataConfig, EvaluationConfig, Word
+from skindist.config import EvaluationConfig
 from skindist.distributed.ending import together
 from skindist.errors import UserError
 from skindist.machine import cache_folder
+from skindist.recipe import DataConfig, Word
 
 
 def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) -> None:

@@ -15,8 +15,8 @@ from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from skindist.config import ModelConfig, TrainConfig
 from skindist.errors import UserError
+from skindist.recipe import ModelConfig, TrainConfig
 from skindist.weights import first_line, load_weights, pretrained_file
 from skindist.wording import plural
 

@@ -9,9 +9,9 @@ import timm.optim
 import torch
 from torch import nn
 
-from skindist.config import OptimConfig
 from skindist.errors import UserError
 from skindist.model import head_keys
+from skindist.recipe import OptimConfig
 
 HEAD_LR_FACTOR = 5.0  # of a new head on layers that have learnt already
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from skindist.config import DataConfig
 from skindist.data.metadata import Metadata, canonical_name
 from skindist.data.scan import CLASSES, UNLABELLED, ImageFile, Scan
 from skindist.errors import UserError
+from skindist.recipe import DataConfig
 from skindist.wording import plural
 
 SPLIT_WORDS = {

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from skindist.config import DataConfig, TrainConfig
 from skindist.data.split import Row
 from skindist.data.store import PixelStore
 from skindist.data.transforms import IDENTITY, central_square, draw_view, warp
 from skindist.errors import UserError
 from skindist.machine import available_cores
 from skindist.randomness import Stream, generator
+from skindist.recipe import DataConfig, TrainConfig
 from skindist.wording import plural
 
 AHEAD = 4  # batches that each worker has ready

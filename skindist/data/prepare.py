@@ -5,7 +5,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from skindist.config import DataConfig
 from skindist.data.duplicates import Link
 from skindist.data.inspection import Facts
 from skindist.data.metadata import Metadata
@@ -13,6 +12,7 @@ from skindist.data.scan import ImageFile
 from skindist.data.split import Row, count_rows, cut_into_folds, make_split, refuse_changed_images
 from skindist.data.survey import Survey, conflicting_copies, describe_links, look_into, metadata_of, survey
 from skindist.errors import UserError
+from skindist.recipe import DataConfig
 from skindist.wording import plural
 
 LISTED = 5  # files named in one message

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from skindist.config import DataConfig
 from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
 from skindist.data.labels import refuse_lonely_flags, split_of, use_table
 from skindist.data.metadata import Metadata, read_metadata
 from skindist.data.scan import SPLIT_FOLDERS, ImageFile, Scan, scan_folder
 from skindist.errors import UserError
+from skindist.recipe import DataConfig
 
 log = logging.getLogger("skindist")
 

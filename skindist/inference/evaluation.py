@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skindist.config import Config, DataConfig, EvaluationConfig, ModelConfig
+from skindist.config import Config, EvaluationConfig
 from skindist.data.duplicates import near_duplicates, straddling
 from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared, prepare_again, prepare_test
@@ -27,6 +27,7 @@ from skindist.inference.description import Description, read_description
 from skindist.inference.saved_model import build_module, load_weights
 from skindist.inference.sources import Source, find_model
 from skindist.randomness import Stream, derived_seed
+from skindist.recipe import DataConfig, ModelConfig
 from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_evaluation
 from skindist.run.folder import Run

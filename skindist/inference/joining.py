@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skindist.config import Config, DataConfig
+from skindist.config import Config
 from skindist.data.loading import sample_ids
 from skindist.data.prepare import Prepared, prepare_again
 from skindist.data.scan import CLASSES
@@ -32,6 +32,7 @@ from skindist.files import finite, refuse_occupied, whole_folder
 from skindist.inference.description import Description, called, read_description, unlike
 from skindist.inference.saved_model import save_ensemble
 from skindist.randomness import Stream, derived_seed
+from skindist.recipe import DataConfig
 from skindist.report.model_card import model_card
 from skindist.report.run_page import draw_run_page
 from skindist.run.folder import Run

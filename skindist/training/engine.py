@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from skindist.config import Config, TrainConfig
+from skindist.config import Config
 from skindist.data.loading import Batch, EvalLoader, TrainLoader
 from skindist.distributed import host
 from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
@@ -25,6 +25,7 @@ from skindist.evaluation.predictions import Predictions
 from skindist.folding import for_prediction
 from skindist.optim import learning_rate, set_learning_rate
 from skindist.randomness import Stream, derived_seed
+from skindist.recipe import TrainConfig
 from skindist.training.learner import Learner, Predictor
 from skindist.training.memory import advised
 from skindist.training.state import TrainState

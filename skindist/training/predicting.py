@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import Dataset
 
-from skindist.config import DataConfig
 from skindist.data.loading import (
     Batch,
     EvalLoader,
@@ -25,6 +24,7 @@ from skindist.distributed import buffers, group
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder, free_shared_memory
 from skindist.model import Preprocessing
+from skindist.recipe import DataConfig
 from skindist.training.learner import Predictor
 
 

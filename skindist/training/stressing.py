@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 from torch.utils.data import Dataset
 
-from skindist.config import DataConfig
 from skindist.data.loading import Batch, Key, LesionImages
 from skindist.data.prepare import Prepared
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.stress import DISTURBANCES, disturb
+from skindist.recipe import DataConfig
 from skindist.training.engine import evaluate
 from skindist.training.learner import Predictor
 from skindist.training.predicting import choose_workers, eval_loader

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from skindist.config import Config, ModelConfig, TrainConfig
+from skindist.config import Config
 from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
 from skindist.distributed import group
 from skindist.launcher import this_launch
+from skindist.recipe import ModelConfig, TrainConfig
 from skindist.run.folder import Run
 from skindist.training import engine, trainer
 from skindist.training.tracking import Tracker

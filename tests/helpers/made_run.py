@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from skindist.config import Config, DataConfig, EvaluationConfig
+from skindist.config import Config, EvaluationConfig
 from skindist.data.inspection import Facts
 from skindist.data.loading import sample_ids
 from skindist.data.prepare import Prepared, prepare
@@ -14,6 +14,7 @@ from skindist.data.split import Row, count_rows
 from skindist.evaluation.judgement import freeze, judge
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
+from skindist.recipe import DataConfig
 from skindist.run.folder import Run
 from skindist.training.results import known_of, prediction_rows
 

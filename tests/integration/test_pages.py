@@ -22,11 +22,12 @@ from torch.distributed.run import get_args_parser
 
 import skindist
 from skindist import cli, folds, verify
-from skindist.config import Config, DataConfig
+from skindist.config import Config
 from skindist.data import unpack as unpacking
 from skindist.inference import evaluation, export, joining, push
 from skindist.inference.sources import find_model
 from skindist.launcher import read_launch
+from skindist.recipe import DataConfig
 from skindist.run.folder import Run
 from skindist.training import trainer
 from tests.helpers.commands import ROOT, TINY

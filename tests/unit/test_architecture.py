@@ -21,6 +21,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
         "launcher",
         "wording",
         "section",
+        "recipe",
         "config",
         "parsing",
         "programs",
@@ -126,5 +127,5 @@ def test_processes_are_the_business_of_two_rooms(framework: str) -> None:
 
 
 def test_early_stopping_and_config_know_no_framework() -> None:
-    for name in ("config", "early_stopping", "errors", "launcher", "randomness", "data.scan", "data.split"):
+    for name in ("config", "recipe", "early_stopping", "errors", "launcher", "randomness", "data.scan", "data.split"):
         assert not {"torch", "accelerate", "timm", "datasets"} & {i.split(".")[0] for i in imports(modules()[name])}

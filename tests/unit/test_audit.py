@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from skindist.cli import main
-from skindist.config import DataConfig
 from skindist.data.scan import scan_folder
 from skindist.data.survey import Survey, survey
 from skindist.errors import UserError
+from skindist.recipe import DataConfig
 from skindist.report import audit as module
 from skindist.report.audit import audit, examine
 

@@ -7,19 +7,10 @@ from typing import Any
 import pytest
 import yaml
 
-from skindist.config import (
-    Config,
-    DataConfig,
-    EarlyStoppingConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrainConfig,
-    changes,
-    marked,
-)
+from skindist.config import Config, RunConfig, changes, marked
 from skindist.errors import UserError
 from skindist.parsing import parse_config
+from skindist.recipe import DataConfig, EarlyStoppingConfig, ModelConfig, OptimConfig, TrainConfig
 from skindist.section import Section, setting
 
 OUT_OF_RANGE: dict[str, tuple[Any, str]] = {

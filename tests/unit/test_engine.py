@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from skindist.config import Config, TrainConfig
+from skindist.config import Config
 from skindist.data.loading import Batch, EvalLoader
 from skindist.data.transforms import IDENTITY, turned
 from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
 from skindist.folding import for_prediction
+from skindist.recipe import TrainConfig
 from skindist.training import trainer
 from skindist.training.engine import collect_window, evaluate, set_train_mode, train_step
 from skindist.training.learner import Learner, Predictor

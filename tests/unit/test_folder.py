@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 import skindist
-from skindist.config import Config, OptimConfig
+from skindist.config import Config
 from skindist.data.split import Row
 from skindist.errors import UserError
+from skindist.recipe import OptimConfig
 from skindist.run import record
 from skindist.run.folder import Run
 

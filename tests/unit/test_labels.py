@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from skindist.cli import main
-from skindist.config import DataConfig
 from skindist.data.prepare import prepare, prepare_again, prepare_test
 from skindist.data.scan import CLASSES
 from skindist.data.survey import survey
 from skindist.errors import UserError
+from skindist.recipe import DataConfig
 
 DX = {"mel": 1, "bcc": 1, "akiec": 1, "nv": 0, "bkl": 0}
 LISTS: dict[str, Any] = {"label_column": "dx", "malignant": ("MEL", "bcc", "akiec"), "benign": ("nv", "bkl")}

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from skindist.config import DataConfig, TrainConfig
 from skindist.data.loading import (
     LesionImages,
     TrainBatches,
@@ -27,6 +26,7 @@ from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.data.transforms import IDENTITY
 from skindist.distributed.group import join_group
 from skindist.errors import UserError
+from skindist.recipe import DataConfig, TrainConfig
 from skindist.training import predicting
 from skindist.training.trainer import build_learner, build_loaders
 from tests.helpers.jobs import tiny_config

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from skindist.config import EarlyStoppingConfig
 from skindist.evaluation.metrics import HEADLINES, METRICS
 from skindist.evaluation.modules import BinaryMetric, compute
+from skindist.recipe import EarlyStoppingConfig
 
 HAND_COMPUTED = {
     "one tie between the classes": (

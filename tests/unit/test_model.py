@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from skindist.config import ModelConfig, TrainConfig
 from skindist.errors import UserError
 from skindist.model import Preprocessing, build_model, noisy_batchnorm, preprocessing, synchronise_batchnorm
+from skindist.recipe import ModelConfig, TrainConfig
 
 # The head
 

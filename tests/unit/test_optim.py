@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from skindist.config import OptimConfig
 from skindist.errors import UserError
 from skindist.optim import build_optimizer, epoch_of_half_rate, learning_rate, set_learning_rate
+from skindist.recipe import OptimConfig
 
 
 def test_the_recipe_is_adadelta_with_its_rho_and_eps() -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from skindist.config import DataConfig
 from skindist.data.demo import draw_lesion
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.split import Row
 from skindist.data.survey import survey
 from skindist.errors import UserError
+from skindist.recipe import DataConfig
 from tests.helpers import torture
 
 

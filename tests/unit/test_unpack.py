@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from skindist.cli import main
-from skindist.config import DataConfig
 from skindist.data.prepare import prepare
 from skindist.data.split import count_rows
 from skindist.data.unpack import unpack
 from skindist.errors import UserError
+from skindist.recipe import DataConfig
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from skindist import weights as module
-from skindist.config import ModelConfig
 from skindist.errors import UserError
 from skindist.model import build_model
+from skindist.recipe import ModelConfig
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 Start = Callable[[type[BaseHTTPRequestHandler]], str]
