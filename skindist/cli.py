@@ -9,14 +9,14 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from skindist import commands
+from skindist.commands import data, models, runs
 from skindist.distributed.ending import fail, fail_together, together
 from skindist.errors import UserError
 from skindist.launcher import this_launch
 from skindist.parsing import in_one_line, parse_config
 
 SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value
-FLAGS_OF_FOLDS = {f"--{name}" for name in signature(commands.folds).parameters if name != "command"}
+FLAGS_OF_FOLDS = {f"--{name}" for name in signature(runs.folds).parameters if name != "command"}
 
 
 def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> int:
@@ -52,10 +52,10 @@ def main(args: Sequence[str] | None = None) -> int:
     if words[:1] == ["train"]:
         return train(words[1:], prog="skindist train")
     named: dict[str, Callable[..., int | None]] = {
-        "unpack": commands.unpack, "audit": commands.audit, "folds": commands.folds, "ensemble": commands.ensemble,
-        "evaluate": commands.evaluate_elsewhere, "predict": commands.predict, "report": commands.report,
-        "curves": commands.curves, "export": commands.export, "push": commands.push, "demo-data": commands.demo_data,
-        "verify-resume": commands.verify_resume, "clear-cache": commands.clear_cache,
+        "unpack": data.unpack, "audit": data.audit, "folds": runs.folds, "ensemble": runs.ensemble,
+        "evaluate": models.evaluate_elsewhere, "predict": models.predict, "report": runs.report,
+        "curves": runs.curves, "export": models.export, "push": models.push, "demo-data": data.demo_data,
+        "verify-resume": runs.verify_resume, "clear-cache": data.clear_cache,
     }  # fmt: skip
     parser = ArgumentParser(prog="skindist", description="Train a model, and what surrounds that.", exit_on_error=False)
     subcommands = parser.add_subcommands()
@@ -63,10 +63,10 @@ def main(args: Sequence[str] | None = None) -> int:
     for name, function in named.items():
         about = str(function.__doc__).split("\n\n    Args:")[0]
         title = about.splitlines()[0]
-        takes_command = function in (commands.verify_resume, commands.folds)
+        takes_command = function in (runs.verify_resume, runs.folds)
         usage = f"skindist {name} [OPTIONS] -- COMMAND ..." if takes_command else None
         command = ArgumentParser(description=about, usage=usage, exit_on_error=False)
-        if function in (commands.report, commands.ensemble):
+        if function in (runs.report, runs.ensemble):
             command.add_argument(
                 "runs", nargs="+", type=Path, metavar="RUN", help="Run folder; several are put together."
             )

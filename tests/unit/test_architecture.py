@@ -76,7 +76,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     },
     {"report.audit", "inference.joining", "verify"},
     {"folds"},
-    {"commands"},
+    {"commands.data", "commands.models", "commands.runs"},
     {"cli"},
     {"__main__"},
 ]
