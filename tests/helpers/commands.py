@@ -18,6 +18,7 @@ TINY = [
     "--train.batch_size=12",
     "--train.epochs=2",
     "--train.log_every=2",
+    "--evaluation.views=1",
 ]
 """Flags of a run that takes a second of training."""
 
