@@ -129,3 +129,8 @@ def test_processes_are_the_business_of_two_rooms(framework: str) -> None:
 def test_early_stopping_and_config_know_no_framework() -> None:
     for name in ("config", "recipe", "early_stopping", "errors", "launcher", "randomness", "data.scan", "data.split"):
         assert not {"torch", "accelerate", "timm", "datasets"} & {i.split(".")[0] for i in imports(modules()[name])}
+
+
+def test_no_module_has_grown_past_250_lines() -> None:
+    lengths = {name: len((ROOT / f"{name.replace('.', '/')}.py").read_text().splitlines()) for name in modules()}
+    assert {name: lines for name, lines in lengths.items() if lines > 250} == {}
