@@ -22,7 +22,7 @@ from tests.helpers.commands import ROOT
 pytestmark = pytest.mark.slow
 TINY = [
     "--model.name=test_resnet", "--model.pretrained=false", "--data.image_size=64", "--train.batch_size=12",
-    "--train.epochs=4", "--train.ema=0.9", "--optim.lr=1.0",
+    "--train.epochs=4", "--train.ema=0.9", "--optim.lr=1.0", "--evaluation.views=1",
 ]  # fmt: skip
 OTHERS = """
 import json, math, numpy, onnxruntime, skindist, sys, timm, torch, transformers
