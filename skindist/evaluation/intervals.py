@@ -82,8 +82,9 @@ def estimates(
     Hinkley, "Bootstrap Methods and their Application", 1997, chapter 5).
 
     A bootstrap shows only what the sample holds: where the classes separate perfectly, the AUROC gets the interval
-    [1, 1], however few the images. So a share of grouped images gets Wilson's interval, a group counted as one image,
-    where all images of a class are called alike and that interval is wider.
+    [1, 1], however few the images. And no resample holds more malignant images than the set, as another set would. So a
+    share of grouped images gets Wilson's interval, a group counted as one image, where that interval is wider and the
+    share rests on both classes, or all images of its class are called alike.
 
     Args:
         probabilities: probability of malignant for each image, shape (images,).
@@ -121,7 +122,7 @@ def estimates(
         else:
             low, high, interval = _ends(metric, value, drawn[metric.name], sample)
             units = _units(metric, p, sample, threshold) if metric.is_share else 0
-            if units and _is_blind(metric, p, sample, threshold):
+            if units and _shows_too_little(metric, p, sample, threshold):
                 ends = wilson(round(value * units), units)
                 low, high, interval = max(
                     (low, high, interval), (*ends, "wilson over groups"), key=lambda at: at[1] - at[0]
@@ -191,10 +192,11 @@ def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -
     return len(set(sample.units[rests_on.get(metric.name, np.full(p.size, True))].tolist()))
 
 
-def _is_blind(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> bool:
-    """Whether all images of a class that the metric rests on are called alike, so that resamples show no spread."""
-    classes = {"sensitivity": (1,), "specificity": (0,)}.get(metric.name, (0, 1))
-    return any(len(set((p >= threshold)[sample.labels == label].tolist())) < 2 for label in classes)
+def _shows_too_little(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> bool:
+    """Whether resamples within each class spread less than sets would: the share of a class does not vary in them, nor
+    what all its images are called."""
+    label = {"sensitivity": 1, "specificity": 0}.get(metric.name)
+    return label is None or len(set((p >= threshold)[sample.labels == label].tolist())) < 2
 
 
 def _by_bayes(metric: Metric, found: dict[str, Estimate], prevalence: float, value: float) -> Ends:

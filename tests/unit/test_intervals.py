@@ -153,7 +153,7 @@ def draw_grouped(lesions: int, seed: int) -> tuple[NDArray[np.float64], NDArray[
 
 
 def test_intervals_of_grouped_images_cover_the_truth_and_those_that_ignore_the_groups_do_not() -> None:
-    names = ("auroc", "sensitivity", "specificity", "loss", "auprc", "partial_auroc")
+    names = ("accuracy", "auroc", "sensitivity", "specificity", "ppv", "npv", "loss", "auprc", "partial_auroc")
     p, y, _ = draw_grouped(200_001, seed=10**6)
     truth = {name: METRICS[name](p, y) for name in names}
     covered = {grouped: dict.fromkeys(names, 0) for grouped in (True, False)}
@@ -193,6 +193,17 @@ def test_where_no_malignant_image_is_found_the_accuracy_does_not_look_sure() -> 
     assert found["accuracy"] == Estimate(17 / 20, *wilson(16, 19), n=20, interval="wilson over groups")
     assert found["sensitivity"] == Estimate(0, *wilson(0, 2), n=3, interval="wilson over groups")
     assert found["auroc"].interval == "group bootstrap"
+
+
+def test_the_accuracy_of_grouped_images_counts_with_another_share_of_malignant_ones() -> None:
+    """One in five malignant images is found, nearly no benign one is wrong, and one image has a copy."""
+    rng, covered = np.random.default_rng(0), 0
+    for seed in range(100):
+        y = (rng.random(200) < 0.2).astype(int)
+        p = np.where(rng.random(200) < np.where(y == 1, 0.2, 0.02), 0.9, 0.1)
+        accuracy = estimates(p, y, seed, 300, groups=[0, 0, *range(198)], names=["accuracy"])["accuracy"]
+        covered += accuracy.low <= 0.2 * 0.2 + 0.8 * 0.98 <= accuracy.high
+    assert 90 <= covered <= 99
 
 
 def test_a_group_may_hold_both_classes() -> None:
