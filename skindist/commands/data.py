@@ -73,10 +73,12 @@ def audit(
     """
     from skindist.report.audit import audit
 
-    labels = {"label_column": label_column, "malignant": malignant, "benign": benign, "other": other}
-    table = {"metadata": str(metadata) if metadata else None, "split_column": split_column}
     with own_flags():
-        print(audit(DataConfig(path=str(directory), **table, **labels), page))  # type: ignore[arg-type]
+        config = DataConfig(
+            path=str(directory), metadata=str(metadata) if metadata else None, label_column=label_column,
+            malignant=malignant, benign=benign, other=other, split_column=split_column,
+        )  # fmt: skip
+        print(audit(config, page))
 
 
 @contextmanager
