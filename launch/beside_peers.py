@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from measuring import BATCH, SIZE, Figure, plain_images, ratio_of
 from tqdm import tqdm
 
@@ -23,7 +24,8 @@ from skindist.data.prepare import prepare
 from skindist.recipe import DataConfig
 
 HERE = Path(__file__).parent
-IMAGES, EPOCHS, ROUNDS = 256, 2, 3
+IMAGES = 2048 if torch.cuda.is_available() else 256
+EPOCHS, ROUNDS = 2, 3
 
 
 class Peer(NamedTuple):

@@ -1,6 +1,7 @@
 """What the loops in this folder share. Each is started with FOLDER SIZE BATCH EPOCHS defaults|best, in an environment
 that has nothing of skindist, and prints the images a second of its last epoch of training."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -41,9 +42,13 @@ def training_images(job: Job) -> torchvision.datasets.ImageFolder:
 
 
 def batches(job: Job, images: torchvision.datasets.ImageFolder) -> DataLoader[Any]:
-    """A new order in each epoch; at its best, files are read by two workers."""
-    workers = 2 if job.best else 0
-    return DataLoader(images, job.batch, shuffle=True, num_workers=workers, persistent_workers=job.best)
+    """A new order in each epoch."""
+    return DataLoader(images, job.batch, shuffle=True, num_workers=workers(job), persistent_workers=job.best)
+
+
+def workers(job: Job) -> int:
+    """Loader workers: at its best, as many as there are cores."""
+    return len(os.sched_getaffinity(0)) if job.best else 0
 
 
 def model() -> torch.nn.Module:

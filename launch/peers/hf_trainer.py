@@ -4,7 +4,7 @@ import tempfile
 from typing import Any
 
 import torch
-from common import Epochs, adadelta, job, model, training_images
+from common import Epochs, adadelta, job, model, training_images, workers
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 asked = job()
@@ -42,7 +42,7 @@ arguments = TrainingArguments(
     num_train_epochs=asked.epochs,
     bf16=asked.best,
     use_cpu=not torch.cuda.is_available(),
-    dataloader_num_workers=2 if asked.best else 0,
+    dataloader_num_workers=workers(asked),
     dataloader_persistent_workers=asked.best,
     save_strategy="no",
     report_to="none",

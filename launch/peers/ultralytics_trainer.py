@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from common import Epochs, job, training_images
+from common import Epochs, job, training_images, workers
 from ultralytics.models.yolo.classify import ClassificationTrainer
 
 MODEL = """
@@ -25,7 +25,7 @@ trainer = ClassificationTrainer(
         "imgsz": asked.size,
         "batch": asked.batch,
         "epochs": asked.epochs,
-        "workers": 2 if asked.best else 0,
+        "workers": workers(asked),
         "cache": "ram" if asked.best else False,
         "optimizer": "SGD",  # it has no Adadelta
         "val": False,
