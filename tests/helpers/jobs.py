@@ -65,8 +65,8 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     batches = loaders.train.batches
     warm_up(learner, config.data.image_size)
     for model in learner.models:
-        torch.manual_seed(1)
-        nn.init.normal_(head_weight(model))  # a zero head would predict the same for every image
+        head = head_weight(model).data  # a zero one would predict the same for every image; a GPU draws others
+        head.copy_(torch.randn(head.shape, generator=torch.Generator().manual_seed(1)))
 
     loaded = []
     for epoch in range(2):
