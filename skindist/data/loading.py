@@ -90,8 +90,7 @@ class TrainBatches:
     def __init__(self, ids: Sequence[int], config: TrainConfig, seed: int, rank: int, world_size: int) -> None:
         self.ids = np.asarray(ids, dtype=np.int64)
         self.batch_size = config.batch_size
-        part = -(-config.batch_size // world_size)
-        self.accumulation_steps = -(-part // config.micro_batch_size) if isinstance(config.micro_batch_size, int) else 1
+        self.accumulation_steps = config.micro_batches(world_size)
         self.parts = world_size * self.accumulation_steps
         self.mine = range(rank * self.accumulation_steps, (rank + 1) * self.accumulation_steps)
         self.seed = seed

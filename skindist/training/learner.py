@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from skindist.data.loading import Batch
 from skindist.data.transforms import mean_of_views
 from skindist.precision import DepthwiseInFloat32
+from skindist.training.cuda_graph import CudaGraph
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Predictor:
 @dataclass(kw_only=True)
 class Learner(Predictor):
     """What is trained and with what: the prepared (wrapped) model beside its bare module, the prepared optimizer, and
-    the running average of the weights, if there is one; then what it has done in this process.
+    the running average of the weights and the captured step, if there are any; then what it has done in this process.
 
     `pending` holds the loss and accuracy of steps, still on the device; `unaveraged` each rank's BatchNorm statistics
     from the end of an epoch to the next step, (ranks, values); `steps` counts those that this process has taken.
@@ -60,6 +61,7 @@ class Learner(Predictor):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: ModelEmaV3 | None = None
+    graph: CudaGraph | None = None
     pending: list[Tensor] = field(default_factory=list)
     unaveraged: Tensor | None = None
     steps: int = 0
@@ -73,7 +75,8 @@ class Learner(Predictor):
         """What the prepared model gives in the precision of training, (B, 2)."""
         accelerator = self.accelerator
         on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        with DepthwiseInFloat32() if on_cpu else nullcontext():
+        graph = self.graph.inside(self.module, images_BCHW) if self.graph else nullcontext()
+        with graph, DepthwiseInFloat32() if on_cpu else nullcontext():
             logits_BK: Tensor = self.model(images_BCHW)
         return logits_BK
 

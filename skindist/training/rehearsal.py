@@ -1,17 +1,23 @@
-"""Passes that change nothing, before training begins: to settle DDP's buckets, and to find how many images fit."""
+"""Passes that change nothing, before training begins: to settle DDP's buckets, to find how many images fit, and to
+capture a step of a GPU."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from skindist.config import Config
 from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
 from skindist.folding import for_prediction
+from skindist.training.cuda_graph import capture, hindrance
 from skindist.training.engine import set_train_mode
 from skindist.training.learner import Learner
 from skindist.training.memory import advised, largest_that_fits
+
+log = logging.getLogger("skindist")
 
 
 def warm_up(learner: Learner, image_size: int) -> None:
@@ -36,6 +42,20 @@ def rehearse(learner: Learner, count: int, image_size: int) -> None:
             learner.accelerator.backward(nn.functional.cross_entropy(logits_BK, labels_B))
     finally:
         learner.optimizer.zero_grad(set_to_none=True)
+
+
+def capture_step(learner: Learner, config: Config) -> None:
+    """Let a GPU replay the passes over a whole batch, where that is asked for and can be."""
+    accelerator, train = learner.accelerator, config.train
+    if not train.cuda_graph or accelerator.device.type != "cuda":
+        return
+    if reason := hindrance(train, accelerator.num_processes):
+        if accelerator.is_main_process:
+            log.warning(f"--train.cuda_graph is not used: {reason}")
+        return
+    set_train_mode(learner.model, train.freeze_batchnorm)
+    images_BCHW, _ = learner.to_device(black_images(train.batch_size, config.data.image_size))
+    learner.graph = capture(learner.module, images_BCHW)
 
 
 def black_images(count: int, image_size: int) -> Batch:

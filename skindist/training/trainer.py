@@ -35,7 +35,7 @@ from skindist.training.learner import Learner
 from skindist.training.memory import dead_workers_explained
 from skindist.training.other_trackers import OtherTrackers, check_trackers
 from skindist.training.predicting import choose_workers, eval_loader, open_store
-from skindist.training.rehearsal import find_eval_batch_size, find_micro_batch_size, warm_up
+from skindist.training.rehearsal import capture_step, find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.saving import Saver
 from skindist.training.stressing import stress_test
@@ -73,7 +73,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     data = decide(accelerator, prepare_data, config, run, may_take_hours=True)
     log.info(f"{describe(data.rows)}\n{group.describe(accelerator)}\nrun: {run.path}")
     learner = build_learner(accelerator, config)
-    config = find_memory(learner, config)
+    config = settle_memory(learner, config)
     loaders = build_loaders(learner, config, data)
     wandb_id = decide(accelerator, claim, run, config, data, lock, may_take_hours=True)
 
@@ -178,20 +178,23 @@ def running_average(module: torch.nn.Module, decay: float) -> ModelEmaV3:
     return ModelEmaV3(module, decay=decay, use_warmup=True, warmup_gamma=3.0, warmup_power=1.0)
 
 
-def find_memory(learner: Learner, config: Config) -> Config:
-    """The config with `train.micro_batch_size: auto` replaced by what fits, the same on every rank; in evaluation, no
-    more images at a time than fit, either."""
-    if config.train.micro_batch_size != "auto":
-        return config
-    most = -(-config.train.batch_size // learner.accelerator.num_processes)
-    found = find_micro_batch_size(learner, config.data.image_size, most)
-    predicted = find_eval_batch_size(learner, config.data.image_size, config.train.eval_batch_size)
-    log.info(
-        f"memory: {plural(found, 'image')} at a time on each process (--train.micro_batch_size), "
-        f"{predicted:,} in evaluation (--train.eval_batch_size)"
-    )
-    sizes = dataclasses.replace(config.train, micro_batch_size=found, eval_batch_size=predicted)
-    return dataclasses.replace(config, train=sizes)
+def settle_memory(learner: Learner, config: Config) -> Config:
+    """Capture a step where that can be. Return the config with `train.micro_batch_size: auto` replaced by what fits,
+    the same on every rank; in evaluation, no more images at a time than fit beside the captured step, either."""
+    auto, size = config.train.micro_batch_size == "auto", config.data.image_size
+    if auto:
+        most = -(-config.train.batch_size // learner.accelerator.num_processes)
+        found = find_micro_batch_size(learner, size, most)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
+    capture_step(learner, config)
+    if auto:
+        predicted = find_eval_batch_size(learner, size, config.train.eval_batch_size)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_batch_size=predicted))
+        log.info(
+            f"memory: {plural(found, 'image')} at a time on each process (--train.micro_batch_size), "
+            f"{predicted:,} in evaluation (--train.eval_batch_size)"
+        )
+    return config
 
 
 def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:

@@ -1,5 +1,6 @@
 """What the ranks of these tests do, on a CPU or a GPU."""
 
+import dataclasses
 import gc
 import itertools
 import os
@@ -10,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skindist.config import Config
 from skindist.data.loading import Batch
-from skindist.data.transforms import IDENTITY
 from skindist.distributed import group
 from skindist.launcher import this_launch
-from skindist.recipe import ModelConfig, TrainConfig
+from skindist.recipe import DataConfig, ModelConfig, TrainConfig
 from skindist.run.folder import Run
-from skindist.training import engine, trainer
+from skindist.training import cuda_graph, engine, rehearsal, trainer
+from skindist.training.rehearsal import black_images, capture_step
 from skindist.training.tracking import Tracker
 from tests.helpers import jobs
 from tests.helpers.faults import replace
@@ -99,13 +101,15 @@ def fit_in_memory(gib: float, data: Path, run: Path, *flags: str) -> dict[str, A
     return Run(run).saved_config()["train"]
 
 
-def images_per_second(deterministic: bool, count: int, size: int, steps: int) -> float:
+def images_per_second(deterministic: bool, captured: bool, count: int, size: int, steps: int) -> float:
     """The speed of EfficientNet-B0's optimizer steps on one batch of `count` images on each process, all together."""
-    config = Config(model=ModelConfig(pretrained=False), train=TrainConfig(deterministic=deterministic))
     accelerator = group.join_group(deterministic=deterministic)
+    all_together: int = count * accelerator.num_processes
+    train = TrainConfig(batch_size=all_together, deterministic=deterministic, cuda_graph=captured)
+    config = Config(DataConfig(image_size=size), ModelConfig(pretrained=False), train=train)
     learner = trainer.build_learner(accelerator, config)
-    images_BCHW = torch.zeros(count, 3, size, size, dtype=torch.uint8)
-    batch = Batch(torch.arange(count), images_BCHW, torch.arange(count) % 2, IDENTITY.repeat(count, 1, 1))
+    capture_step(learner, config)
+    batch = black_images(count, size)
     if accelerator.device.type == "cuda":
         batch = Batch(*(tensor.pin_memory() for tensor in batch))
     engine.set_train_mode(learner.model, False)
@@ -114,8 +118,34 @@ def images_per_second(deterministic: bool, count: int, size: int, steps: int) ->
         if step == steps:
             accelerator.wait_for_everyone()
             begun = time.perf_counter()
-        totals = engine.train_step(learner, [batch], count * accelerator.num_processes, step, config)
+        totals = engine.train_step(learner, [batch], all_together, step, config)
     assert totals.isfinite().all(), "and waits for the device"
     seconds: float = time.perf_counter() - begun
     group.leave_group(accelerator)
-    return steps * count * int(accelerator.num_processes) / seconds
+    return steps * all_together / seconds
+
+
+def captured_steps(data: Path, run: Path, *flags: str) -> int:
+    """A whole run; how many of its steps replayed a CUDA graph."""
+    original, steps = cuda_graph.capture, itertools.count()
+
+    def capture(*args: Any) -> Any:
+        graph = original(*args)
+        if graph is None:
+            return None
+
+        def forward(images_BCHW: Tensor) -> Tensor:
+            next(steps)
+            return graph.forward(images_BCHW)
+
+        return dataclasses.replace(graph, forward=forward)
+
+    replace(rehearsal, "capture", capture)
+    jobs.fit(data, run, *flags)
+    return next(steps)
+
+
+def observe_in_float32(data: Path, run: Path, *flags: str) -> dict[str, Any]:
+    """What `observe` sees, with convolutions in float32 where a GPU would take TF32."""
+    torch.backends.cudnn.allow_tf32 = False
+    return jobs.observe(data, run, *flags)

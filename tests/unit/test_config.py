@@ -194,7 +194,7 @@ def test_local_paths_are_made_absolute_and_left_out(tmp_path: Path, monkeypatch:
 def test_a_run_may_go_on_with_other_values_of_these_alone() -> None:
     assert {f"{section}.{key}" for section, key in marked("free")} == {
         "run.dir", "run.resume", "run.timeout_minutes", "data.cache_dir", "data.num_workers", "train.eval_batch_size",
-        "train.log_every", "train.non_finite", "train.max_skipped", "train.deterministic",
+        "train.log_every", "train.non_finite", "train.max_skipped", "train.deterministic", "train.cuda_graph",
         "checkpoint.every_steps", "checkpoint.every_minutes", "checkpoint.keep",
         "evaluation.sensitivity", "evaluation.prevalence", "evaluation.views", "evaluation.stress",
         "evaluation.explain", "tracking.to", "tracking.wandb", "tracking.project", "tracking.name", "tracking.images",
