@@ -119,14 +119,11 @@ def estimates(
             low, high, interval = *_by_bayes(metric, found, prevalence, value), "mover"
         elif metric.is_share and not sample.grouped:
             low, high, interval = *wilson(round(value * n) if n else 0, n), "wilson"
+        elif metric.is_share:
+            groups_there = _units(metric, p, sample, threshold)
+            low, high, interval = *_over_groups(value, drawn[metric.name], groups_there), "wilson over groups"
         else:
             low, high, interval = _ends(metric, value, drawn[metric.name], sample)
-            units = _units(metric, p, sample, threshold) if metric.is_share else 0
-            if units and _shows_too_little(metric, p, sample, threshold):
-                ends = wilson(round(value * units), units)
-                low, high, interval = max(
-                    (low, high, interval), (*ends, "wilson over groups"), key=lambda at: at[1] - at[0]
-                )
         found[metric.name] = Estimate(value, low, high, n, interval)
     return {name: found[name] for name in METRICS if name in names}
 
@@ -170,10 +167,13 @@ def _bootstrap(
 
 def _ends(metric: Metric, value: float, drawn: Values, sample: Sample) -> tuple[float, float, str]:
     """The interval of a metric from its values in resamples, and what it is called."""
-    low, high = (math.nan, math.nan) if math.isnan(value) else _quantiles(drawn)
-    if not metric.resampling_raises or math.isnan(value):
+    if math.isnan(value):
+        return math.nan, math.nan, sample.kind
+    low, high = _quantiles(drawn)
+    if not metric.resampling_raises:
         return low, high, sample.kind
-    return max(0.0, 2 * value - high), max(value, 2 * value - low), f"basic {sample.kind}"
+    raised = float(np.nanmean(drawn)) - value
+    return max(0.0, 2 * value - high - math.sqrt(2) * raised), max(value, 2 * value - low), f"basic {sample.kind}"
 
 
 def _quantiles(drawn: Values) -> Ends:
@@ -185,18 +185,21 @@ def _quantiles(drawn: Values) -> Ends:
     return low, high
 
 
+def _over_groups(value: float, drawn: Values, groups: int) -> Ends:
+    """Wilson's interval for as many images that stand alone as would vary like the share in resamples (Kish, "Survey
+    Sampling", 1965, calls it the effective sample size). Where resamples show no spread, the groups are counted."""
+    if math.isnan(value):
+        return math.nan, math.nan
+    low, high = _quantiles(drawn)
+    n = max(1, round(value * (1 - value) / float(np.nanvar(drawn)))) if low < high else groups
+    return wilson(round(value * n), n)
+
+
 def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> int:
     """How many groups have an image that the metric rests on."""
     called = p >= threshold
     rests_on = {"sensitivity": sample.labels == 1, "specificity": sample.labels == 0, "ppv": called, "npv": ~called}
     return len(set(sample.units[rests_on.get(metric.name, np.full(p.size, True))].tolist()))
-
-
-def _shows_too_little(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> bool:
-    """Whether resamples within each class spread less than sets would: the share of a class does not vary in them, nor
-    what all its images are called."""
-    label = {"sensitivity": 1, "specificity": 0}.get(metric.name)
-    return label is None or len(set((p >= threshold)[sample.labels == label].tolist())) < 2
 
 
 def _by_bayes(metric: Metric, found: dict[str, Estimate], prevalence: float, value: float) -> Ends:
