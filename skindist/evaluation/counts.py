@@ -19,6 +19,7 @@ BINS = 10
 """Bins of equal width, from 0 to 1, in which calibration is judged."""
 MIN_SENSITIVITY = 0.8
 """Where the partial AUROC begins."""
+TINY = float(np.finfo(np.float64).tiny)  # a divisor instead of 0, where what is divided is 0 too
 
 
 def losses(probabilities: Probabilities, labels: Labels) -> Values:
@@ -126,7 +127,7 @@ def partial_auroc(scores: Probabilities, benign: Counts, malignant: Counts) -> V
     every = malignant.sum(axis=-1, keepdims=True)
     missed = malignant.cumsum(axis=-1) - malignant  # malignant images below each score
     within = np.clip((1 - MIN_SENSITIVITY) * every - missed, 0, malignant)  # those of the score that may be missed
-    reached = within / np.maximum(malignant, 1)
+    reached = within / np.maximum(malignant, TINY)
     return np.asarray((within * (below + reached * same / 2)).sum(axis=-1) / (benign.sum(axis=-1) * every[..., 0]))
 
 
@@ -137,7 +138,7 @@ def auprc(scores: Probabilities, benign: Counts, malignant: Counts) -> Values:
     every = malignant.sum(axis=-1, keepdims=True)
     found = every - malignant.cumsum(axis=-1) + malignant  # from each score on
     called = found + benign.sum(axis=-1, keepdims=True) - below
-    return np.asarray((malignant * found / np.maximum(called, 1)).sum(axis=-1) / every[..., 0])
+    return np.asarray((malignant * found / np.maximum(called, TINY)).sum(axis=-1) / every[..., 0])
 
 
 def bin_of(probabilities: Probabilities) -> NDArray[np.int64]:

@@ -75,16 +75,14 @@ def estimates(
 ) -> dict[str, Estimate]:
     """Metrics of METRICS by name, each with its 95 % interval.
 
-    Shares of images that stand alone get Wilson's interval. PPV and NPV at a stated prevalence get the one that follows
-    from the intervals of sensitivity and specificity (`ratio`). All else gets the percentile bootstrap (Efron &
-    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), resampled within each class; over groups where
-    several images belong to one. What a resample makes larger on average, the ECE, gets the basic bootstrap (Davison &
-    Hinkley, "Bootstrap Methods and their Application", 1997, chapter 5).
+    Shares of images that stand alone get Wilson's interval. Shares of grouped images get it for as many images as the
+    spread of resampled groups shows (`_over_groups`). PPV and NPV at a stated prevalence get the one that follows from
+    the intervals of sensitivity and specificity (`ratio`). All else gets the percentile bootstrap (Efron & Tibshirani,
+    "An Introduction to the Bootstrap", 1993, chapter 13), over groups where several images belong to one. The ECE gets
+    the basic bootstrap (`_basic`).
 
     A bootstrap shows only what the sample holds: where the classes separate perfectly, the AUROC gets the interval
-    [1, 1], however few the images. And no resample holds more malignant images than the set, as another set would. So a
-    share of grouped images gets Wilson's interval, a group counted as one image, where that interval is wider and the
-    share rests on both classes, or all images of its class are called alike.
+    [1, 1], however few the images.
 
     Args:
         probabilities: probability of malignant for each image, shape (images,).
@@ -119,14 +117,13 @@ def estimates(
             low, high, interval = *_by_bayes(metric, found, prevalence, value), "mover"
         elif metric.is_share and not sample.grouped:
             low, high, interval = *wilson(round(value * n) if n else 0, n), "wilson"
+        elif metric.is_share:
+            units = _units(metric, p, sample, threshold)
+            low, high, interval = *_over_groups(value, drawn[metric.name], units), "wilson over groups"
+        elif metric.resampling_raises:
+            low, high, interval = *_basic(value, drawn[metric.name]), f"basic {sample.kind}"
         else:
-            low, high, interval = _ends(metric, value, drawn[metric.name], sample)
-            units = _units(metric, p, sample, threshold) if metric.is_share else 0
-            if units and _shows_too_little(metric, p, sample, threshold):
-                ends = wilson(round(value * units), units)
-                low, high, interval = max(
-                    (low, high, interval), (*ends, "wilson over groups"), key=lambda at: at[1] - at[0]
-                )
+            low, high, interval = *_quantiles(value, drawn[metric.name]), sample.kind
         found[metric.name] = Estimate(value, low, high, n, interval)
     return {name: found[name] for name in METRICS if name in names}
 
@@ -146,7 +143,7 @@ def difference(
             np.subtract(*(auroc.of_counts(*ranking.counts(weights)) for ranking in rankings))
             for weights in sample.weights(seed)
         ]
-    return Estimate(value, *_quantiles(np.concatenate(drawn)), labels.size, sample.kind)
+    return Estimate(value, *_quantiles(value, np.concatenate(drawn)), labels.size, sample.kind)
 
 
 def _is_resampled(metric: Metric, sample: Sample, prevalence: float | None) -> bool:
@@ -168,21 +165,34 @@ def _bootstrap(
     return {metric.name: drawn for metric, drawn in zip(metrics, np.concatenate(values, axis=1), strict=True)}
 
 
-def _ends(metric: Metric, value: float, drawn: Values, sample: Sample) -> tuple[float, float, str]:
-    """The interval of a metric from its values in resamples, and what it is called."""
-    low, high = (math.nan, math.nan) if math.isnan(value) else _quantiles(drawn)
-    if not metric.resampling_raises or math.isnan(value):
-        return low, high, sample.kind
-    return max(0.0, 2 * value - high), max(value, 2 * value - low), f"basic {sample.kind}"
-
-
-def _quantiles(drawn: Values) -> Ends:
-    """The central 95 % of what is defined."""
+def _quantiles(value: float, drawn: Values) -> Ends:
+    """The central 95 % of the resamples in which the metric is defined."""
     defined = drawn[~np.isnan(drawn)]
-    if not defined.size:
+    if math.isnan(value) or not defined.size:
         return math.nan, math.nan
     low, high = np.quantile(defined, [TAIL, 1 - TAIL]).tolist()
     return low, high
+
+
+def _basic(value: float, drawn: Values) -> Ends:
+    """The basic bootstrap (Davison & Hinkley, "Bootstrap Methods and their Application", 1997, chapter 5), for what
+    chance makes larger. A resample has the chance of two draws, sqrt(2) times that of one. So where the truth is 0, the
+    sample is raised by 1 + sqrt(2) times as much as a resample is beside it, and the lower end allows for that."""
+    low, high = _quantiles(value, drawn)
+    if math.isnan(low):
+        return low, high
+    raised = float(np.nanmean(drawn)) - value
+    return max(0.0, 2 * value - high - math.sqrt(2) * raised), max(value, 2 * value - low)
+
+
+def _over_groups(value: float, drawn: Values, units: int) -> Ends:
+    """Wilson's interval for as many images that stand alone as would vary like the share in resamples (the effective
+    sample size: Kish, "Survey Sampling", 1965); where resamples show no spread, for as many as there are groups."""
+    low, high = _quantiles(value, drawn)
+    if math.isnan(low):
+        return low, high
+    n = max(1, round(value * (1 - value) / float(np.nanvar(drawn)))) if low < high else units
+    return wilson(round(value * n), n)
 
 
 def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> int:
@@ -190,13 +200,6 @@ def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -
     called = p >= threshold
     rests_on = {"sensitivity": sample.labels == 1, "specificity": sample.labels == 0, "ppv": called, "npv": ~called}
     return len(set(sample.units[rests_on.get(metric.name, np.full(p.size, True))].tolist()))
-
-
-def _shows_too_little(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> bool:
-    """Whether resamples within each class spread less than sets would: the share of a class does not vary in them, nor
-    what all its images are called."""
-    label = {"sensitivity": 1, "specificity": 0}.get(metric.name)
-    return label is None or len(set((p >= threshold)[sample.labels == label].tolist())) < 2
 
 
 def _by_bayes(metric: Metric, found: dict[str, Estimate], prevalence: float, value: float) -> Ends:

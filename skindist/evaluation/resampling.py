@@ -1,7 +1,8 @@
 """The bootstrap's resamples of images, or of the groups of images that belong to one lesion or one patient.
 
-Every resample is drawn within each class, so that none loses one; groups are drawn among those that hold a malignant
-image, and among the others.
+Every resample is drawn within each class: groups among those that hold a malignant image, and among the others. How
+many units each class has is drawn too, as it varies from set to set, and the class counts for so many. What is the same
+for any share of malignant images, as the AUROC is, does not change with that.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from skindist.evaluation.counts import Counts, Labels, Probabilities, Values
 
 Groups = Sequence[Any] | NDArray[Any]
 RESAMPLES = 2000
+_EXACT = 1024  # weights are multiples of its reciprocal: sums of them have no rounding errors
 _CELLS = 200_000  # images times resamples in one chunk: arrays of 1.6 MB, which stay in the cache of a core
 
 
@@ -36,15 +38,18 @@ class Sample:
         return "group bootstrap" if self.grouped else "bootstrap"
 
     def weights(self, seed: int, resamples: int = RESAMPLES) -> Iterator[Values]:
-        """How often each image occurs in each resample, (resamples, N), in chunks."""
-        rng = np.random.default_rng(seed)
+        """How much each image counts in each resample, (resamples, N), in chunks."""
+        rng, shares = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+        units = int(self.units.max(initial=-1)) + 1
         malignant = np.unique(self.units[self.labels == 1])
         strata = [malignant, np.setdiff1d(self.units, malignant)]
         rows = max(1, _CELLS // max(1, self.units.size))
         for start in range(0, resamples, rows):
-            drawn = np.zeros((min(rows, resamples - start), int(self.units.max(initial=-1)) + 1))
-            for members in strata:
-                drawn[:, members] = _occurrences(len(drawn), members.size, rng)
+            drawn = np.zeros((min(rows, resamples - start), units))
+            held = shares.binomial(units, malignant.size / max(1, units), (len(drawn), 1))
+            for members, count in zip(strata, (held, units - held), strict=True):
+                weight = np.rint(_EXACT * count / max(1, members.size)) / _EXACT
+                drawn[:, members] = weight * _occurrences(len(drawn), members.size, rng)
             yield drawn[:, self.units]
 
 
@@ -74,9 +79,9 @@ class Ranking:
         return self.scores, benign, malignant
 
 
-def _occurrences(rows: int, n: int, rng: np.random.Generator) -> Values:
+def _occurrences(rows: int, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Draw n of n, with replacement, in each row: how often each is drawn, (rows, n)."""
     if n == 0:
-        return np.zeros((rows, 0))
+        return np.zeros((rows, 0), np.int64)
     drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+    return np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
