@@ -16,6 +16,8 @@ from skindist.errors import UserError
 from skindist.recipe import DataConfig, EarlyStoppingConfig, ModelConfig, OptimConfig, TrainConfig
 from skindist.section import Section, setting
 
+VIEWS = 8  # positions of a square image, at most
+
 
 @dataclass(frozen=True)
 class RunConfig(Section):
@@ -51,7 +53,7 @@ class EvaluationConfig(Section):
     """Share of the malignant validation images that the operating threshold must find."""
     prevalence: float | None = setting(None, lambda share: 0 < share < 1, "above 0 and below 1, or null")
     """Share of malignant images at which PPV, NPV and biopsies are stated; null: that of each set."""
-    views: int = setting(8, lambda n: 1 <= n <= 8, "from 1 to 8")
+    views: int = setting(VIEWS, lambda n: 1 <= n <= VIEWS, f"from 1 to {VIEWS}")
     """Positions (turned and mirrored) in which the finished model sees each image; its logit is their mean. Saved with
     the model; timm and transformers see an image in one. While it trains, an epoch is judged by one."""
     stress: bool = False

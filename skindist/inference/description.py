@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from skindist.config import VIEWS
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 from skindist.evaluation.differences import UNITS, TrainingSet
@@ -17,7 +18,6 @@ from skindist.weights import first_line
 
 DESCRIPTION = "config.json"
 OWN = "skindist"  # the key of config.json that is ours
-VIEWS = 8  # positions of a square image, at most
 FORMAT, FORMAT_OF_ENSEMBLES = 1, 2  # of what stands there: raise it when an older skindist would misread it
 
 
