@@ -37,7 +37,7 @@ def test_deaths_in_mid_epoch_leave_no_trace(
     observe("all ranks die twice in one epoch, then at its end", words, ranks=str(world_size), same=same)
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("world_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_death_in_bf16_leaves_no_trace(demo: Path, tmp_path: Path, world_size: int) -> None:
     """With depthwise convolutions, some of which have a stride of 2."""
     uncut, cut, flags = tmp_path / "uncut", tmp_path / "cut", (*FLAGS, "--model.name=test_efficientnet")

@@ -79,7 +79,7 @@ def goes_on(ranks: int, data: Path, run: Path, expected: Path, folder: Path) -> 
 
 
 ALONE = {  # what happens to one rank: ranks, fault before which step, what is said, is it a slow test
-    "kill -9 of one rank": (3, ["kill", 1, 4], "rank 1 of 3 was killed, or its machine failed", False),
+    "kill -9 of one rank": (3, ["kill", 1, 4], "rank 1 of 3 was killed, or its machine failed", True),
     "one rank raises": (2, ["raise", 1, 4], "rank 1 of 2: ValueError: boom", True),
     "one rank exits with 0": (2, ["exit 0", 1, 4], "rank 1 of 2 was killed, or its machine failed", True),
     "one rank hangs": (2, ["hang", 1, 4], "rank 1 of 2 did not answer within --run.timeout_minutes", True),

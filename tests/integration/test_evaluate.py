@@ -324,6 +324,7 @@ def test_an_error_on_several_processes_is_said_once_and_ends_all(run: Path, tmp_
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_accelerate_launch_runs_the_command(run: Path, elsewhere: Path, found: Path, tmp_path: Path) -> None:
     command = ["-m", "skindist", "evaluate", str(run), str(elsewhere), f"--out={tmp_path / 'out'}"]
     done = commands.run(*commands.LAUNCH, "--num_processes=2", *command)

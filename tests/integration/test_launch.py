@@ -16,7 +16,7 @@ from tests.helpers.ranks import run_ranks, said
 from tests.integration.test_run import BAD_INPUT, NAMES
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_launched_run(demo: Path, tmp_path: Path, processes: int) -> None:
     folder = tmp_path / "run"
     done = launch(processes, *flags(demo, folder))
@@ -88,6 +88,7 @@ def test_a_wrong_flag_on_2_processes_is_said_once(demo: Path, tmp_path: Path) ->
     refused(launch(2, *flags(demo, tmp_path, "--train.epoch=1")), "nearest: --train.epochs")
 
 
+@pytest.mark.slow
 def test_fp16_on_cpu_is_refused_on_2_processes(demo: Path, tmp_path: Path) -> None:
     words = [*LAUNCH, "--num_processes=2", "--mixed_precision=fp16", str(ROOT / "launch/train.py")]
     refused(run(*words, *flags(demo, tmp_path / "run"), CUDA_VISIBLE_DEVICES=""), "does nothing on a CPU")
@@ -142,6 +143,7 @@ def test_the_fault_is_the_last_thing_on_the_screen(tmp_path: Path, launcher: lis
     assert message in "\n".join(done.stdout.splitlines()[-4:]), done.stdout
 
 
+@pytest.mark.slow
 def test_bf16_on_cpu_runs_when_asked(demo: Path, tmp_path: Path) -> None:
     words = [
         *LAUNCH,

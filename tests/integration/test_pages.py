@@ -331,8 +331,17 @@ def check(folder: Path, pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyP
     return Check(folder, pytestconfig, monkeypatch)
 
 
+def slow_if_measuring(command: str) -> Any:
+    """A benchmark takes its time."""
+    return pytest.param(command, marks=[pytest.mark.slow] * ("launch/benchmark.py" in command))
+
+
 @pytest.mark.parametrize(
-    "command", sorted({*chain.from_iterable(map(commands, PAGES)), *chain.from_iterable(map(commands_of, FILES))})
+    "command",
+    [
+        slow_if_measuring(command)
+        for command in sorted({*chain(*map(commands, PAGES)), *chain(*map(commands_of, FILES))})
+    ],
 )
 def test_command(check: Check, command: str) -> None:
     check(shlex.split(command))

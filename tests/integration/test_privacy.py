@@ -163,6 +163,7 @@ def test_an_offline_run_names_nobody(planted: Planted) -> None:
         assert not any(name.startswith("media/images") for name in run.files), "no image unless asked for"
 
 
+@pytest.mark.slow
 def test_an_online_run_names_nobody_and_shows_images_if_asked(planted: Planted) -> None:
     with WandbServer() as server:
         often = {"WANDB_X_STATS_SAMPLING_INTERVAL": "0.1"}  # of how busy the machine is, so that a short run shows it

@@ -82,6 +82,7 @@ def test_never_spares_only_what_this_launch_began(demo: Path, tmp_path: Path, mo
         choose_folder(config)
 
 
+@pytest.mark.slow
 def test_accelerate_restarts_a_run(demo: Path, tmp_path: Path, whole: Path, observe: Observe) -> None:
     """`never` does not refuse what the first attempt began."""
     launcher = [*LAUNCH, "--num_processes=2", "--max_restarts=1"]

@@ -52,7 +52,7 @@ def left_over(mark: str) -> list[psutil.Process]:
 @pytest.mark.parametrize(
     ("launcher", "processes"),
     [
-        ([sys.executable], 1),
+        pytest.param([sys.executable], 1, marks=pytest.mark.slow),
         pytest.param([*LAUNCH, "--num_processes=3"], 3, marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
     ],
 )

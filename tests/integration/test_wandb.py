@@ -198,6 +198,7 @@ def test_without_a_key_it_records_offline(demo: Path, tmp_path: Path, observe: O
     observe("W&B: no key", words, status=done.status, points=len(curve(run)), plots=len(PLOTS))
 
 
+@pytest.mark.slow
 def test_a_sweep_of_launch_sweep_yaml(demo: Path, tmp_path: Path) -> None:
     """What an agent of the installed wandb starts, with values that a server has chosen, is a run of that sweep."""
     sweep = yaml.safe_load((ROOT / "launch/sweep.yaml").read_text())
@@ -263,6 +264,7 @@ def test_a_server_that_fails(
     observe(FAULTS[fault, moment], words, status=done.status, **figures)
 
 
+@pytest.mark.slow
 def test_a_signal_is_obeyed_in_time_with_a_server_that_hangs(demo: Path, tmp_path: Path) -> None:
     """Schedulers kill 30 s after SIGTERM. What had not arrived by then can be uploaded."""
     folder = tmp_path / "run"
@@ -307,6 +309,7 @@ def fail_twice(folder: Path) -> None:
         assert {run_id: run.exit_code for run_id, run in server.runs.items()} == {"failing2": 1}
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_no_service_behind(tmp_path: Path) -> None:
     code = f"from tests.integration.test_wandb import *; fail_twice(Path({str(tmp_path)!r}))"
     done = subprocess.run(
