@@ -84,6 +84,7 @@ def test_bad_input_on_2_processes(
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_wrong_flag_on_2_processes_is_said_once(demo: Path, tmp_path: Path) -> None:
     refused(launch(2, *flags(demo, tmp_path, "--train.epoch=1")), "nearest: --train.epochs")
 

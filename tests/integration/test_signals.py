@@ -64,6 +64,7 @@ def test_a_signal_to_the_launcher_or_to_one_of_2_workers_stops_both_at_one_step(
     assert stopped["global_step"] == 3 * stopped["epoch"] + stopped["epoch_step"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_its_end(demo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = flags(demo, folder, "--train.epochs=12", "--early_stopping.patience=12", "--tracking.wandb=disabled")

@@ -187,6 +187,7 @@ def test_online(healthy: tuple[Path, Done, WandbServer]) -> None:
     assert UPLOAD not in done.said, "there is nothing left to upload"
 
 
+@pytest.mark.slow
 def test_without_a_key_it_records_offline(demo: Path, tmp_path: Path, observe: Observe) -> None:
     folder = tmp_path / "run with a space"
     done = train(flags(demo, folder), {})
