@@ -48,7 +48,8 @@ def batches(job: Job, images: torchvision.datasets.ImageFolder) -> DataLoader[An
 
 def workers(job: Job) -> int:
     """Loader workers: at its best, as many as there are cores."""
-    return len(os.sched_getaffinity(0)) if job.best else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if job.best else 0
 
 
 def model() -> torch.nn.Module:
