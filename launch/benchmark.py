@@ -75,7 +75,7 @@ from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.training.engine import evaluate, set_train_mode, train_step
 from skindist.training.learner import Learner
-from skindist.training.rehearsal import black_images, capture_step
+from skindist.training.rehearsal import black_images
 from skindist.training.saving import Saver
 from skindist.training.state import TrainState
 from skindist.training.trainer import build_learner
@@ -127,11 +127,8 @@ def loader(data: Path, folder: Path) -> list[Figure]:
 
 def training(data: Path, folder: Path) -> list[Figure]:
     """The engine's steps fed by the loader, and the same steps on one batch that is in memory already."""
-    accelerator = join_group()
-    device, processes = accelerator.device, accelerator.num_processes
-    config = Config(model=ModelConfig(pretrained=False), train=TrainConfig(batch_size=BATCH * processes))
-    learner = build_learner(accelerator, config)
-    capture_step(learner, config)
+    config, accelerator = Config(model=ModelConfig(pretrained=False)), join_group()
+    learner, device, processes = build_learner(accelerator, config), accelerator.device, accelerator.num_processes
     workers = loader_workers(config.data, device, this_launch().local_world_size)
     prepared = prepare(DataConfig(path=str(data)), seed=0)
     ours = endless(training_loader(data, prepared, workers, device, rank=accelerator.process_index, ranks=processes))
@@ -151,7 +148,6 @@ def plain(data: Path, folder: Path) -> list[Figure]:
     """The engine's steps with all defaults, and those of the loop that most users write: files, float32, no more."""
     config, prepared = Config(model=ModelConfig(pretrained=False)), prepare(DataConfig(path=str(data)), seed=0)
     learner = build_learner(join_group(), config)
-    capture_step(learner, config)
     accelerator = learner.accelerator
     device, workers = accelerator.device, loader_workers(config.data, accelerator.device, 1)
     steps = 200 if device.type == "cuda" else 8
@@ -229,7 +225,6 @@ def profile_step() -> str:
     """What the time of three training steps on one batch goes to: the operations that take most, in a table."""
     config = Config(model=ModelConfig(pretrained=False))
     learner = build_learner(join_group(), config)
-    capture_step(learner, config)
     batch = black_images(BATCH, SIZE)
     set_train_mode(learner.model, False)
     take_steps(learner, config, [batch] * 3)
@@ -252,7 +247,6 @@ def checkpoint(data: Path, folder: Path) -> list[Figure]:
     """How long training waits for a checkpoint of EfficientNet-B0 and Adadelta, and what it costs beside the steps."""
     config = Config(model=ModelConfig(pretrained=False))
     learner = build_learner(join_group(), config)
-    capture_step(learner, config)
     device, steps = learner.accelerator.device, 200 if torch.cuda.is_available() else 10
     batch = black_images(BATCH, SIZE)
     state, stopping, waits = TrainState(), EarlyStopping(2, 0.001, "min"), []
