@@ -7,8 +7,7 @@ next, and waits most of the time. What was captured as a CUDA graph costs the CP
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,26 +20,11 @@ log = logging.getLogger("skindist")
 
 @dataclass(frozen=True)
 class CudaGraph:
-    """A captured forward pass, with its backward pass, over images of one shape."""
+    """A captured forward pass, with its backward pass, over images of one shape: others, as of an epoch's last batch,
+    take the usual way."""
 
     forward: Callable[[Tensor], Tensor]
     shape: torch.Size
-
-    @contextmanager
-    def inside(self, module: nn.Module, images_BCHW: Tensor) -> Iterator[None]:
-        """Within it, the module replays the graph, where it is called with images of that shape. Others, as of an
-        epoch's last batch, take the usual way."""
-        if images_BCHW.shape != self.shape:
-            yield
-            return
-        usual = module.__dict__.get("forward")
-        module.__dict__["forward"] = self.forward
-        try:
-            yield
-        finally:
-            del module.__dict__["forward"]
-            if usual is not None:
-                module.__dict__["forward"] = usual
 
 
 def hindrance(train: TrainConfig, world_size: int) -> str | None:

@@ -75,9 +75,10 @@ class Learner(Predictor):
         """What the prepared model gives in the precision of training, (B, 2)."""
         accelerator = self.accelerator
         on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        graph = self.graph.inside(self.module, images_BCHW) if self.graph else nullcontext()
-        with graph, DepthwiseInFloat32() if on_cpu else nullcontext():
-            logits_BK: Tensor = self.model(images_BCHW)
+        graph = self.graph if self.graph and self.graph.shape == images_BCHW.shape else None
+        forward = graph.forward if graph else self.model
+        with DepthwiseInFloat32() if on_cpu else nullcontext():
+            logits_BK: Tensor = forward(images_BCHW)
         return logits_BK
 
     @property
