@@ -68,6 +68,13 @@ def preprocessing(model: nn.Module) -> Preprocessing:
     return Preprocessing(mean=tuple(data["mean"]), std=tuple(data["std"]), interpolation=data["interpolation"])
 
 
+def freeze_backbone(model: nn.Module) -> None:
+    """Let nothing of a timm model learn but the layers that give its logits."""
+    head = head_keys(model, model.num_classes)  # type: ignore[arg-type]
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in head)
+
+
 def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with BatchNorm over the images of all processes; its weights keep their names.
 
@@ -90,7 +97,7 @@ def noisy_batchnorm(model: nn.Module, config: TrainConfig, images: int, processe
         images: that one process holds at a time.
     """
     together = images * (processes if config.sync_batchnorm else 1)
-    learns = any(isinstance(layer, _BatchNorm) for layer in model.modules()) and not config.freeze_batchnorm
+    learns = any(isinstance(layer, _BatchNorm) for layer in model.modules()) and not config.keeps_statistics
     if not learns or together >= FEW:
         return None
     return (

@@ -125,6 +125,9 @@ class TrainConfig(Section):
     """Images in one evaluation batch on one process; memory and speed only."""
     label_smoothing: float = setting(0.1, lambda share: 0 <= share < 1, "from 0 to below 1", before=0.0)
     """Share of each label that is spread over both classes, in the training loss alone."""
+    class_weights: float = setting(0.0, lambda power: 0 <= power <= 1, "from 0 to 1")
+    """Weight of a class in the training loss: its share of the images to the power of minus this. 0: all alike; 0.5:
+    the square root; 1: both classes count the same. Probabilities keep the true shares."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order: faster convolutions."""
     ema: float = setting(0.999, lambda decay: 0 <= decay < 1, "from 0 to below 1", before=0.0)
@@ -132,6 +135,8 @@ class TrainConfig(Section):
     of all steps, until it has this decay."""
     freeze_batchnorm: bool = False
     """Keep BatchNorm statistics as they are in the starting weights."""
+    freeze_backbone: bool = False
+    """Keep all starting weights, and BatchNorm statistics, and learn the head alone (a linear probe)."""
     cuda_graph: bool = setting(False, free=True)
     """On one GPU, capture a step's passes once and launch them as one: the same bits, and less waiting for the CPU. It
     takes memory for a second batch."""
@@ -145,6 +150,11 @@ class TrainConfig(Section):
     """Steps that `non_finite: skip` may leave out before it ends the run all the same."""
     log_every: int = setting(10, lambda n: n >= 1, "1 or more", free=True)
     """Optimizer steps between two logged points of the training curves."""
+
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether BatchNorm keeps its statistics."""
+        return self.freeze_batchnorm or self.freeze_backbone
 
     def micro_batches(self, world_size: int) -> int:
         """From how many passes each process accumulates its part of a batch."""

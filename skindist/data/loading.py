@@ -125,10 +125,12 @@ class TrainBatches:
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """The training images: this process's part of each global batch, and the loader that brings it."""
+    """The training images: this process's part of each global batch, the loader that brings it, and what each class
+    weighs in the loss, (2,) on the device; None: all alike."""
 
     batches: TrainBatches
     loader: DataLoader[Batch]
+    class_weights_K: Tensor | None = None
 
     def start(self, epoch: int, first_step: int = 0) -> tuple[Iterator[Batch], list[int]]:
         """This process's micro-batches from a step of an epoch on, and the sizes of all global batches of the epoch."""

@@ -27,6 +27,7 @@ from skindist.optim import learning_rate, set_learning_rate
 from skindist.randomness import Stream, derived_seed
 from skindist.recipe import TrainConfig
 from skindist.training.learner import Learner, Predictor
+from skindist.training.loss import summed_loss
 from skindist.training.memory import advised
 from skindist.training.state import TrainState
 from skindist.wording import plural
@@ -62,7 +63,7 @@ def train_one_epoch(
         OutOfMemory: on the process that it happened to.
     """
     rate = rate or partial(learning_rate, epochs=config.train.epochs, config=config.optim)
-    set_train_mode(learner.model, config.train.freeze_batchnorm)
+    set_train_mode(learner.model, config.train.keeps_statistics)
     learner.unaveraged = None
     micro_batches, sizes = train.start(state.epoch, state.epoch_step)
     title, done = f"epoch {state.epoch + 1}/{config.train.epochs}", {"total": len(sizes), "initial": state.epoch_step}
@@ -72,7 +73,7 @@ def train_one_epoch(
             lr = rate(state.global_step, len(sizes))
             set_learning_rate(learner.optimizer, lr)
             mine = list(islice(micro_batches, train.batches.accumulation_steps))
-            learner.pending.append(train_step(learner, mine, size, state.global_step, config))
+            learner.pending.append(train_step(learner, mine, size, state.global_step, config, train.class_weights_K))
             state.global_step += 1
             state.epoch_step += 1
             state.images_seen += size
@@ -93,7 +94,14 @@ def train_one_epoch(
     learner.unaveraged = average_buffers(learner.accelerator, learner.models)
 
 
-def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, global_step: int, config: Config) -> Tensor:
+def train_step(
+    learner: Learner,
+    micro_batches: Sequence[Batch],
+    size: int,
+    global_step: int,
+    config: Config,
+    class_weights_K: Tensor | None = None,
+) -> Tensor:
     """One optimizer step over this rank's part of a global batch of `size` images.
 
     A step whose loss or gradient is not finite changes nothing where `train.non_finite` says skip.
@@ -114,8 +122,7 @@ def train_step(learner: Learner, micro_batches: Sequence[Batch], size: int, glob
             images_BCHW, labels_B = learner.to_device(batch)
             logits_BK = learner.logits_to_learn_from(images_BCHW)
             # Summed and divided by the GLOBAL batch: parts that differ in size still add up to the exact mean.
-            smoothing = config.train.label_smoothing
-            loss = nn.functional.cross_entropy(logits_BK, labels_B, reduction="sum", label_smoothing=smoothing) / size
+            loss = summed_loss(logits_BK, labels_B, config.train.label_smoothing, class_weights_K) / size
             accelerator.backward(loss * accelerator.num_processes)  # DDP divides by the number of processes
         totals[0] += loss.detach()
         totals[1] += (logits_BK.detach().argmax(dim=1) == labels_B).sum() / size
@@ -204,10 +211,10 @@ def evaluate(learner: Predictor, split: EvalLoader, after_batch: Callable[[], No
     return Predictions(ids, table[:, 1], table[:, 2].astype(np.int64))
 
 
-def set_train_mode(model: nn.Module, freeze_batchnorm: bool) -> None:
+def set_train_mode(model: nn.Module, keep_statistics: bool) -> None:
     """Training mode, with BatchNorm layers held at their statistics if asked."""
     model.train()
-    if freeze_batchnorm:
+    if keep_statistics:
         for layer in model.modules():
             if isinstance(layer, _BatchNorm):
                 layer.eval()

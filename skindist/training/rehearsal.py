@@ -34,7 +34,7 @@ def warm_up(learner: Learner, image_size: int) -> None:
 
 def rehearse(learner: Learner, count: int, image_size: int) -> None:
     """A forward and a backward pass over `count` black images, which changes neither weights nor statistics."""
-    set_train_mode(learner.model, freeze_batchnorm=True)
+    set_train_mode(learner.model, keep_statistics=True)
     try:
         with advised(count):
             images_BCHW, labels_B = learner.to_device(black_images(count, image_size))
@@ -53,7 +53,7 @@ def capture_step(learner: Learner, config: Config) -> None:
         if accelerator.is_main_process:
             log.warning(f"--train.cuda_graph is not used: {reason}")
         return
-    set_train_mode(learner.model, train.freeze_batchnorm)
+    set_train_mode(learner.model, train.keeps_statistics)
     images_BCHW, _ = learner.to_device(black_images(train.batch_size, config.data.image_size))
     learner.graph = capture(learner.module, images_BCHW)
 

@@ -22,7 +22,7 @@ from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.predictions import Predictions
 from skindist.launcher import check_batch, this_launch
-from skindist.model import build_model, noisy_batchnorm, preprocessing, synchronise_batchnorm
+from skindist.model import build_model, freeze_backbone, noisy_batchnorm, preprocessing, synchronise_batchnorm
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
 from skindist.report.words import describe_results
@@ -32,6 +32,7 @@ from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, pr
 from skindist.training.engine import evaluate, train_one_epoch
 from skindist.training.interruption import Interruptions
 from skindist.training.learner import Learner
+from skindist.training.loss import class_weights
 from skindist.training.memory import dead_workers_explained
 from skindist.training.other_trackers import OtherTrackers, check_trackers
 from skindist.training.predicting import choose_workers, eval_loader, open_store
@@ -157,6 +158,8 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
     loaded = on_main(accelerator, build_model, config.model, may_take_hours=True)
     module = build_model(config.model, load=False) if loaded is None else loaded
+    if config.train.freeze_backbone:
+        freeze_backbone(module)
     if config.train.sync_batchnorm:
         module = synchronise_batchnorm(module, accelerator.device)
     if config.train.channels_last:
@@ -210,7 +213,9 @@ def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
         LesionImages(store, data.rows, config.data.image_size, config.run.seed, augmented=augmented)
         for augmented in (False, config.data.augment)
     )
-    train = TrainLoader(batches, make_loader(augmented, batches, accelerator.device, workers))
+    weights_K = class_weights([data.rows[sample_id].label for sample_id in batches.ids], config.train.class_weights)
+    weights_K = None if weights_K is None else weights_K.to(accelerator.device)
+    train = TrainLoader(batches, make_loader(augmented, batches, accelerator.device, workers), weights_K)
     val, test = (
         eval_loader(accelerator, data, plain, split, config.train.eval_batch_size, workers) for split in ("val", "test")
     )

@@ -1,5 +1,6 @@
 """One config on 1, 2, 3 and 4 processes: same images, same pixels, same figures, same weights."""
 
+import shutil
 import signal
 from itertools import chain
 from pathlib import Path
@@ -85,6 +86,23 @@ def test_4_ranks_accumulation_and_uneven_batches(demo: Path, observed: Observed,
         assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-5)
         for name, value in alone["weights"].items():
             np.testing.assert_allclose(rank["weights"][name], value, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_weights_of_classes_are_those_of_all_ranks(demo: Path, tmp_path: Path) -> None:
+    """30 benign images and 9 malignant ones: each rank's part of a batch has other shares."""
+    shutil.copytree(demo, data := tmp_path / "data")
+    for image in sorted((data / "malignant").iterdir())[9:]:
+        image.unlink()
+    found = {}
+    for power in (0, 1):
+        flags = (*EXACT, f"--train.class_weights={power}")
+        for n in (1, 3):
+            ranks = run_ranks(n, tmp_path / f"{power}-{n}", jobs.observe, data, tmp_path / f"run{power}", *flags)
+            found[power, n] = ranks[0]
+    for power in (0, 1):
+        assert found[power, 3]["losses"] == pytest.approx(found[power, 1]["losses"], abs=1e-5)
+        assert found[power, 3]["probabilities"] == pytest.approx(found[power, 1]["probabilities"], abs=1e-5)
+    assert abs(found[1, 1]["losses"][0] - found[0, 1]["losses"][0]) > 0.05
 
 
 def test_all_ranks_take_the_micro_batch_that_fits_the_smallest(demo: Path, tmp_path: Path) -> None:

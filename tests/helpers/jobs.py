@@ -73,14 +73,16 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
         loaded.append([_fingerprints(batch) for batch in loaders.train.start(epoch)[0]])
     before = evaluate(learner, loaders.val)
 
-    set_train_mode(learner.model, config.train.freeze_batchnorm)
+    set_train_mode(learner.model, config.train.keeps_statistics)
     losses: list[float] = []
     micro_batches, sizes = loaders.train.start(0)
     for step, size in enumerate((sizes * 2)[:5]):
         if step == len(sizes):
             micro_batches, _ = loaders.train.start(1)
         mine = list(islice(micro_batches, batches.accumulation_steps))
-        losses.append(accelerator.reduce(train_step(learner, mine, size, step, config))[0].item())
+        losses.append(
+            accelerator.reduce(train_step(learner, mine, size, step, config, loaders.train.class_weights_K))[0].item()
+        )
     buffers.average_buffers(accelerator, learner.models)
     after = evaluate(learner, loaders.val)
     result = {

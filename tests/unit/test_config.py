@@ -29,6 +29,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "optim.head_lr_factor": (0.0, "above 0, or null"),
     "early_stopping.first_epoch": (0, "1 or more, or null"),
     "train.label_smoothing": (1.0, "from 0 to below 1"),
+    "train.class_weights": (1.1, "from 0 to 1"),
     "optim.weight_decay": (-0.1, "0 or more"),
     "optim.warmup_epochs": (-1.0, "from 0 to train.epochs"),
     "train.epochs": (0, "1 or more"),
@@ -109,6 +110,10 @@ def test_to_dict_is_plain_yaml() -> None:
         (["--data.num_workers=-1"], "--data.num_workers -1"),
         (["--early_stopping.patience=0"], "--early_stopping.patience 0"),
         (["--early_stopping.monitor=val/f1"], "--early_stopping.monitor"),
+        (
+            ["--train.freeze_backbone=true", "--model.pretrained=false"],
+            "--train.freeze_backbone true: random weights would be kept; start from trained ones with",
+        ),
         (["--optim.warmup_epochs=11"], "--optim.warmup_epochs 11.0: must be from 0 to train.epochs"),
     ],
 )

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from skindist.config import Config
@@ -94,6 +96,26 @@ def test_frozen_batchnorm_keeps_its_statistics() -> None:
     set_train_mode(learner.model, False)
     train_step(learner, [batch], 12, 1, config)
     assert not all(torch.equal(buffer, before[name]) for name, buffer in learner.module.named_buffers())
+
+
+def test_a_frozen_backbone_keeps_all_but_the_head(tmp_path: Path) -> None:
+    """A linear probe, with the average of the weights; BatchNorm keeps its statistics, too."""
+    torch.manual_seed(1)
+    trained = timm.create_model("test_resnet", num_classes=10)
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    learner, batch, config = learner_and_batch(
+        "--train.freeze_backbone=true", f"--model.weights={tmp_path / 'w.safetensors'}", "--train.ema=0.9"
+    )
+    head = {"fc.weight", "fc.bias"}
+    set_train_mode(learner.model, config.train.keeps_statistics)
+    for step in range(2):
+        train_step(learner, parts(batch, 2), 12, step, config)
+    assert all(parameter.requires_grad == (name in head) for name, parameter in learner.module.named_parameters())
+    for module in (learner.module, learner.judged):
+        now = module.state_dict()
+        changed = {name for name, tensor in trained.state_dict().items() if not torch.equal(tensor, now[name])}
+        assert changed - head == set()
+        assert now["fc.weight"].abs().max() > 0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -126,6 +126,7 @@ def test_few_images_for_batchnorm_are_mentioned() -> None:
     assert noisy_batchnorm(model, TrainConfig(), 16, 1) is None
     assert noisy_batchnorm(model, TrainConfig(sync_batchnorm=True), 4, 8) is None
     assert noisy_batchnorm(model, TrainConfig(freeze_batchnorm=True), 4, 8) is None
+    assert noisy_batchnorm(model, TrainConfig(freeze_backbone=True), 4, 8) is None
     assert noisy_batchnorm(torch.nn.Linear(2, 2), TrainConfig(), 4, 8) is None
 
 
