@@ -24,7 +24,7 @@ from skindist.files import write_json
 from skindist.inference.joining import describe_ensemble, join_runs
 from skindist.launcher import side_by_side
 from skindist.machine import available_cores
-from skindist.programs import refuse_unknown_program, terminated_as_interrupted
+from skindist.programs import last_words, refuse_unknown_program, terminated_as_interrupted
 from skindist.run.folder import Run
 
 RUNS, ENSEMBLE, SUMMARY = "runs", "ensemble", "folds.json"
@@ -140,9 +140,8 @@ def gpus() -> int:
 
 def why_failed(part: Part, status: int) -> str:
     """What to tell the user of a run that has ended without its results."""
-    lines = part.log.read_text(errors="replace").splitlines()
-    said = [line for line in lines if line.startswith("error: ")][-1:] or lines[-15:]
-    return "\n".join([f"seed {part.seed}, fold {part.fold}: ended with status {status}:", *said])
+    ended = f"seed {part.seed}, fold {part.fold}: ended with status {status}:"
+    return "\n".join([ended, *last_words(part.log)])
 
 
 def say_done(part: Part) -> None:

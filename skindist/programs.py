@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
@@ -17,6 +18,12 @@ def refuse_unknown_program(command: Sequence[str]) -> None:
     """Raise UserError unless the first word of a command can be run."""
     if shutil.which(command[0]) is None:
         raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
+
+
+def last_words(log: Path) -> list[str]:
+    """Lines that say why a program of ours has ended, by what it printed: its last error, else its last lines."""
+    lines = log.read_text(errors="replace").splitlines()
+    return [line for line in lines if line.startswith("error: ")][-1:] or lines[-15:]
 
 
 @contextmanager

@@ -156,9 +156,13 @@ class TrainConfig(Section):
         """Whether BatchNorm keeps its statistics."""
         return self.freeze_batchnorm or self.freeze_backbone
 
+    def largest_part(self, world_size: int) -> int:
+        """Images of a batch that a process gets, at most."""
+        return -(-self.batch_size // world_size)
+
     def micro_batches(self, world_size: int) -> int:
         """From how many passes each process accumulates its part of a batch."""
-        part = -(-self.batch_size // world_size)
+        part = self.largest_part(world_size)
         return -(-part // self.micro_batch_size) if isinstance(self.micro_batch_size, int) else 1
 
 

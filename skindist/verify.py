@@ -19,7 +19,14 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from skindist.errors import UserError
-from skindist.programs import POLL_SECONDS, children, kill, refuse_unknown_program, terminated_as_interrupted
+from skindist.programs import (
+    POLL_SECONDS,
+    children,
+    kill,
+    last_words,
+    refuse_unknown_program,
+    terminated_as_interrupted,
+)
 from skindist.run.checkpoint import step_folder
 from skindist.run.comparison import TENSORS, differences
 from skindist.run.folder import Run
@@ -146,9 +153,8 @@ def why_ended(status: int, run: Path, log: Path) -> str:
     """What to tell the user when the command has ended by itself."""
     done = newest_step(run)
     if status != 0:
-        lines = log.read_text(errors="replace").splitlines()
-        said = [line for line in lines if line.startswith("error: ")] or lines[-15:]
-        return "\n".join([f"the command ended with status {status}{f' after step {done}' if done else ''}:", *said])
+        ended = f"the command ended with status {status}{f' after step {done}' if done else ''}:"
+        return "\n".join([ended, *last_words(log)])
     if done == 0:
         what = "launch/train.py or skindist train"
         return f"the command ended without a step: give one that runs {what}, with its flags at the end"

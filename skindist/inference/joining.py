@@ -35,6 +35,7 @@ from skindist.randomness import Stream, derived_seed
 from skindist.recipe import DataConfig
 from skindist.report.model_card import model_card
 from skindist.report.run_page import draw_run_page
+from skindist.report.scores import read_scores
 from skindist.run.folder import Run
 from skindist.training.results import known_of, prediction_rows, versions
 from skindist.wording import plural
@@ -107,13 +108,12 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def read_member(run: Run) -> Member:
-    """A run as a member. Raises UserError where it is not finished, or is no run of its own."""
+    """A run as a member. Raises UserError where it is not finished, damaged, or is no run of its own."""
     results, description = run.results(), read_description(run.model)
     if "members" in results or "early_stopping" not in results:
         raise UserError(f"{run.path}: is not a run of the main job; give the folders of single runs")
-    scores = {
-        part: {row["path"]: float(row["probability"]) for row in run.predictions(part)} for part in ("val", "test")
-    }
+    said = {part: read_scores(run, part) for part in ("val", "test")}
+    scores = {part: dict(zip(found.paths, found.probabilities.tolist(), strict=True)) for part, found in said.items()}
     return Member(run, run.config(), description, run.split(), results, scores)
 
 

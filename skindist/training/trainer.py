@@ -186,7 +186,7 @@ def settle_memory(learner: Learner, config: Config) -> Config:
     the same on every rank; in evaluation, no more images at a time than fit beside the captured step, either."""
     auto, size = config.train.micro_batch_size == "auto", config.data.image_size
     if auto:
-        most = -(-config.train.batch_size // learner.accelerator.num_processes)
+        most = config.train.largest_part(learner.accelerator.num_processes)
         found = find_micro_batch_size(learner, size, most)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
     capture_step(learner, config)

@@ -191,3 +191,17 @@ def test_runs_that_test_on_other_images_are_refused(crossed: Path, tmp_path: Pat
     (other / "split.csv").write_text(text)
     with pytest.raises(UserError, match="their test images are not the same; with a folder that is not split"):
         join_runs([crossed / "runs/seed-0-fold-0", other], tmp_path / "out")
+
+
+def test_a_damaged_probability_is_refused(crossed: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(crossed / "runs/seed-0-fold-1", other)
+    damaged = rows(file := other / "predictions-test.csv")
+    damaged[3]["probability"] = "nan"
+    with file.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, damaged[0])
+        writer.writeheader()
+        writer.writerows(damaged)
+    with pytest.raises(UserError, match="other: predictions of test cannot be read"):
+        join_runs([crossed / "runs/seed-0-fold-0", other], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
