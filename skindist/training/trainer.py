@@ -29,19 +29,19 @@ from skindist.report.words import describe_results
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
+from skindist.tracking.other_trackers import OtherTrackers, check_trackers
+from skindist.tracking.wandb_sink import WandbSink
 from skindist.training.engine import evaluate, train_one_epoch
 from skindist.training.interruption import Interruptions
 from skindist.training.learner import Learner
 from skindist.training.loss import class_weights
 from skindist.training.memory import dead_workers_explained
-from skindist.training.other_trackers import OtherTrackers, check_trackers
 from skindist.training.predicting import choose_workers, eval_loader, open_store
 from skindist.training.rehearsal import capture_step, find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.saving import Saver
 from skindist.training.stressing import stress_test
-from skindist.training.tracking import Tracker
-from skindist.training.wandb_sink import WandbSink
+from skindist.training.tracker import Tracker
 from skindist.wording import plural
 
 log = logging.getLogger("skindist")

@@ -22,7 +22,7 @@ from skindist.recipe import DataConfig, ModelConfig, TrainConfig
 from skindist.run.folder import Run
 from skindist.training import cuda_graph, engine, rehearsal, trainer
 from skindist.training.rehearsal import black_images, capture_step
-from skindist.training.tracking import Tracker
+from skindist.training.tracker import Tracker
 from tests.helpers import jobs
 from tests.helpers.faults import replace
 

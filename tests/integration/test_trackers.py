@@ -12,8 +12,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from skindist.config import Config, TrackingConfig
 from skindist.errors import UserError
 from skindist.run.folder import Run
-from skindist.training import other_trackers
-from skindist.training.other_trackers import OtherTrackers, check_trackers
+from skindist.tracking import other_trackers
+from skindist.tracking.other_trackers import OtherTrackers, check_trackers
 from tests.helpers import jobs
 from tests.helpers.ranks import run_ranks
 

@@ -25,9 +25,9 @@ from skindist.errors import TrainingError
 from skindist.evaluation.predictions import Predictions
 from skindist.parsing import parse_config
 from skindist.run import folder as run_folder
-from skindist.training.other_trackers import OtherTrackers
-from skindist.training.tracking import Tracker
-from skindist.training.wandb_sink import WandbSink, reliability_rows, threshold_rows
+from skindist.tracking.other_trackers import OtherTrackers
+from skindist.tracking.wandb_sink import WandbSink, reliability_rows, threshold_rows
+from skindist.training.tracker import Tracker
 from tests.conftest import Observe
 from tests.helpers.commands import ROOT, TINY, flags
 from tests.helpers.wandb_server import Fault, Run, WandbServer

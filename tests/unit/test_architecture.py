@@ -57,15 +57,15 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"run.opening"},
     {f"distributed.{name}" for name in ("network", "rendezvous", "host", "peers", "group", "buffers", "last_words")},
     {"distributed.ending", "distributed.contact"},
-    {"training.memory", "training.wandb_service", "training.interruption", "report.model_card"},
+    {"training.memory", "tracking.wandb_service", "training.interruption", "report.model_card"},
     {"training.engine", "training.rehearsal", "inference.ensemble"},
     {"inference.description", "inference.saved_model", "inference.explain"},
     {"training.predicting", "inference.graph", "inference.single", "report.pictures"},
     {"training.stressing", "training.pictures"},
-    {"training.wandb_sink", "training.results", "training.saving", "inference.sources", "inference.table"},
+    {"tracking.wandb_sink", "training.results", "training.saving", "inference.sources", "inference.table"},
     {"inference.seeing", "inference.batches"},
-    {"training.other_trackers", "training.restoring"},
-    {"training.tracking"},
+    {"tracking.other_trackers", "training.restoring"},
+    {"training.tracker"},
     {
         "training.trainer",
         "report.curves",
@@ -116,14 +116,24 @@ def test_no_cycle() -> None:
     TopologicalSorter(edges()).prepare()
 
 
-@pytest.mark.parametrize("framework", ["accelerate", "torch.distributed"])
-def test_processes_are_the_business_of_two_rooms(framework: str) -> None:
+@pytest.mark.parametrize(
+    ("framework", "rooms"),
+    [
+        ("accelerate", ("training.", "distributed.", "tracking.")),  # its trackers are used there
+        ("torch.distributed", ("training.", "distributed.")),
+    ],
+)
+def test_processes_are_the_business_of_few_rooms(framework: str, rooms: tuple[str, ...]) -> None:
     users = {
         name for name, tree in modules().items() if any(f"{i}.".startswith(f"{framework}.") for i in imports(tree))
     }
     assert users
-    assert all(name.startswith(("training.", "distributed.")) for name in users)
+    assert all(name.startswith(rooms) for name in users)
+
+
+def test_two_rooms_speak_to_the_group() -> None:
     calls = {name for name in modules() if "torch.distributed." in (ROOT / f"{name.replace('.', '/')}.py").read_text()}
+    assert calls
     assert all(name.startswith(("training.", "distributed.")) for name in calls)
 
 

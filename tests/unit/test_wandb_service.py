@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from skindist.training.wandb_service import time_limit, wandb_mode
+from skindist.tracking.wandb_service import time_limit, wandb_mode
 
 
 @pytest.mark.parametrize(

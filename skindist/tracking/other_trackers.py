@@ -18,7 +18,7 @@ from skindist.errors import UserError
 from skindist.evaluation.metrics import METRICS
 from skindist.run.folder import Run
 from skindist.run.record import Event
-from skindist.training.wandb_sink import SUMMARY_PARTS
+from skindist.tracking.wandb_sink import SUMMARY_PARTS
 from skindist.weights import first_line
 
 TRIED = ("tensorboard", "trackio", "mlflow")  # what they send by themselves was looked at

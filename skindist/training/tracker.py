@@ -9,9 +9,9 @@ from skindist.report.words import describe_epoch
 from skindist.run import record
 from skindist.run.folder import Run
 from skindist.run.record import Event
-from skindist.training.other_trackers import OtherTrackers
+from skindist.tracking.other_trackers import OtherTrackers
+from skindist.tracking.wandb_sink import WandbSink
 from skindist.training.state import TrainState
-from skindist.training.wandb_sink import WandbSink
 
 log = logging.getLogger("skindist")
 

@@ -27,7 +27,7 @@ from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
 from skindist.run.folder import Run
-from skindist.training.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode
+from skindist.tracking.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode
 
 log = logging.getLogger("skindist")
 START, FINISH = 20.0, 20.0  # seconds that W&B itself is told to take at most
