@@ -9,10 +9,10 @@ here: they belong to `accelerate launch` and its YAML file.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from skindist.errors import UserError
+from skindist.files import expanded
 from skindist.recipe import DataConfig, EarlyStoppingConfig, ModelConfig, OptimConfig, TrainConfig
 from skindist.section import Section, setting
 
@@ -140,7 +140,7 @@ class Config:
         for section, key in marked("path"):
             values = getattr(config, section)
             if path := getattr(values, key):
-                absolute = str(Path(path).expanduser().resolve())
+                absolute = str(expanded(path).resolve())
                 config = replace(config, **{section: replace(values, **{key: absolute})})
         return config
 

@@ -16,6 +16,11 @@ from skindist.errors import UserError
 UNFINISHED = ".unfinished"  # in a folder that is there: what becomes its content
 
 
+def expanded(path: str) -> Path:
+    """The path with a home for `~` or `~name`. A file's name that only begins so stays; `Path.expanduser` raises."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -164,14 +164,20 @@ def summarise(parts: Sequence[Part], out: Path) -> None:
     """
     refuse_other_configs(parts)
     ensemble = Run(out / ENSEMBLE)
-    names = [part.run.path.name for part in parts]
-    if ensemble.results_file.exists() and [member["run"] for member in ensemble.results()["members"]] != names:
-        shutil.rmtree(ensemble.path)  # of fewer or more runs
+    if ensemble.results_file.exists() and not is_current(ensemble, parts):
+        shutil.rmtree(ensemble.path)
     if not ensemble.results_file.exists():
         join_runs([part.run.path for part in parts], ensemble.path)
     results = ensemble.results()
     write_json(out / SUMMARY, summary(results))
     log.info(f"{describe_ensemble(results)}\nmodel: {ensemble.path}; what it is worth: {ensemble.report}")
+
+
+def is_current(ensemble: Run, parts: Sequence[Part]) -> bool:
+    """Whether an ensemble was made of these runs, and after each of them."""
+    names, when = [part.run.path.name for part in parts], ensemble.results_file.stat().st_mtime_ns
+    made_of = [member["run"] for member in ensemble.results()["members"]]
+    return made_of == names and all(part.run.results_file.stat().st_mtime_ns <= when for part in parts)
 
 
 def summary(results: Mapping[str, Any]) -> dict[str, Any]:

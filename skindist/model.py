@@ -4,7 +4,6 @@ import difflib
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from skindist.errors import UserError
+from skindist.files import expanded
 from skindist.recipe import ModelConfig, TrainConfig
 from skindist.weights import first_line, load_weights, pretrained_file
 from skindist.wording import plural
@@ -47,7 +47,7 @@ def build_model(config: ModelConfig, num_classes: int = 2, load: bool = True) ->
         UserError: unknown name, no classifier head, weights that cannot be found, read or fetched or that do not fit.
     """
     pretrained_cfg = _look_up(config.name)
-    weights = Path(config.weights).expanduser() if load and config.weights is not None else None
+    weights = expanded(config.weights) if load and config.weights is not None else None
     pretrained = load and config.pretrained and weights is None
     model = _create(config, pretrained_file(config.name, pretrained_cfg) if pretrained else None)
     head = _reset_head(model, config.name, num_classes)

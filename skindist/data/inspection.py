@@ -77,6 +77,8 @@ def open_image(path: Path, use: Callable[[bytes, Image.Image], T]) -> T | str:
         content = path.read_bytes()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+    except ValueError as error:  # no name of a file: it holds a zero byte
+        return f"cannot be read ({error})"
     if not content:
         return "empty (0 bytes)"
     try:

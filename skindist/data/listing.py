@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from skindist.data.scan import files_below
 from skindist.errors import UserError
+from skindist.files import expanded
 
 COLUMN = "path"
 
@@ -34,7 +35,7 @@ def list_files(given: str, left_out: Collection[Path] = ()) -> Iterator[Item]:
     Raises:
         UserError: nothing is there, a folder cannot be read, or the table cannot.
     """
-    place = Path(given).expanduser()
+    place = expanded(given)
     if place.is_dir():
         items = _in_folder(str(place))
     elif place.suffix.lower() == ".csv":
@@ -67,7 +68,7 @@ def _in_table(file: Path) -> Iterator[Item]:
                 raise UserError(f"{file}: no column is called {COLUMN}; found {', '.join(names) or 'nothing'}")
             for row in table:
                 name = (row[COLUMN] or "").strip()
-                yield Item(name, str(file.parent / Path(name).expanduser()) if name else "")
+                yield Item(name, str(file.parent / expanded(name)) if name else "")
     except UnicodeDecodeError:
         raise UserError(f"{file}: is not UTF-8 text; save it as CSV in UTF-8") from None
     except csv.Error as error:

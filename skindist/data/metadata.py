@@ -118,7 +118,7 @@ def _join(rows: Sequence[_Row], paths: Sequence[str], agreed: Sequence[str]) -> 
     for path, names in names_by_path.items():
         if found := [row for name in names for row in rows_by_name[name]]:
             metadata[path] = _agreed(found, path, images_by_name[found[0].key.lower()], agreed)
-    if not metadata:
+    if paths and not metadata:
         raise UserError(f"no row names an image: a row is called {rows[0].key!r}, an image {paths[0]!r}")
     return metadata, [row for row in rows if not {row.key.lower(), _isic_id(row.key)} & images_by_name.keys()]
 

@@ -15,8 +15,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from skindist.errors import UserError
-from skindist.files import refuse_occupied, whole_folder, write_csv
+from skindist.files import expanded, refuse_occupied, whole_folder, write_csv
 from skindist.weights import HUB_ID, NETWORK_SECONDS, first_line, within
+from skindist.wording import plural
 
 IMAGES, TABLE = "images", "metadata.csv"
 KINDS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -61,7 +62,7 @@ def load(source: str) -> Mapping[str, Any]:
     """
     import datasets  # seconds of import
 
-    path = Path(source).expanduser()
+    path = expanded(source)
     if not path.exists() and not HUB_ID.fullmatch(source):
         raise UserError(f"{source}: no such file or folder, and not the id of a data set on the Hub (OWNER/NAME)")
     if path.is_file() and path.suffix not in KINDS:
@@ -103,7 +104,7 @@ def choose_column(source: str, split: Any, wanted: str | None) -> str:
 
 
 def written(source: str, splits: Mapping[str, Any], column: str, folder: Path) -> Iterator[Row]:
-    """Write each image; yield its row of the table.
+    """Write each image; yield its row of the table. A row without an image is left out, and counted.
 
     Raises:
         UserError: the data set cannot be read to its end.
@@ -111,16 +112,20 @@ def written(source: str, splits: Mapping[str, Any], column: str, folder: Path) -
     import datasets
 
     (folder / IMAGES).mkdir()
-    number = 0
+    number = missing = 0
     for split, rows in splits.items():
         values = iter(rows.cast_column(column, datasets.Image(decode=False)))
         while (row := following(source, values)) is not None:
             number += 1
-            image = row.pop(column)
+            if (image := row.pop(column)) is None:
+                missing += 1
+                continue
             content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
             name = file_name(number, image.get("path") or str(row.get("__key__", "")), content)
             (folder / IMAGES / name).write_bytes(content)
             yield {"path": name, "split": split, **flat(row, rows.features)}
+    if missing:
+        log.warning(f"{source}: {plural(missing, 'row')} without an image, left out")
 
 
 def following(source: str, rows: Iterator[Row]) -> Row | None:

@@ -43,16 +43,21 @@ def fit_calibration(validation: Predictions) -> Calibration:
         counts = " and ".join(f"{(labels == label).sum()} {name}" for label, name in enumerate(CLASSES))
         return Calibration(note=f"not calibrated: {counts} validation images; it takes {FEWEST} of each class")
 
+    if logits[labels == 1].min() > logits[labels == 0].max():
+        return Calibration(note="not calibrated: on validation the logits separate the classes, whatever their size")
+
     from scipy.optimize import brentq  # seconds of import, for the end of a run
 
     def slope(scale: float) -> float:
         """Of the loss, over the reciprocal of the temperature: it only rises."""
         return float(((sigmoid(scale * logits) - labels) * logits).sum())
 
-    if slope(1 / LARGEST) >= 0:
+    if slope(0) >= 0:
         return Calibration(note="not calibrated: on validation the logits say next to nothing of the labels")
+    if slope(1 / LARGEST) >= 0:
+        return Calibration(note=f"not calibrated: on validation the temperature would be above {LARGEST:g}")
     if slope(LARGEST) < 0:
-        return Calibration(note="not calibrated: on validation the logits separate the classes, whatever their size")
+        return Calibration(note=f"not calibrated: on validation the temperature would be below {1 / LARGEST:g}")
     return Calibration(temperature=1 / float(brentq(slope, 1 / LARGEST, LARGEST)), fitted_on=len(labels))
 
 

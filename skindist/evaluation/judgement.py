@@ -19,7 +19,7 @@ from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS
 from skindist.evaluation.operating_point import Threshold, at_threshold, choose_threshold
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.subgroups import subgroups
-from skindist.wording import plural
+from skindist.wording import percent, plural
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,20 @@ class Frozen:
             "threshold": self.threshold.value,
             "target_sensitivity": self.threshold.target_sensitivity,
             "threshold_chosen": self.threshold.chosen,
+            "threshold_note": self.threshold.note,
+            "calibrated_on": self.calibration.fitted_on,
+            "calibration_note": self.calibration.note,
             "class_names": list(CLASSES),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Frozen":
-        """What `to_dict` gave; of the interval and the notes nothing is known then. Raises KeyError for a missing
-        value."""
-        threshold = Threshold(values["threshold"], values["threshold_chosen"], values["target_sensitivity"])
-        return cls(Calibration(values["temperature"], values["bias"]), threshold)
+        """What `to_dict` gave; of the threshold's interval nothing is known then, and an older skindist gave neither
+        notes nor a number of images. Raises KeyError for a missing value."""
+        chosen, target, note = values["threshold_chosen"], values["target_sensitivity"], values.get("threshold_note")
+        told = (values.get("calibrated_on", 0), values.get("calibration_note"))
+        threshold = Threshold(values["threshold"], chosen, target, note=note)
+        return cls(Calibration(values["temperature"], values["bias"], *told), threshold)
 
 
 def freeze(validation: Predictions, known: Known, config: EvaluationConfig, seed: int) -> Frozen:
@@ -115,8 +120,8 @@ def verdict(found: Mapping[str, Any]) -> str:
             f"The {plural(n, 'test image')} are all of one class, so nothing can be said of how well the model tells "
             "malignant from benign. Whether it is better than a shortcut cannot be told."
         )
-    chosen = f"chosen on validation for a sensitivity of {point['target_sensitivity']:.0%}"
-    origin = chosen if point["chosen"] == "validation" else f"fixed at {point['threshold']}"
+    chosen = f"chosen on validation for a sensitivity of {percent(point['target_sensitivity'])}"
+    origin = chosen if point["chosen"] == "validation" else f"fixed at {point['threshold']:.3g}"
     first = (
         f"On {plural(n, 'test image')} the model has an AUROC of {_said('auroc', test['auroc'])}; with the threshold "
         f"{origin} it finds {_said('sensitivity', hit['sensitivity'])} of the malignant ones and clears "

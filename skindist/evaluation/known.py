@@ -62,7 +62,8 @@ def age_band(age: str) -> str:
 
 
 def pool(values: Sequence[str]) -> NDArray[np.str_]:
-    """The frequent values as they are; all others as "other", and "" as "unknown"."""
+    """The frequent values as they are; all others as "other", if these are not rare themselves, and "" as "unknown"."""
     named = [value or UNKNOWN for value in values]
     frequent = {value for value, count in Counter(named).most_common(MOST) if count >= RARE} | {UNKNOWN}
-    return np.array([value if value in frequent else OTHER for value in named], np.str_)
+    rest = OTHER if sum(value not in frequent for value in named) >= RARE else UNKNOWN
+    return np.array([value if value in frequent else rest for value in named], np.str_)

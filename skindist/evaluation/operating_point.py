@@ -21,8 +21,8 @@ _ROUNDING = 1e-9  # 0.95 of 20 images is 19, whatever floating-point numbers mak
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold of the probability, how it came about, its 95 % interval (None where nothing was chosen), and what a
-    reader must know of the choice."""
+    """A threshold of the probability, how it came about, its 95 % interval (None where nothing was chosen, or it is not
+    known), and what a reader must know of the choice."""
 
     value: float
     chosen: Literal["validation", "fixed"]
@@ -96,7 +96,7 @@ def _note(probabilities: Probabilities, labels: Labels, threshold: float, target
     needed = math.ceil(target * malignant.size - _ROUNDING)
     tied = int((malignant == threshold).sum())
     notes = []
-    if needed == malignant.size:
+    if target < 1 and needed == malignant.size:
         notes.append(
             f"only {malignant.size} malignant validation images: to reach the target none may be missed, and on other "
             "images the sensitivity may be far from it"

@@ -34,7 +34,7 @@ def recalibrate(
         numbers of the calibration on the half that is shown.
 
     Raises:
-        UserError: the images of a class are all of one group, so that no half can have some of them.
+        UserError: there is no image of a class, or all are of one group, so that no half can have some of them.
     """
     first = halves(known, seed)
     fitted, shown = ((_part(found, half), _known(known, half)) for half in (first, ~first))
@@ -63,8 +63,14 @@ def halves(known: Known, seed: int) -> NDArray[np.bool_]:
         order = generator(seed, Stream.HALVES, label).permutation(len(names))
         first |= np.isin(known.groups, [names[index] for index in order[::2]])
     for label, name in enumerate(CLASSES):
-        if len(set(first[known.labels == label].tolist())) < 2:
-            raise UserError(f"--recalibrate: all {name} images are of one group, which cannot be halved; leave it out")
+        of_class = known.labels == label
+        if len(set(first[of_class].tolist())) < 2:
+            why = (
+                f"all {name} images are of one group, which cannot be halved"
+                if of_class.any()
+                else f"no image is {name}"
+            )
+            raise UserError(f"--recalibrate: {why}; leave it out")
     return first
 
 

@@ -54,8 +54,8 @@ def shortcut_baseline(images: Sequence[ImageFile], groups: Sequence[str], seed: 
     """Cross-validate a classifier that sees only traits of the file and of the whole picture.
 
     Images of one group are never trained on and judged in the same fold. Colour is that of the whole picture, so a
-    little of the lesion's own colour is in it. The interval takes the images as independent and the models as given:
-    of a few hundred images or less it is too narrow.
+    little of the lesion's own colour is in it. The interval takes the models as given: of a few hundred images or less
+    it is too narrow.
 
     Returns:
         None where a class has fewer than FEWEST groups.
@@ -77,7 +77,7 @@ def shortcut_baseline(images: Sequence[ImageFile], groups: Sequence[str], seed: 
         everything = out_of_fold(np.hstack(list(families.values())))
         alone = {name: out_of_fold(values) for name, values in families.items()}
     scores = {name: METRICS["auroc"](probabilities, labels) for name, probabilities in alone.items()}
-    return Shortcut(estimates(everything, labels, seed, names=["auroc"])["auroc"], scores)
+    return Shortcut(estimates(everything, labels, seed, groups=members, names=["auroc"])["auroc"], scores)
 
 
 def shortcut_of_test(train: Known, test: Known, seed: int) -> dict[str, Probabilities] | None:

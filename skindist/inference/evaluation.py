@@ -21,8 +21,8 @@ from skindist.evaluation.differences import differences
 from skindist.evaluation.judgement import judge
 from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
-from skindist.evaluation.recalibration import recalibrate
-from skindist.files import finite, refuse_occupied, whole_folder
+from skindist.evaluation.recalibration import halves, recalibrate
+from skindist.files import expanded, finite, refuse_occupied, whole_folder
 from skindist.inference.description import Description, read_description
 from skindist.inference.saved_model import build_module, load_weights
 from skindist.inference.sources import Source, find_model
@@ -76,9 +76,9 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     """
     accelerator = group.join_group()
     source, description = decide(accelerator, look_up, model, out, asked.views, may_take_hours=True)
-    path = data.path and str(Path(data.path).expanduser().resolve())
+    path = data.path and str(expanded(data.path).resolve())
     config, pixels = replace(data, path=path, image_size=description.image_size), description.preprocessing
-    prepared = decide(accelerator, prepare_test, config, may_take_hours=True)
+    prepared = decide(accelerator, prepare_images, config, asked, may_take_hours=True)
     log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}")
     load = partial(load_weights, source.folder)
     predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
@@ -110,6 +110,14 @@ def look_up(model: str, out: Path, views: int | None) -> tuple[Source, Descripti
         raise UserError(f"--out {out}: {there} is {what}; give another folder")
     source = find_model(model)
     return source, read_description(source.folder).seen_in(views)
+
+
+def prepare_images(config: DataConfig, asked: Asked) -> Prepared:
+    """The images, once it is clear that they can be halved, if they must."""
+    prepared = prepare_test(config)
+    if asked.recalibrate:
+        halves(known_of(prepared, sample_ids(prepared.rows, "test")), asked.seed)
+    return prepared
 
 
 def write_evaluation(

@@ -44,6 +44,10 @@ SURE = 1e-16  # a probability is at least so far from 0 and from 1
 DOUBTED = 100  # labels that are listed, beginning with the most doubted
 SECTIONS = ("data", "model", "optim", "train", "early_stopping", "evaluation")
 """The sections of the config that members share, but for seed and fold."""
+FEWER = (
+    "it was chosen on what only those members say of an image that did not train on it; the mean of all members lies "
+    "closer together, so expect a sensitivity above the target, and a specificity below that of the choice"
+)
 CALIBRATION = Calibration(note="the mean of the members' calibrated ones")
 Scores = Mapping[str, float]
 log = logging.getLogger("skindist")
@@ -166,7 +170,8 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 def frozen_on(held_out: Predictions, known: Known, sensitivity: float, seed: int) -> Frozen:
     """The threshold that reaches the wanted sensitivity on out-of-fold predictions."""
     threshold = choose_threshold(held_out.probabilities, held_out.labels, sensitivity, seed, known.groups)
-    return Frozen(CALIBRATION, threshold)
+    note = "; ".join(filter(None, (threshold.note, FEWER)))
+    return Frozen(CALIBRATION, replace(threshold, note=note))
 
 
 def of_members(members: Sequence[Member], data: Prepared, held_out: Predictions, seed: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from skindist.inference.saved_model import SavedModel
 from skindist.inference.seeing import BatchReader
 from skindist.inference.sources import load_model
 from skindist.inference.table import GrowingTable, Row, part_of, refuse_bad_table
+from skindist.report.words import origin_of_threshold
 from skindist.training.engine import progress
 from skindist.training.learner import Predictor
 from skindist.wording import plural
@@ -201,15 +202,12 @@ def finish(table: GrowingTable, columns: Sequence[str]) -> dict[str, int]:
 
 def describe_frozen(frozen: Frozen) -> str:
     """What decides, for the console."""
-    threshold = frozen.threshold
-    if threshold.chosen == "validation":
-        said = f"chosen on validation for a sensitivity of {threshold.target_sensitivity:.0%}"
-    else:
-        said = "fixed: this model has no operating point of its own"
-    plain = (frozen.calibration.temperature, frozen.calibration.bias) == (1.0, 0.0)
+    threshold, calibration = frozen.threshold, frozen.calibration
+    plain = (calibration.temperature, calibration.bias) == (1.0, 0.0)
     return (
-        f"decision: malignant from a {'' if plain else 'calibrated '}probability of {threshold.value:.3g} on, {said}"
-        + ("; its probabilities are not calibrated" if plain else "")
+        f"decision: malignant from a {'' if plain else 'calibrated '}probability of {threshold.value:.3g} on, "
+        f"{origin_of_threshold(vars(threshold))}"
+        + (f"; its probabilities are {calibration.note or 'not calibrated'}" if plain else "")
     )
 
 

@@ -28,6 +28,7 @@ from skindist.training.learner import Predictor
 from skindist.training.memory import is_out_of_memory
 from skindist.wording import plural
 
+BYTES = 180  # of 255 that a file's name may have
 AT_ONCE = 8  # images that are explained together
 NO_PATH = "this row of the table has no path"
 NOT_FINITE = "the model's output is not finite"
@@ -114,4 +115,5 @@ class BatchReader:
 
 def plain(name: str) -> str:
     """As much of a file's name as another one may hold, without what no screen shows."""
-    return "".join(letter if letter.isprintable() else "_" for letter in name[:60])
+    shown = "".join(letter if letter.isprintable() else "_" for letter in name)
+    return shown.encode()[:BYTES].decode(errors="ignore")

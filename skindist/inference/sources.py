@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 
 from skindist.errors import UserError
+from skindist.files import expanded
 from skindist.inference.description import DESCRIPTION, read_description
 from skindist.inference.saved_model import WEIGHTS, SavedModel, build_module, load_weights
 from skindist.run.folder import Run
@@ -44,7 +45,7 @@ def find_model(model: str) -> Source:
     Raises:
         UserError: there is none.
     """
-    path = Path(model).expanduser()
+    path = expanded(model)
     if path.is_dir():
         run = Run(path)
         if (run.model / DESCRIPTION).is_file():

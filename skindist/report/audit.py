@@ -11,6 +11,7 @@ import numpy as np
 from skindist.data.duplicates import Link
 from skindist.data.metadata import ALIASES, NO_ID
 from skindist.data.scan import CLASSES, ImageFile
+from skindist.data.split import SPLITS
 from skindist.data.survey import Survey, conflicting_copies, data_folder, describe_links, survey
 from skindist.evaluation.shortcut import FEWEST, shortcut_baseline
 from skindist.recipe import DataConfig
@@ -21,7 +22,6 @@ DRAWN = 200  # sets of pictures in one section of the page
 BESIDE = 6  # pictures of one set
 EXAMPLES = 8  # pictures of each class
 TELLING = 0.6  # AUROC: a shortcut baseline that surely scores more wants attention
-SPLITS = ("train", "val", "test")
 
 
 def audit(config: DataConfig, page: Path) -> str:

@@ -12,7 +12,7 @@ import yaml
 
 from skindist.config import Config
 from skindist.evaluation.metrics import METRICS
-from skindist.report.words import describe_figure, figure_in_words
+from skindist.report.words import describe_figure, figure_in_words, figure_text, origin_of_threshold
 
 UNKNOWN = "not provided"
 DESCRIBED = {"age": "Age", "sex": "Sex", "skin_tone": "Skin tone", "site": "Body site"}  # columns of the metadata
@@ -165,13 +165,10 @@ def _line(title: str, figure: Mapping[str, Any], name: str) -> str:
 
 def _origin(point: Mapping[str, Any]) -> str:
     if point["chosen"] == "fixed":
-        return f"fixed: {point['note']}"
+        return origin_of_threshold(point)
     note = f" ({point['note']})" if point["note"] else ""
-    low, high = point["threshold_interval"]
-    return (
-        f"chosen on validation images for a sensitivity of {point['target_sensitivity']:.0%}{note}; "
-        f"95 % interval {low:.4f} to {high:.4f}"
-    )
+    low, high = (figure_text(end, "threshold") for end in point["threshold_interval"])
+    return f"{origin_of_threshold(point)}{note}; 95 % interval {low} to {high}"
 
 
 def _prevalence(point: Mapping[str, Any]) -> str:
@@ -191,10 +188,10 @@ def _calibration(found: Mapping[str, Any]) -> str:
 def _shortcut(found: Mapping[str, Any]) -> str:
     if not found["auroc"]:
         return f"Whether the model is better than a shortcut cannot be told: {found['note']}."
-    gain = found["difference"]
+    gain, traits = found["difference"], ", ".join(found["families"])
     return (
-        f"The model is {found['verdict']}. A baseline that sees only file size, dimensions, format, mean colour and "
-        f"border has {describe_figure('auroc', found['auroc'])} on the same test images. The model's AUROC minus the "
+        f"The model is {found['verdict']}. A baseline that sees no lesion ({traits} alone) has "
+        f"{describe_figure('auroc', found['auroc'])} on the same test images. The model's AUROC minus the "
         f"baseline's is {gain['value']:.3f} ({gain['low']:.3f} to {gain['high']:.3f})."
     )
 

@@ -104,7 +104,8 @@ def _draw_bands(axes: Any, bands: Mapping[str, Band]) -> None:
     for index, (label, band) in enumerate(bands.items()):
         colour, line = styles[index % len(styles)]
         axes.fill_between(band.grid, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(band.x, band.y, color=colour, linestyle=line, label=label)
+        plain = f"{' ' * label.startswith('_')}{label}".replace("$", r"\$")  # no formula, and no label that is hidden
+        axes.plot(band.x, band.y, color=colour, linestyle=line, label=plain)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from skindist.evaluation import bands
-from skindist.evaluation.metrics import METRICS, UNDEFINED
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, UNDEFINED
 from skindist.report import history, plots
 from skindist.report.html import Table, attempt, render, thumbnail, write_page
 from skindist.report.mistakes import mistakes
@@ -51,7 +51,8 @@ def run_page(run: Run, pictures: bool = True) -> str:
     results = run.results()
     settings = attempt(run.saved_config) or {}
     test = attempt(lambda: read_scores(run, "test"))
-    threshold = results.get("operating_point", {}).get("threshold", 0.5)
+    point = results.get("operating_point", {})
+    threshold, prevalence = point.get("threshold", DEFAULT_THRESHOLD), point.get("prevalence")
     data_folder = (settings.get("data") or {}).get("path")
     events = attempt(run.metrics) or []
     cases = mistakes(run, test, threshold, Path(data_folder) if data_folder else None) if test and pictures else []
@@ -65,9 +66,9 @@ def run_page(run: Run, pictures: bool = True) -> str:
         pictures=pictures,
         cases=cases,
         shown=any(case.thumbnail for _, members in cases for case in members),
-        figures=figure_rows(results.get("test", {}), test),
-        benign_baseline=all_benign(test),
-        scores=held_by_the_page(test, results.get("operating_point", {})) if test and test.both_classes else None,
+        figures=figure_rows(results.get("test", {}), benign := all_benign(test, prevalence)),
+        benign_baseline=benign,
+        scores=held_by_the_page(test, point) if test and test.both_classes else None,
         drawn=draw(results, test, events),
         elsewhere="model" in results,
         recalibrated=recalibrated_table(results.get("recalibrated")),
@@ -88,20 +89,20 @@ def run_page(run: Run, pictures: bool = True) -> str:
     )
 
 
-def all_benign(test: Scores | None) -> dict[str, float]:
+def all_benign(test: Scores | None, prevalence: float | None) -> dict[str, float]:
     """What each metric gives to a rule that calls every image benign, where that says something."""
     if test is None:
         return {}
     nothing = np.zeros(test.labels.size)
-    values = {name: m(nothing, test.labels) for name, m in METRICS.items() if m.unit == "share" or name == "auroc"}
+    wanted = {name: metric for name, metric in METRICS.items() if metric.unit == "share" or name == "auroc"}
+    values = {name: metric(nothing, test.labels, prevalence=prevalence) for name, metric in wanted.items()}
     return {name: value for name, value in values.items() if np.isfinite(value)}
 
 
-def figure_rows(split: Mapping[str, Any], test: Scores | None) -> list[FigureRow]:
+def figure_rows(split: Mapping[str, Any], benign: Mapping[str, float]) -> list[FigureRow]:
     """Key, title, estimate and what calling all benign gives, for each figure of the split."""
-    baseline = all_benign(test)
     return [
-        (name, METRICS[name].title if name in METRICS else name.replace("_", " "), value, baseline.get(name))
+        (name, METRICS[name].title if name in METRICS else name.replace("_", " "), value, benign.get(name))
         for name, value in split.items()
         if isinstance(value, dict) and "value" in value
     ]
@@ -111,7 +112,7 @@ def held_by_the_page(test: Scores, point: Mapping[str, Any]) -> dict[str, Any]:
     """What the script computes with: the probabilities of each class from the highest on, and where it starts."""
     lists = {name: sorted(test.of(name).tolist(), reverse=True) for name in ("malignant", "benign")}
     prevalence = point.get("prevalence") or float(test.labels.mean())
-    return {**lists, "frozen": point.get("threshold", 0.5), "prevalence": prevalence}
+    return {**lists, "frozen": point.get("threshold", DEFAULT_THRESHOLD), "prevalence": prevalence}
 
 
 def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mapping[str, Any]]) -> dict[str, Markup]:

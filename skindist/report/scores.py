@@ -8,9 +8,7 @@ from skindist.data.split import LABELS
 from skindist.errors import UserError
 from skindist.evaluation.counts import Labels, Probabilities
 from skindist.evaluation.metrics import check
-from skindist.run.folder import Run
-
-COLUMNS = ("path", "label", "probability", "logit")
+from skindist.run.folder import PREDICTED, Run
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def read_scores(run: Run, split: str) -> Scores:
         paths = [row["path"] for row in rows]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.path}: predictions of {split} cannot be read ({error})") from None
-    about = [{name: value for name, value in row.items() if name not in COLUMNS and value} for row in rows]
+    about = [{name: value for name, value in row.items() if name not in PREDICTED and value} for row in rows]
     try:
         of_path = {row.path: row for row in run.split()}
         found = [of_path[path] for path in paths]

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from skindist.evaluation.metrics import HEADLINES, METRICS, UNDEFINED
-from skindist.wording import plural
+from skindist.wording import percent, plural
 
-OTHERS = {"count": ",", "number_needed_to_biopsy": ".1f", "prevalence": ".1%", "share": ".1%"}
+OTHERS = {"count": ",", "number_needed_to_biopsy": ".1f", "prevalence": ".1%", "share": ".1%", "threshold": ".3g"}
 """How figures are printed that are no metrics of METRICS; with three decimals otherwise."""
 
 
@@ -47,17 +47,22 @@ def describe_evaluation(results: Mapping[str, Any]) -> str:
 
 def describe_operating_point(point: Mapping[str, Any]) -> str:
     """The threshold, where it comes from, and what it gives on the test images."""
-    target = f"chosen on validation for a sensitivity of {point['target_sensitivity']:.0%}"
-    origin = target if point["chosen"] == "validation" else f"fixed: {point['note']}"
     said = [describe_figure(name, point["test"][name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
     biopsies = point["test"]["number_needed_to_biopsy"]["value"]
     many = f"{biopsies:.1f}" if biopsies else "an unknown number of"
     own = point["prevalence"] is None
     prevalence = "the test set's own prevalence" if own else f"a prevalence of {point['prevalence']:.1%}"
     return (
-        f"operating point: threshold {point['threshold']:.3f}, {origin}\n"
+        f"operating point: threshold {figure_text(point['threshold'], 'threshold')}, {origin_of_threshold(point)}\n"
         f"  on test: {', '.join(said)}; {many} images called malignant for each one that is, at {prevalence}"
     )
+
+
+def origin_of_threshold(point: Mapping[str, Any]) -> str:
+    """Where a threshold comes from: its keys "chosen", "target_sensitivity" and "note"."""
+    if point["chosen"] == "validation":
+        return f"chosen on validation for a sensitivity of {percent(point['target_sensitivity'])}"
+    return f"fixed: {point['note'] or 'this model has no operating point of its own'}"
 
 
 def describe_figure(name: str, figure: Mapping[str, Any]) -> str:

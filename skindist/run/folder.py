@@ -22,6 +22,8 @@ from skindist.run import record
 from skindist.run.checkpoint import newest_intact
 from skindist.run.record import Event
 
+PREDICTED = ("path", "label", "probability", "logit")
+"""The first columns of the predictions; what the metadata say of an image comes after them."""
 T = TypeVar("T")
 
 

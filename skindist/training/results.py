@@ -27,7 +27,7 @@ from skindist.files import finite
 from skindist.inference.saved_model import save_model
 from skindist.randomness import Stream, derived_seed
 from skindist.report.model_card import model_card
-from skindist.run.folder import Run
+from skindist.run.folder import PREDICTED, Run
 from skindist.training.learner import Learner, Predictor
 from skindist.training.pictures import draw_errors, draw_stress
 from skindist.training.state import TrainState
@@ -129,7 +129,8 @@ def prediction_rows(
     found: Predictions, calibration: Calibration, data: Prepared
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The columns and one row an image: path, label, calibrated probability of malignant, logit as the model gives it
-    (malignant minus benign), and what the metadata say of it."""
+    (malignant minus benign), and what the metadata say of it. A column of theirs that is called like one of ours
+    becomes "table_" and its name."""
     probabilities = calibration.apply(found).probabilities
     columns = list(dict.fromkeys(column for values in data.metadata.values() for column in values))
     lines = []
@@ -138,7 +139,7 @@ def prediction_rows(
         known = data.metadata.get(path, {})
         numbers = (repr(float(value)) for value in values)
         lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
-    return ("path", "label", "probability", "logit", *columns), lines
+    return (*PREDICTED, *(f"table_{column}" if column in PREDICTED else column for column in columns)), lines
 
 
 def versions() -> dict[str, str]:

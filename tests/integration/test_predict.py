@@ -26,6 +26,7 @@ from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.saved_model import save_model
+from skindist.inference.seeing import plain
 from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
 from skindist.inference.table import GrowingTable
@@ -278,6 +279,7 @@ def test_names_that_are_not_utf_8_are_kept(model: Path, demo: Path, tmp_path: Pa
     assert json.loads((tmp_path / "rows.jsonl").read_text())["path"] == "\udcff, a\n.png"
     assert pq.read_table(tmp_path / "rows.parquet")["path"].to_pylist() == ["?, a\n.png"]
     assert [path.name for path in (tmp_path / "csv").iterdir()] == ["0000001-_, a_.png"]
+    assert plain("\U0001f600" * 60) == "\U0001f600" * 45, "180 of the 255 bytes that a name may have"
 
 
 def test_it_says_what_decides(tmp_path: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:

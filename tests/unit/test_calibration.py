@@ -57,6 +57,7 @@ def test_order_and_decisions_at_one_half_stay(temperature: float) -> None:
 
 LOGITS = np.linspace(-3, 3, 40)
 ALTERNATE = np.arange(40) % 2
+TWO_WRONG = ((np.arange(40) >= 20) ^ (np.arange(40) % 39 == 0)).astype(np.int64)  # the first and the last
 
 
 @pytest.mark.parametrize(
@@ -66,12 +67,31 @@ ALTERNATE = np.arange(40) % 2
         (np.ones(40, np.int64), LOGITS, "not calibrated: 0 benign and 40 malignant validation images"),
         ((np.arange(40) >= 31).astype(np.int64), LOGITS, "31 benign and 9 malignant"),
         ((np.arange(40) >= 20).astype(np.int64), LOGITS, "the logits separate the classes"),
+        (
+            (np.arange(40) >= 20).astype(np.int64),
+            110 * np.sign(np.arange(40) - 19.5),
+            "the logits separate the classes",
+        ),
+        (TWO_WRONG, LOGITS / 1000, "the temperature would be below 0.1"),
+        (TWO_WRONG, LOGITS * 100, "the temperature would be above 10"),
         ((np.arange(40) < 20).astype(np.int64), LOGITS, "say next to nothing of the labels"),
         (ALTERNATE, np.zeros(40), "say next to nothing of the labels"),
         (ALTERNATE[:5], LOGITS[:5], "3 benign and 2 malignant"),
         (ALTERNATE[:0], LOGITS[:0], "0 benign and 0 malignant"),
     ],
-    ids=["no malignant", "no benign", "few", "separated", "turned round", "all alike", "5 images", "none"],
+    ids=[
+        "no malignant",
+        "no benign",
+        "few",
+        "separated",
+        "far apart",
+        "too small",
+        "too large",
+        "turned round",
+        "all alike",
+        "5 images",
+        "none",
+    ],
 )
 def test_nothing_is_changed_without_evidence(labels: NDArray[np.int64], logits: NDArray[np.float64], said: str) -> None:
     found = fit_calibration(predictions(logits, labels))

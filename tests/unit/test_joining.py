@@ -205,3 +205,22 @@ def test_a_damaged_probability_is_refused(crossed: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="other: predictions of test cannot be read"):
         join_runs([crossed / "runs/seed-0-fold-0", other], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_threshold_of_an_ensemble_says_what_it_was_chosen_on(crossed: Path) -> None:
+    note = Run(crossed / "ensemble").results()["operating_point"]["note"]
+    assert "expect a sensitivity above the target" in note
+    page = (crossed / "ensemble/report.html").read_text()
+    assert "expect a sensitivity above the target" in page
+    assert "The probabilities are the mean of the members" in page
+
+
+def test_an_ensemble_older_than_one_of_its_runs_is_made_again(crossed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(crossed, out)
+    before = (made := out / "ensemble/results.json").stat().st_mtime_ns
+    run_folds([sys.executable, "-c", "raise"], 2, 1, out)
+    assert made.stat().st_mtime_ns == before
+    (out / "runs/seed-0-fold-1/results.json").touch()
+    run_folds([sys.executable, "-c", "raise"], 2, 1, out)
+    assert made.stat().st_mtime_ns > before

@@ -14,9 +14,11 @@ from sklearn.metrics import roc_auc_score
 from skindist.config import EvaluationConfig
 from skindist.data.inspection import Facts
 from skindist.evaluation.beside_shortcut import BETTER, NOT_BETTER, UNTOLD, why_not_better
+from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.intervals import Estimate
 from skindist.evaluation.judgement import Frozen, freeze, judge
 from skindist.evaluation.known import Known, age_band, pool
+from skindist.evaluation.operating_point import Threshold
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
 
@@ -113,6 +115,7 @@ GAIN = Estimate(0.2, 0.1, 0.3, 300)
         (replace(ABOVE, low=0.49), GAIN, [], "not surely above chance"),
         (ABOVE, replace(GAIN, low=-0.01), [], "may be chance"),
         (ABOVE, GAIN, [(0.55, 0.45, 0.65)], "among images of one source its AUROC is only 0.55"),
+        (ABOVE, GAIN, [(0.60, 0.56, 0.64)], "is only 0.60"),  # surely above chance, but less than half of 0.35
         (ABOVE, GAIN, [(0.55, 0.45, 0.65), (0.85, 0.80, 0.90)], None),
         (ABOVE, GAIN, [(0.75, 0.40, 0.99)], None),  # too few images to say so
         (ABOVE, GAIN, [None], None),
@@ -176,7 +179,7 @@ def test_known_groups_widen_what_is_said() -> None:
 def test_subgroups_have_their_own_figures_or_too_few_images() -> None:
     val, test = draw(150, 0), draw(300, 1)
     ages = ["25"] * 30 + ["70"] * 100 + ["82.0"] * 100 + [""] * 60 + ["x"] * 10
-    sexes = ["female", "male"] * 145 + ["na"] * 7 + ["other words"] * 3
+    sexes = ["female", "male"] * 145 + ["na"] * 5 + ["other words"] * 3 + ["more words"] * 2
     test = with_metadata(test, age=ages, sex=sexes, patient_id=[f"p{index % 20}" for index in range(300)],
                          hospital=["north", "south"] * 150)  # fmt: skip
     found = judged(val, test, None)
@@ -216,7 +219,8 @@ def test_age_bands(age: str, band: str) -> None:
 
 def test_what_is_rare_names_nobody() -> None:
     values = ["face"] * 5 + ["a patient's name"] * 4 + [""]
-    assert pool(values).tolist() == ["face"] * 5 + ["other"] * 4 + ["unknown"]
+    assert pool([*values, "another's"]).tolist() == ["face"] * 5 + ["other"] * 4 + ["unknown", "other"]
+    assert pool(values).tolist() == ["face"] * 5 + ["unknown"] * 5, "four others might point to somebody, too"
     assert len(set(pool([str(index // 5) for index in range(200)]).tolist())) == 13
 
 
@@ -297,3 +301,32 @@ def test_figures_follow_from_logits() -> None:
 def test_a_logit_that_is_not_finite_is_refused(bad: float) -> None:
     with pytest.raises(ValueError, match=r"^logits must be finite: that of image 7 is not$"):
         Predictions(np.array([5, 7]), np.array([0.5, bad]), np.array([0, 1]))
+
+
+def test_what_is_pooled_is_no_source() -> None:
+    """A model that knows nothing but the source: among images of "other" sources it still tells them apart."""
+    ends = {"x": 0.5, "other": 0.8, "unknown": 0.8}
+    rows = [
+        {"source": name, "n": 100, "malignant": 50, "auroc": {"value": value, "low": value - 0.1, "high": value + 0.1}}
+        for name, value in ends.items()
+    ]
+    found = why_not_better(ABOVE, Estimate(0.65, 0.6, 0.7, 300), GAIN, rows)
+    assert found
+    assert "is only 0.50" in found
+
+
+def test_what_was_fixed_is_remembered_with_its_notes() -> None:
+    fixed = Frozen(Calibration(1.7, 0.0, 150, "a note"), Threshold(0.3, "validation", 0.975, None, "another"))
+    again = Frozen.from_dict(json.loads(json.dumps(fixed.to_dict())))
+    assert again == fixed
+    older = {key: value for key, value in fixed.to_dict().items() if not key.startswith("calibrat")}
+    del older["threshold_note"]
+    assert Frozen.from_dict(older) == Frozen(Calibration(1.7), Threshold(0.3, "validation", 0.975))
+
+
+def test_a_target_is_said_as_it_was_given() -> None:
+    val, test = draw(150, 0), draw(200, 1)
+    config = replace(CONFIG, sensitivity=0.975)
+    assert (
+        "for a sensitivity of 97.5% it finds" in judge(freeze(*val, config, 0), val, test, None, config, 0)["verdict"]
+    )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from skindist.cli import main
+from skindist.data.labels import plain
 from skindist.data.prepare import prepare, prepare_again, prepare_test
 from skindist.data.scan import CLASSES
 from skindist.data.survey import survey
@@ -208,3 +209,10 @@ def test_one_word_where_a_list_is_wanted(capsys: pytest.CaptureFixture[str]) -> 
     ):
         assert main(words) == 2
         assert capsys.readouterr().err.startswith(f"error: {flag}: expected a list, such as '[a, b]'. Got value: ")
+
+
+def test_codes_of_many_digits_are_told_apart() -> None:
+    """SNOMED has up to 18; a float holds 15."""
+    codes = ["372244006", "372244007", "372244006000000001", "372244006000000002", "0.1234567", "0.1234568"]
+    assert [plain(code) for code in codes] == codes
+    assert [plain(value) for value in ("7.0", 7, 7.0, " 07 ")] == ["7"] * 4

@@ -205,3 +205,8 @@ def test_the_time_is_linear(table: Path) -> None:
     start = time.process_time()
     assert len(read_metadata(table, paths)) == 20_000
     assert time.process_time() - start < 5  # 400 million comparisons would take longer
+
+
+def test_no_image_is_no_mistake_of_the_table(table: Path) -> None:
+    table.write_text(HAM10000)
+    assert read_metadata(table, []) == {}

@@ -73,6 +73,7 @@ def test_few_malignant_images_are_said() -> None:
     assert note is not None
     assert note.startswith("only 6 malignant validation images: to reach the target none may be missed")
     assert choose(TWENTY, [0.02], 0.95).note is None
+    assert choose(TWENTY, [0.02], 1.0).note is None, "that none may be missed is what was asked for"
 
 
 def test_a_target_that_costs_everything_is_said() -> None:

@@ -34,6 +34,8 @@ def test_halves_hold_whole_groups_of_both_classes() -> None:
 def test_a_class_of_one_group_cannot_be_halved() -> None:
     with pytest.raises(UserError, match="--recalibrate: all malignant images are of one group"):
         halves(known([0, 0, 1, 1], ["a", "b", "c", "c"]), 0)
+    with pytest.raises(UserError, match="--recalibrate: no image is malignant; leave it out"):
+        halves(known([0, 0], ["a", "b"]), 0)
 
 
 def test_what_is_shown_is_of_the_other_half_with_each_judgement() -> None:

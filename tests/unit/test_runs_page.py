@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from skindist import cli
-from skindist.report.runs_page import align, compare, names, read_side, write_runs_page
+from skindist.report.runs_page import align, compare, draw, names, read_side, write_runs_page
 from skindist.report.scores import read_scores
 from skindist.run.folder import Run
 from tests.helpers.made_run import invented, made_run
@@ -111,3 +111,12 @@ def test_the_command(
     assert "the same run twice" in capsys.readouterr().err
     assert cli.main(["report", str(runs[0].path), "nowhere"]) == 2
     assert "results.json" in capsys.readouterr().err
+
+
+def test_any_name_of_a_folder_can_be_drawn(runs: list[Run]) -> None:
+    """matplotlib takes what stands between two $ for a formula, and hides what begins with _."""
+    sides = [read_side(runs[0], name) for name in ("a$b_{c$", "_probe")]
+    drawn = draw(sides)
+    assert drawn is not None
+    assert "a$b_{c$" in drawn
+    assert "_probe" in drawn

@@ -97,6 +97,8 @@ def test_a_group_is_not_trained_on_and_judged() -> None:
     assert mixed is not None
     assert mixed.auroc.value > 0.95
     assert apart.auroc.value < 0.85
+    assert (mixed.auroc.interval, apart.auroc.interval) == ("bootstrap", "group bootstrap")
+    assert apart.auroc.high - apart.auroc.low > 0.3, "20 patients say less than 200 images"
 
 
 def test_too_few_groups_of_a_class_give_no_answer() -> None:

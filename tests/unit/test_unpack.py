@@ -152,3 +152,12 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     with pytest.raises(UserError, match="is not empty; give a new folder"):
         unpack(str(no_images(tmp_path)), tmp_path)
+
+
+def test_a_row_without_an_image_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    there = {"bytes": content.getvalue(), "path": "a.png"}
+    pq.write_table(pa.Table.from_pylist([{"picture": there}, {"picture": None}]), tmp_path / "two.parquet")
+    assert unpack(str(tmp_path / "two.parquet"), tmp_path / "out") == 1
+    assert "two.parquet: 1 row without an image, left out" in caplog.text

@@ -1,0 +1,20 @@
+"""What a word, or a row of a table, means."""
+
+from pathlib import Path
+
+import pytest
+
+from skindist.data.listing import Item, list_files
+from skindist.errors import UserError
+
+
+def test_a_name_that_begins_as_a_home_does_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no user called "a.jpg", and no home of his."""
+    (tmp_path / "~a.jpg").touch()
+    (tmp_path / "list.csv").write_text("path\n~a.jpg\n~/b.jpg\n")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert list(list_files(str(tmp_path / "list.csv"))) == [
+        Item("~a.jpg", str(tmp_path / "~a.jpg")), Item("~/b.jpg", "/home/me/b.jpg"),
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"~a\.jpg: no such file or folder"):
+        list(list_files("~a.jpg"))
