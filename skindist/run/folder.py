@@ -188,7 +188,7 @@ class Run:
     def _read(self, file: Path, read: Callable[[Path], T]) -> T:
         try:
             return read(file)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             remedy = "yet: let the run go on to its end" if self.exists else "here: give the folder of a run"
             raise UserError(f"{self.path}: no {file.name} {remedy}") from None
         except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
