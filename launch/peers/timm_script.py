@@ -27,5 +27,5 @@ command = [
     *(("--amp", "--amp-dtype", "bfloat16", "--channels-last", "-j", str(workers(asked))) if asked.best else ()),
 ]
 said = subprocess.run(command, capture_output=True, text=True)
-speeds = re.findall(r"\(\s*([\d.]+)/s\)", said.stdout + said.stderr)  # the mean so far, at each step
+speeds = re.findall(r"\([\d.]+s,\s*([\d.]+)/s\)", said.stdout + said.stderr)  # at each step, the epoch's mean so far
 print(speeds[-1] if said.returncode == 0 and speeds else sys.exit(said.stderr.strip().splitlines()[-1]))
