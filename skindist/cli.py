@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from inspect import signature
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from skindist.errors import UserError
 from skindist.launcher import this_launch
 from skindist.parsing import in_one_line, parse_config
 
+ABOUT = "Train a model, and what surrounds that."
 SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value
 FLAGS_OF_FOLDS = {f"--{name}" for name in signature(runs.folds).parameters if name != "command"}
 
@@ -48,7 +50,7 @@ def show_log() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """`skindist COMMAND`: the arguments of `train` are a run's config, those of the others their function's."""
-    words = sys.argv[1:] if args is None else list(args)
+    words = (sys.argv[1:] if args is None else list(args)) or ["--help"]
     if words[:1] == ["train"]:
         return train(words[1:], prog="skindist train")
     named: dict[str, Callable[..., int | None]] = {
@@ -57,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
         "curves": runs.curves, "export": models.export, "push": models.push, "demo-data": data.demo_data,
         "verify-resume": runs.verify_resume, "clear-cache": data.clear_cache,
     }  # fmt: skip
-    parser = ArgumentParser(prog="skindist", description="Train a model, and what surrounds that.", exit_on_error=False)
+    parser = ArgumentParser(prog="skindist", description=ABOUT, exit_on_error=False, version=version("skindist"))
     subcommands = parser.add_subcommands()
     subcommands.add_subcommand("train", ArgumentParser(), help="Fine-tune a model on a folder of images.")
     for name, function in named.items():

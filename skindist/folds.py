@@ -9,8 +9,10 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,8 +26,10 @@ from skindist.files import write_json
 from skindist.inference.joining import describe_ensemble, join_runs
 from skindist.launcher import side_by_side
 from skindist.machine import available_cores
+from skindist.parsing import parse_config
 from skindist.programs import last_words, refuse_unknown_program, terminated_as_interrupted
 from skindist.run.folder import Run
+from skindist.run.opening import choose_folder
 
 RUNS, ENSEMBLE, SUMMARY = "runs", "ensemble", "folds.json"
 log = logging.getLogger("skindist")
@@ -43,6 +47,11 @@ class Part:
     def log(self) -> Path:
         """The file of what it prints."""
         return self.run.path.with_suffix(".log")
+
+    def flags(self, folds: int) -> list[str]:
+        """What makes a training command this run."""
+        own = {"data.folds": folds, "data.fold": self.fold, "run.seed": self.seed, "run.dir": self.run.path}
+        return [f"--{flag}={value}" for flag, value in own.items()]
 
     @property
     def done(self) -> bool:
@@ -65,7 +74,7 @@ def run_folds(
 
     Raises:
         UserError: an argument is out of range, the command cannot be run or fails, or the runs differ in more than seed
-            and fold.
+            and fold, from each other or from the command.
     """
     if folds < 2 or seeds < 1 or at_once < 1:
         raise UserError("--folds must be 2 or more, --seeds and --at_once 1 or more")
@@ -80,10 +89,20 @@ def run_folds(
     parts = [
         Part(Run(place / f"seed-{seed}-fold-{fold}"), seed, fold) for seed in range(seeds) for fold in range(folds)
     ]
+    refuse_changed_settings(command, parts, folds)
     with terminated_as_interrupted():
         run_parts(command, parts if only is None else [parts[only]], folds, at_once)
     if only is None:
         summarise(parts, out)
+
+
+def refuse_changed_settings(command: Sequence[str], parts: Sequence[Part], folds: int) -> None:
+    """Raise UserError where a run that was begun has other settings than the command, if the command is the main job's
+    (of a script of the user's own, nothing is known)."""
+    jobs = [place for place, word in enumerate(command) if word == "train" or Path(word).name == "train.py"]
+    for part in parts if jobs else ():
+        if part.run.exists:
+            choose_folder(parse_config([*command[jobs[0] + 1 :], *part.flags(folds)]).with_absolute_paths())
 
 
 def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once: int) -> None:
@@ -92,12 +111,15 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
     for number in range(at_once):
         places.put(number)
     running: set[subprocess.Popen[bytes]] = set()
+    failed = threading.Event()
     shared = gpus() if at_once > 1 else 0
 
     def run(part: Part) -> Part:
         place = places.get()
-        words = [*command, f"--data.folds={folds}", f"--data.fold={part.fold}"]
-        words += [f"--run.seed={part.seed}", f"--run.dir={part.run.path}"]
+        if failed.is_set():
+            places.put(place)
+            raise CancelledError
+        words = [*command, *part.flags(folds)]
         with part.log.open("ab") as output:
             process = subprocess.Popen(
                 words,
@@ -109,8 +131,10 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
         running.add(process)
         status = process.wait()
         running.discard(process)
+        if has_failed := status != 0 or not part.done:
+            failed.set()
         places.put(place)
-        if status or not part.done:
+        if has_failed:
             raise UserError(f"{why_failed(part, status)}\nits output is in {part.log}; the same command goes on")
         return part
 
@@ -122,8 +146,9 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
         jobs = [pool.submit(run, part) for part in left]
         try:
             for job in as_completed(jobs):
-                say_done(job.result())
-                bar.update()
+                with suppress(CancelledError):  # it was to begin after another one had failed
+                    say_done(job.result())
+                    bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(running):

@@ -53,10 +53,11 @@ def evaluate_elsewhere(  # the parser would look for `skindist.evaluate`, anothe
     if out is None:
         raise UserError("--out is missing: give a new folder for what is found")
     table, cache = (str(path) if path else None for path in (metadata, cache_dir))
-    config = DataConfig(
-        path=str(data), metadata=table, max_bad=max_bad, cache_dir=cache, label_column=label_column,
-        malignant=malignant, benign=benign, other=other, split_column=split_column,
-    )  # fmt: skip
+    with own_flags():
+        config = DataConfig(
+            path=str(data), metadata=table, max_bad=max_bad, cache_dir=cache, label_column=label_column,
+            malignant=malignant, benign=benign, other=other, split_column=split_column,
+        )  # fmt: skip
     from skindist.inference.evaluation import Asked, evaluate_model
 
     asked = Asked(recalibrate, stress, prevalence, views)

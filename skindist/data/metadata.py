@@ -55,7 +55,7 @@ def read_metadata(
         metadata, lonely = _join(rows, [*paths, *bad], agreed)
     except UnicodeDecodeError:
         raise UserError(f"--data.metadata {file}: is not UTF-8 text; save it as CSV in UTF-8") from None
-    except (UserError, OSError, csv.Error) as error:
+    except (UserError, OSError) as error:
         raise UserError(f"--data.metadata {file}: {error}") from None
     known = ", ".join(name for name in ALIASES if name in columns) or "no known column"
     number = sum(path in metadata for path in paths)
@@ -70,8 +70,11 @@ def read_metadata(
 def _parse(text: str) -> tuple[list[str], list[_Row]]:
     """Names of the columns, canonical where known, and the rows."""
     first_line = next(iter(text.lstrip().splitlines()), "")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count))
-    lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count), strict=True)
+    try:
+        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num}: {error}; is a quote not closed?") from None
     if len(lines) < 2:
         raise UserError("has a header but no rows" if lines else "is empty")
     header = lines[0][1]

@@ -163,12 +163,15 @@ def write_split(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_split(path: Path) -> list[Row]:
-    """Read split.csv; the position of a row is its sample id."""
+    """Read split.csv; the position of a row is its sample id. Raises ValueError or KeyError if it is damaged."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [
+        rows = [
             Row(row["path"], LABELS[row["label"]], row["split"], row["group"], row["sha256"])
             for row in csv.DictReader(file)
         ]
+    if not rows:
+        raise ValueError("it holds no image")
+    return rows
 
 
 def fingerprint(rows: Sequence[Row]) -> str:

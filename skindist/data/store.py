@@ -10,11 +10,12 @@ import hashlib
 import json
 import logging
 import mmap
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from skindist.files import sync_folder, write_json
 from skindist.machine import available_cores
 
 PIXELS, MANIFEST = "pixels.arrow", "manifest.json"
+OURS = re.compile(r"[0-9a-f]{16,20}(\.(tmp|lock|jsonl))?")  # what is called so in the cache
 FORMAT = 1  # of the file and its pixels: raise it when the same images would give another file
 CHUNK = 2**28  # bytes of pixels that are held and written at a time
 SPARE = 1.02  # what Arrow adds to the pixels
@@ -122,11 +124,15 @@ class PixelStore:
 
 
 def clear_cache(cache: Path) -> int:
-    """Remove every store and everything remembered of scans; return the bytes freed."""
+    """Remove every store and everything remembered of scans, and nothing else; return the bytes freed."""
     size = 0
     for part in (cache / "pixels", cache / "scans"):
-        size += sum(file.stat().st_size for file in part.rglob("*") if file.is_file())
-        shutil.rmtree(part, ignore_errors=True)
+        for ours in (path for path in part.glob("*") if OURS.fullmatch(path.name)):
+            files = [ours] if ours.is_file() else [file for file in ours.rglob("*") if file.is_file()]
+            size += sum(file.stat().st_size for file in files)
+            ours.unlink() if ours.is_file() else shutil.rmtree(ours, ignore_errors=True)
+        with suppress(OSError):
+            part.rmdir()  # if nothing is left
     return size
 
 

@@ -30,7 +30,7 @@ from skindist.evaluation.operating_point import choose_threshold
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite, refuse_occupied, whole_folder
 from skindist.inference.description import Description, called, read_description, unlike
-from skindist.inference.saved_model import save_ensemble
+from skindist.inference.saved_model import build_module, load_weights, save_ensemble
 from skindist.randomness import Stream, derived_seed
 from skindist.recipe import DataConfig
 from skindist.report.model_card import model_card
@@ -118,7 +118,12 @@ def read_member(run: Run) -> Member:
         raise UserError(f"{run.path}: is not a run of the main job; give the folders of single runs")
     said = {part: read_scores(run, part) for part in ("val", "test")}
     scores = {part: dict(zip(found.paths, found.probabilities.tolist(), strict=True)) for part, found in said.items()}
-    return Member(run, run.config(), description, run.split(), results, scores)
+    rows = run.split()
+    for part, found in scores.items():
+        if found.keys() != {row.path for row in rows if row.split == part}:
+            raise UserError(f"{run.path}: its predictions of {part} are not those of the images in its split.csv")
+    load_weights(run.model, build_module(description))  # which says so if they are damaged
+    return Member(run, run.config(), description, rows, results, scores)
 
 
 def refuse_what_does_not_fit(members: Sequence[Member]) -> None:

@@ -19,6 +19,7 @@ from skindist.files import write_atomic
 from skindist.report.words import figure_text
 
 T = TypeVar("T")
+PAGES = (".html", ".htm", ".png")
 SIDE = 160  # pixels of a picture
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # the last: not UTF-8
 
@@ -65,6 +66,8 @@ def refuse_bad_place(page: Path) -> None:
     """Raise UserError where no page can be written there: before the work, not after."""
     if page.is_dir() or not page.parent.is_dir():
         raise UserError(f"{page}: {'is a folder' if page.is_dir() else f'there is no folder {page.parent}'}")
+    if page.suffix not in PAGES:
+        raise UserError(f"{page}: is no name of a page; give one that ends in .html")
 
 
 def write_page(page: Path, content: str | bytes) -> Path:

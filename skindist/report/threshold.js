@@ -62,10 +62,11 @@
       output.dataset.value = now[name];
     }
     const people = (share) => Math.round(1000 * share);
-    const { hit, missed, alarm, right } = now.shares;
+    const { hit, missed, alarm } = now.shares;
+    const malignantOnes = people(hit + missed), found = Math.min(people(hit), malignantOnes);
     element("said").textContent =
-      `Of 1,000 lesions, ${people(hit) + people(missed)} are malignant: ${people(hit)} are found and ` +
-      `${people(missed)} missed. Of the ${people(alarm) + people(right)} benign ones, ${people(alarm)} are called ` +
+      `Of 1,000 lesions, ${malignantOnes} are malignant: ${found} are found and ${malignantOnes - found} missed. ` +
+      `Of the ${1000 - malignantOnes} benign ones, ${Math.min(people(alarm), 1000 - malignantOnes)} are called ` +
       `malignant. (Test set: ${now.counts.found} of ${malignant.length} malignant found, ${now.counts.alarms} of ` +
       `${benign.length} benign called malignant.)`;
     for (const [name, share] of Object.entries({ found: hit, missed, alarm })) {

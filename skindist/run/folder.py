@@ -121,12 +121,14 @@ class Run:
 
     def saved_config(self) -> dict[str, dict[str, Any]]:
         """The config by section, as it was written."""
-        values: dict[str, dict[str, Any]] = self._read(self.config_file, lambda file: yaml.safe_load(file.read_text()))
-        return values
+        return self._read(self.config_file, read_settings)
 
     def config(self) -> Config:
         """The config; a key that the run did not know yet has its default."""
-        return Config.from_dict(self.saved_config())
+        try:
+            return Config.from_dict(self.saved_config())
+        except (TypeError, AttributeError) as error:
+            raise UserError(f"{self.config_file}: is damaged, or of a newer skindist ({error}); update it") from None
 
     def split(self) -> list[Row]:
         """The images that are used; the position of a row is its sample id."""
@@ -193,6 +195,14 @@ class Run:
             raise UserError(f"{self.path}: no {file.name} {remedy}") from None
         except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
             raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+
+
+def read_settings(file: Path) -> dict[str, dict[str, Any]]:
+    """The sections of a config. Raises ValueError if there are none."""
+    values: Any = yaml.safe_load(file.read_text())
+    if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
+        raise ValueError("it holds no sections")
+    return values
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

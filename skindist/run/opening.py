@@ -19,13 +19,24 @@ def choose_folder(config: Config) -> Run:
     """The folder of this run; nothing is written yet.
 
     Raises:
-        UserError: `run.resume` forbids what is there, or the run there has another config.
+        UserError: `run.resume` forbids what is there, the run there has another config or has lost its checkpoints, or
+            the folder lies within the images.
     """
     launched = this_launch().began
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{config.model.name}"
     run = Run(Path(config.run.dir or Path("runs", name).absolute()))
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"--run.dir {run.path}: is not a folder")
+    images = config.data.path
+    if images and not run.exists and run.path.resolve().is_relative_to(Path(images).resolve()):
+        raise UserError(
+            f"--run.dir {run.path}: lies within the images (--data.path), where it would be taken for some; "
+            "give another folder"
+        )
+    if run.results_file.exists() and not list(run.checkpoints.glob("step-*")):
+        raise UserError(
+            f"--run.dir {run.path}: the run is finished, and its checkpoints are gone; give a new folder to train anew"
+        )
     if config.run.resume == "must" and not list(run.checkpoints.glob("step-*")):
         raise UserError(f"--run.resume must: no checkpoint in {run.path}; give the --run.dir of the run to continue")
     in_this_launch = launched is not None and run.exists and run.began >= launched

@@ -459,6 +459,25 @@ def test_fp16_on_a_cpu_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_within_its_images_is_refused(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The next one would find a folder there that is no class."""
+    before = sorted(demo.rglob("*"))
+    assert train(flags(demo, demo / "runs/a")) == 2
+    assert "lies within the images (--data.path), where it would be taken for some" in capsys.readouterr().err
+    assert sorted(demo.rglob("*")) == before
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_anew(
+    run: Path, demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = tmp_path / "run"
+    shutil.copytree(run, again, ignore=shutil.ignore_patterns("checkpoints"))
+    before = (again / "results.json").read_bytes()
+    assert train(flags(demo, again)) == 2
+    assert "the run is finished, and its checkpoints are gone" in capsys.readouterr().err
+    assert (again / "results.json").read_bytes() == before
+
+
 def test_never_refuses_a_folder_that_holds_a_run(run: Path, demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(flags(demo, run, "--run.resume=never")) == 2
     assert "already holds a run" in capsys.readouterr().err

@@ -189,8 +189,67 @@ def test_runs_that_test_on_other_images_are_refused(crossed: Path, tmp_path: Pat
     shutil.copytree(crossed / "runs/seed-0-fold-1", other)
     text = (other / "split.csv").read_text().replace(",test,", ",val,", 1)
     (other / "split.csv").write_text(text)
+    moved = next(row.path for row in Run(other).split() if row.split == "val" and row.path in names_of(other, "test"))
+    lines = {
+        part: (other / f"predictions-{part}.csv").read_text().splitlines(keepends=True) for part in ("val", "test")
+    }
+    (line,) = (line for line in lines["test"] if line.startswith(f"{moved},"))
+    lines["test"].remove(line)
+    for part, content in lines.items():
+        (other / f"predictions-{part}.csv").write_text("".join([*content, line] if part == "val" else content))
     with pytest.raises(UserError, match="their test images are not the same; with a folder that is not split"):
         join_runs([crossed / "runs/seed-0-fold-0", other], tmp_path / "out")
+
+
+def names_of(run: Path, part: str) -> set[str]:
+    return {row["path"] for row in rows(run / f"predictions-{part}.csv")}
+
+
+def cut_weights(run: Path) -> None:
+    file = run / "model/model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def lose_a_prediction(run: Path) -> None:
+    file = run / "predictions-val.csv"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut_weights, "model.safetensors: does not fit .* or is damaged"),
+        (lose_a_prediction, "its predictions of val are not those of the images in its split.csv"),
+        (lambda run: (run / "split.csv").write_text("path,label,split,group,sha256\n"), "it holds no image"),
+        (lambda run: (run / "config.yaml").write_text("train: {of_tomorrow: 1}"), "of a newer skindist"),
+        (lambda run: (run / "config.yaml").write_text("x"), "config.yaml: cannot be read .*it holds no sections"),
+    ],
+)
+def test_a_damaged_member_is_refused(
+    crossed: Path, tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(crossed / "runs/seed-0-fold-1", other)
+    damage(other)
+    with pytest.raises(UserError, match=said):
+        join_runs([crossed / "runs/seed-0-fold-0", other], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_settings_than_those_of_runs_that_are_done_are_refused(crossed: Path, demo: Path) -> None:
+    train = [sys.executable, "-m", "skindist", "train"]
+    flags = ["--tracking.wandb=disabled", "--evaluation.explain=0", f"--data.path={demo}"]
+    run_folds([*train, *commands.TINY, *flags], 2, 1, crossed)
+    with pytest.raises(UserError, match=r"seed-0-fold-0 holds a run with another config: train\.epochs 2 -> 77"):
+        run_folds([*train, *commands.TINY, *flags, "--train.epochs=77"], 2, 1, crossed)
+
+
+def test_after_a_failure_no_other_run_begins(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    script = f"import sys; open({str(begun)!r}, 'a').write('x'); sys.exit('error: it fails')"
+    with pytest.raises(UserError, match="fold 0: ended with status 1:\nerror: it fails"):
+        run_folds([sys.executable, "-c", script], 4, 1, tmp_path / "out")
+    assert begun.read_text() == "x"
 
 
 def test_a_damaged_probability_is_refused(crossed: Path, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_of_two_rows_that_agree_the_first_wins(table: Path) -> None:
         ("image,age\nISIC_0000001,é\n".encode("latin-1"), "is not UTF-8 text; save it as CSV in UTF-8"),
         (b"image,age\nISIC_0000002,1\n\nISIC_0000001,1,2\n", "line 4 has 3 fields, the header has 2"),
         (b"image,age,age\nISIC_0000001,1,2\n", "two columns are called age; rename or remove one"),
-        (b'image,age\n"' + b"x" * 140_000, "field larger than field limit (131072)"),
+        (b'image,age\n"' + b"x" * 140_000, "line 2: field larger than field limit (131072); is a quote not closed?"),
         (b"picture,age\nISIC_0000001,1\n", "no column names the images: call it one of path, file_name, filename, "
          "file, image, image_id, image_name, img_id, isic_id, id, name; found picture, age"),
     ],
@@ -205,6 +205,12 @@ def test_the_time_is_linear(table: Path) -> None:
     start = time.process_time()
     assert len(read_metadata(table, paths)) == 20_000
     assert time.process_time() - start < 5  # 400 million comparisons would take longer
+
+
+def test_a_quote_that_is_not_closed_is_refused(table: Path) -> None:
+    """It would take all rows up to the next quote for one field."""
+    table.write_text('image,note\na,x\nb,"about 5 mm\nc,y\nd,z\n')
+    assert "unexpected end of data; is a quote not closed?" in refusal(table, ["a.png", "b.png", "c.png"])
 
 
 def test_no_image_is_no_mistake_of_the_table(table: Path) -> None:

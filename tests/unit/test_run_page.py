@@ -356,3 +356,10 @@ def test_a_page_that_cannot_be_drawn_does_not_end_the_run(
     monkeypatch.setattr(module, "run_page", fail)
     draw_run_page(run)
     assert f"the page could not be drawn (RuntimeError: no font); skindist report {run.path} tries again" in caplog.text
+
+
+def test_nothing_but_a_page_is_overwritten(run: Run, tmp_path: Path) -> None:
+    (results := tmp_path / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"results\.json: is no name of a page; give one that ends in \.html"):
+        write_run_page(run, results)
+    assert results.read_text() == "{}"

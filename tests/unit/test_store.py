@@ -250,7 +250,19 @@ def test_a_store_may_be_larger_than_2_gib(tmp_path: Path) -> None:
 def test_clear_cache(sources: list[Source], tmp_path: Path) -> None:
     folder = ensure_store(tmp_path / "cache", sources, 24, "bicubic")
     (tmp_path / "cache/other").write_text("not ours")
+    (tmp_path / "cache/scans").mkdir()
+    (tmp_path / "cache/scans/0123456789abcdef.jsonl").touch()
     size = sum(file.stat().st_size for file in folder.iterdir())
     assert clear_cache(tmp_path / "cache") == size
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["other"]
     assert clear_cache(tmp_path / "cache") == 0
+
+
+def test_clear_cache_takes_nothing_of_the_users(tmp_path: Path) -> None:
+    """A folder of images may have one that is called pixels."""
+    mine = [tmp_path / "pixels/ISIC_0000001.jpg", tmp_path / "pixels/deep/2.jpg", tmp_path / "scans/a.jsonl"]
+    for file in mine:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+    assert clear_cache(tmp_path) == 0
+    assert [file.read_text() for file in mine] == ["mine"] * 3
