@@ -40,10 +40,10 @@ def at_step(step: int, rank: int, action: At) -> None:
     """Do something on a rank before it takes the optimizer step of this number, from 0; it may change its images."""
     original = engine.train_step
 
-    def train_step(learner: Learner, micro_batches: list[Batch], size: int, global_step: int, config: Any) -> Any:
+    def train_step(learner: Learner, micro_batches: list[Batch], size: int, global_step: int, *others: Any) -> Any:
         if global_step == step and int(os.environ.get("RANK", 0)) == rank:
             micro_batches = action(learner, micro_batches)
-        return original(learner, micro_batches, size, global_step, config)
+        return original(learner, micro_batches, size, global_step, *others)
 
     replace(engine, "train_step", train_step)
 
@@ -68,10 +68,10 @@ def kill_at_call(step: int, calls: int) -> None:
         return
     original = engine.train_step
 
-    def train_step(learner: Learner, batches: list[Batch], size: int, global_step: int, config: Any) -> Any:
+    def train_step(learner: Learner, batches: list[Batch], size: int, global_step: int, *others: Any) -> Any:
         if global_step >= step and sys.getprofile() is None:
             sys.setprofile(count)
-        return original(learner, batches, size, global_step, config)
+        return original(learner, batches, size, global_step, *others)
 
     replace(engine, "train_step", train_step)
 
