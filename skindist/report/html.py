@@ -4,7 +4,7 @@ import base64
 import hashlib
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from skindist.files import write_atomic
 from skindist.report.words import figure_text
 
 T = TypeVar("T")
-PAGES = (".html", ".htm", ".png")
+PAGES, PICTURES = (".html", ".htm"), (".png",)  # how their files end
 SIDE = 160  # pixels of a picture
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # the last: not UTF-8
 
@@ -62,17 +62,17 @@ def attempt(read: Callable[[], T]) -> T | None:
         return None
 
 
-def refuse_bad_place(page: Path) -> None:
+def refuse_bad_place(page: Path, endings: Collection[str] = PAGES) -> None:
     """Raise UserError where no page can be written there: before the work, not after."""
     if page.is_dir() or not page.parent.is_dir():
         raise UserError(f"{page}: {'is a folder' if page.is_dir() else f'there is no folder {page.parent}'}")
-    if page.suffix not in PAGES:
+    if page.suffix not in endings:
         raise UserError(f"{page}: is no name of a page; give one that ends in .html")
 
 
 def write_page(page: Path, content: str | bytes) -> Path:
     """Write a page, or a picture, and return where. Raises UserError where that cannot be."""
-    refuse_bad_place(page)
+    refuse_bad_place(page, PAGES if isinstance(content, str) else PICTURES)
     try:
         write_atomic(page, content)
     except OSError as error:

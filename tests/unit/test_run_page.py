@@ -358,8 +358,9 @@ def test_a_page_that_cannot_be_drawn_does_not_end_the_run(
     assert f"the page could not be drawn (RuntimeError: no font); skindist report {run.path} tries again" in caplog.text
 
 
-def test_nothing_but_a_page_is_overwritten(run: Run, tmp_path: Path) -> None:
-    (results := tmp_path / "results.json").write_text("{}")
-    with pytest.raises(UserError, match=r"results\.json: is no name of a page; give one that ends in \.html"):
-        write_run_page(run, results)
-    assert results.read_text() == "{}"
+@pytest.mark.parametrize("name", ["results.json", "lesion.png"])
+def test_nothing_but_a_page_is_overwritten(run: Run, tmp_path: Path, name: str) -> None:
+    (mine := tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=rf"{name}: is no name of a page; give one that ends in \.html"):
+        write_run_page(run, mine)
+    assert mine.read_text() == "{}"
