@@ -29,7 +29,7 @@ from skindist.machine import available_cores
 from skindist.parsing import parse_config
 from skindist.programs import last_words, refuse_unknown_program, terminated_as_interrupted
 from skindist.run.folder import Run
-from skindist.run.opening import choose_folder
+from skindist.run.opening import refuse_another_config
 
 RUNS, ENSEMBLE, SUMMARY = "runs", "ensemble", "folds.json"
 log = logging.getLogger("skindist")
@@ -102,7 +102,8 @@ def refuse_changed_settings(command: Sequence[str], parts: Sequence[Part], folds
     jobs = [place for place, word in enumerate(command) if word == "train" or Path(word).name == "train.py"]
     for part in parts if jobs else ():
         if part.run.exists:
-            choose_folder(parse_config([*command[jobs[0] + 1 :], *part.flags(folds)]).with_absolute_paths())
+            asked = parse_config([*command[jobs[0] + 1 :], *part.flags(folds)]).with_absolute_paths()
+            refuse_another_config(part.run, asked)
 
 
 def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once: int) -> None:

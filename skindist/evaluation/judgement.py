@@ -16,10 +16,10 @@ from skindist.evaluation.calibration import Calibration, describe_calibration, f
 from skindist.evaluation.figures import figures
 from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS
-from skindist.evaluation.operating_point import Threshold, at_threshold, choose_threshold
+from skindist.evaluation.operating_point import Threshold, at_threshold, choose_threshold, chosen_for
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.subgroups import subgroups
-from skindist.wording import percent, plural
+from skindist.wording import plural
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def verdict(found: Mapping[str, Any]) -> str:
             f"The {plural(n, 'test image')} are all of one class, so nothing can be said of how well the model tells "
             "malignant from benign. Whether it is better than a shortcut cannot be told."
         )
-    chosen = f"chosen on validation for a sensitivity of {percent(point['target_sensitivity'])}"
-    origin = chosen if point["chosen"] == "validation" else f"fixed at {point['threshold']:.3g}"
+    chosen = point["chosen"] == "validation"
+    origin = chosen_for(point["target_sensitivity"]) if chosen else f"fixed at {point['threshold']:.3g}"
     first = (
         f"On {plural(n, 'test image')} the model has an AUROC of {_said('auroc', test['auroc'])}; with the threshold "
         f"{origin} it finds {_said('sensitivity', hit['sensitivity'])} of the malignant ones and clears "

@@ -14,6 +14,7 @@ from skindist.evaluation.counts import Labels, Probabilities, Values
 from skindist.evaluation.intervals import TAIL, Estimate, estimates
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD
 from skindist.evaluation.resampling import Groups, sample_of
+from skindist.wording import percent
 
 SHARES = ("sensitivity", "specificity", "ppv", "npv")
 _ROUNDING = 1e-9  # 0.95 of 20 images is 19, whatever floating-point numbers make of it
@@ -29,6 +30,11 @@ class Threshold:
     target_sensitivity: float
     interval: tuple[float, float] | None = None
     note: str | None = None
+
+
+def chosen_for(target: float) -> str:
+    """How a threshold came about that was chosen for this sensitivity, in words."""
+    return f"chosen on validation for a sensitivity of {percent(target)}"
 
 
 def choose_threshold(

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from skindist.evaluation.metrics import HEADLINES, METRICS, UNDEFINED
-from skindist.wording import percent, plural
+from skindist.evaluation.operating_point import chosen_for
+from skindist.wording import plural
 
 OTHERS = {"count": ",", "number_needed_to_biopsy": ".1f", "prevalence": ".1%", "share": ".1%", "threshold": ".3g"}
 """How figures are printed that are no metrics of METRICS; with three decimals otherwise."""
@@ -61,7 +62,7 @@ def describe_operating_point(point: Mapping[str, Any]) -> str:
 def origin_of_threshold(point: Mapping[str, Any]) -> str:
     """Where a threshold comes from: its keys "chosen", "target_sensitivity" and "note"."""
     if point["chosen"] == "validation":
-        return f"chosen on validation for a sensitivity of {percent(point['target_sensitivity'])}"
+        return chosen_for(point["target_sensitivity"])
     return f"fixed: {point['note'] or 'this model has no operating point of its own'}"
 
 

@@ -33,21 +33,28 @@ def choose_folder(config: Config) -> Run:
             f"--run.dir {run.path}: lies within the images (--data.path), where it would be taken for some; "
             "give another folder"
         )
-    if run.results_file.exists() and not list(run.checkpoints.glob("step-*")):
+    saved = any(run.checkpoints.glob("step-*"))
+    if run.results_file.exists() and not saved:
         raise UserError(
             f"--run.dir {run.path}: the run is finished, and its checkpoints are gone; give a new folder to train anew"
         )
-    if config.run.resume == "must" and not list(run.checkpoints.glob("step-*")):
+    if config.run.resume == "must" and not saved:
         raise UserError(f"--run.resume must: no checkpoint in {run.path}; give the --run.dir of the run to continue")
     in_this_launch = launched is not None and run.exists and run.began >= launched
     if config.run.resume == "never" and run.exists and not in_this_launch:
         raise UserError(f"--run.resume never: {run.path} already holds a run; give another --run.dir")
-    if run.exists and (differences := changes(run.saved_config(), keep_micro_batch_size(config, run).to_dict())):
+    if run.exists:
+        refuse_another_config(run, config)
+    return run
+
+
+def refuse_another_config(run: Run, config: Config) -> None:
+    """Raise UserError where the run that is there has another config, and name the difference."""
+    if differences := changes(run.saved_config(), keep_micro_batch_size(config, run).to_dict()):
         raise UserError(
             f"--run.dir {run.path} holds a run with another config: {'; '.join(differences)}. "
             "Give the same values to continue it, or another --run.dir to start a new one"
         )
-    return run
 
 
 def keep_micro_batch_size(config: Config, run: Run) -> Config:

@@ -236,10 +236,13 @@ def test_a_damaged_member_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_other_settings_than_those_of_runs_that_are_done_are_refused(crossed: Path, demo: Path) -> None:
+def test_other_settings_than_those_of_runs_that_are_done_are_refused(crossed: Path, demo: Path, tmp_path: Path) -> None:
+    """Of a run that is done, the checkpoints are not needed any more."""
     train = [sys.executable, "-m", "skindist", "train"]
     flags = ["--tracking.wandb=disabled", "--evaluation.explain=0", f"--data.path={demo}"]
     run_folds([*train, *commands.TINY, *flags], 2, 1, crossed)
+    lean = Path(shutil.copytree(crossed, tmp_path / "lean", ignore=shutil.ignore_patterns("checkpoints")))
+    run_folds([*train, *commands.TINY, *flags], 2, 1, lean)
     with pytest.raises(UserError, match=r"seed-0-fold-0 holds a run with another config: train\.epochs 2 -> 77"):
         run_folds([*train, *commands.TINY, *flags, "--train.epochs=77"], 2, 1, crossed)
 
