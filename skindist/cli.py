@@ -14,7 +14,7 @@ from skindist.commands import data, models, runs
 from skindist.distributed.ending import fail, fail_together, together
 from skindist.errors import UserError
 from skindist.launcher import this_launch
-from skindist.parsing import in_one_line, parse_config
+from skindist.parsing import in_one_line, parse_config, with_nearest
 
 ABOUT = "Train a model, and what surrounds that."
 SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value
@@ -39,7 +39,7 @@ def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> i
 
         fit(config)
 
-    return together(run, "the same command with the same --run.dir goes on from")
+    return together(run, "the same command with the same --run.dir goes on")
 
 
 def show_log() -> None:
@@ -59,7 +59,9 @@ def main(args: Sequence[str] | None = None) -> int:
         "curves": runs.curves, "export": models.export, "push": models.push, "demo-data": data.demo_data,
         "verify-resume": runs.verify_resume, "clear-cache": data.clear_cache,
     }  # fmt: skip
-    parser = ArgumentParser(prog="skindist", description=ABOUT, exit_on_error=False, version=version("skindist"))
+    parser = ArgumentParser(
+        prog="skindist", description=ABOUT, exit_on_error=False, allow_abbrev=False, version=version("skindist")
+    )
     subcommands = parser.add_subcommands()
     subcommands.add_subcommand("train", ArgumentParser(), help="Fine-tune a model on a folder of images.")
     for name, function in named.items():
@@ -67,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> int:
         title = about.splitlines()[0]
         takes_command = function in (runs.verify_resume, runs.folds)
         usage = f"skindist {name} [OPTIONS] -- COMMAND ..." if takes_command else None
-        command = ArgumentParser(description=about, usage=usage, exit_on_error=False)
+        command = ArgumentParser(description=about, usage=usage, exit_on_error=False, allow_abbrev=False)
         if function in (runs.report, runs.ensemble):
             command.add_argument(
                 "runs", nargs="+", type=Path, metavar="RUN", help="Run folder; several are put together."
@@ -81,8 +83,13 @@ def main(args: Sequence[str] | None = None) -> int:
         chosen = parser.parse_args(words)
         options = chosen[chosen.subcommand].as_dict() | ({"command": training} if training else {})
         return named[chosen.subcommand](**options) or 0
-    except (UserError, ArgumentError) as error:
-        return fail_together(in_one_line(str(error)) if isinstance(error, ArgumentError) else str(error), 2)
+    except UserError as error:
+        return fail_together(str(error), 2)
+    except OSError as error:
+        return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except ArgumentError as error:
+        known = list(signature(named[words[0]]).parameters) if words[0] in named else []
+        return fail_together(with_nearest(in_one_line(str(error)), known), 2)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
 
@@ -101,7 +108,7 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
     after `--`, or `skindist train`. Flags before it that are not those of `folds` go to the training.
 
     Raises:
-        UserError: `verify-resume` without a command.
+        UserError: `verify-resume` without a command; a flag that neither `folds` nor a training has.
     """
     if words[:1] not in (["verify-resume"], ["folds"]) or {"-h", "--help"} & set(words[:2]):
         return words, []
@@ -116,7 +123,10 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
     others: list[str] = []
     rest = iter(words[1:])
     for word in rest:
-        mine = own if word.partition("=")[0] in FLAGS_OF_FOLDS else others
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and "." not in flag and flag not in FLAGS_OF_FOLDS | {"--config"}:
+            raise UserError(with_nearest(f"unrecognized arguments: {flag}", [name[2:] for name in FLAGS_OF_FOLDS]))
+        mine = own if flag in FLAGS_OF_FOLDS else others
         mine.append(word)
         if mine is own and "=" not in word:
             own += islice(rest, 1)

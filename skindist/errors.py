@@ -5,6 +5,10 @@ class UserError(Exception):
     """A user's mistake: the message says what is wrong, where, and what to do. Exit status 2."""
 
 
+class Damaged(UserError):
+    """A file of a run is there, but does not hold what it should."""
+
+
 class Stopped(Exception):
     """A scheduler's signal ended the run, after its state was saved. Exit status 128 + the signal's number."""
 

@@ -71,6 +71,14 @@ def refuse_occupied(out: Path) -> None:
         raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
 
 
+def refuse_within(place: Path, flag: str, images: str | None) -> None:
+    """Raise UserError where a new folder would lie among the images, and be taken for some of them."""
+    if images and place.resolve().is_relative_to(expanded(images).resolve()):
+        raise UserError(
+            f"{flag} {place}: lies within the images ({images}), where it would be taken for some; give another folder"
+        )
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `folder` (not there yet, or empty) when all of it is written.

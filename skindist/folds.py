@@ -82,27 +82,30 @@ def run_folds(
         raise UserError(f"--only {only}: must be from 0 to {folds * seeds - 1} (seed times folds, plus fold)")
     refuse_unknown_program(command)
     place = out.absolute() / RUNS
+    parts = [
+        Part(Run(place / f"seed-{seed}-fold-{fold}"), seed, fold) for seed in range(seeds) for fold in range(folds)
+    ]
+    refuse_settings(command, parts, folds)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be created ({error.strerror})") from None
-    parts = [
-        Part(Run(place / f"seed-{seed}-fold-{fold}"), seed, fold) for seed in range(seeds) for fold in range(folds)
-    ]
-    refuse_changed_settings(command, parts, folds)
     with terminated_as_interrupted():
         run_parts(command, parts if only is None else [parts[only]], folds, at_once)
     if only is None:
         summarise(parts, out)
 
 
-def refuse_changed_settings(command: Sequence[str], parts: Sequence[Part], folds: int) -> None:
-    """Raise UserError where a run that was begun has other settings than the command, if the command is the main job's
-    (of a script of the user's own, nothing is known)."""
+def refuse_settings(command: Sequence[str], parts: Sequence[Part], folds: int) -> None:
+    """Raise UserError where the command gives a flag that each run gets of its own. If it is the main job's (nothing is
+    known of a user's own script), also where its flags are wrong, or a run that was begun has others."""
+    for flag in (word.partition("=")[0] for word in parts[0].flags(folds)):
+        if any(word == flag or word.startswith(f"{flag}=") for word in command):
+            raise UserError(f"{flag}: each run gets its own; leave it out (--folds, --seeds and --out decide)")
     jobs = [place for place, word in enumerate(command) if word == "train" or Path(word).name == "train.py"]
     for part in parts if jobs else ():
+        asked = parse_config([*command[jobs[0] + 1 :], *part.flags(folds)]).with_absolute_paths()
         if part.run.exists:
-            asked = parse_config([*command[jobs[0] + 1 :], *part.flags(folds)]).with_absolute_paths()
             refuse_another_config(part.run, asked)
 
 

@@ -1,5 +1,6 @@
 """The model: any timm architecture with starting weights that are accounted for and a new, zero-initialised head."""
 
+import copy
 import difflib
 import logging
 from contextlib import suppress
@@ -62,6 +63,14 @@ def build_model(config: ModelConfig, num_classes: int = 2, load: bool = True) ->
     return model
 
 
+def refuse_size(name: str, size: int) -> None:
+    """Raise UserError where a timm model takes images of one size alone, and not of this one (in pixels)."""
+    pretrained_cfg = _look_up(name)
+    side = pretrained_cfg.input_size[-1]
+    if pretrained_cfg.fixed_input_size and side != size:
+        raise UserError(f"--data.image_size {size}: {name} takes images of {side} pixels alone; give {side}")
+
+
 def preprocessing(model: nn.Module) -> Preprocessing:
     """Return what the weights of a timm `model` were trained with, 3 channels each."""
     data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -105,6 +114,24 @@ def noisy_batchnorm(model: nn.Module, config: TrainConfig, images: int, processe
         "--train.batch_size or --train.micro_batch_size, fewer processes, --train.sync_batchnorm true (GPUs), or "
         "--train.freeze_batchnorm true"
     )
+
+
+def refuse_lone_image(model: nn.Module, config: TrainConfig, images: int, size: int) -> None:
+    """Raise UserError where BatchNorm cannot learn, as it sees one image at a time, of which one pixel is left.
+
+    Args:
+        images: that one process holds at a time, at least.
+        size: of an image, in pixels.
+    """
+    if images > 1 or config.sync_batchnorm or config.keeps_statistics:
+        return
+    try:  # without computing anything
+        copy.deepcopy(model).to("meta").train()(torch.empty(1, 3, size, size, device="meta"))
+    except ValueError:
+        raise UserError(
+            f"BatchNorm cannot learn from one image at a time at --data.image_size {size}: use a larger "
+            "--train.batch_size or --train.micro_batch_size, fewer processes, or --train.freeze_batchnorm true"
+        ) from None
 
 
 def head_keys(model: nn.Module, num_classes: int) -> set[str]:

@@ -38,7 +38,10 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
     try:
         values = parser.instantiate(parser.parse_args(args))
     except jsonargparse.ArgumentError as error:
-        raise UserError(_with_nearest(str(error))) from None
+        known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
+        raise UserError(with_nearest(in_one_line(str(error)), known)) from None
+    except UnicodeDecodeError:
+        raise UserError("--config: is not UTF-8 text; save it as such") from None
     return Config(**{section: values[section] for section in Config.__dataclass_fields__})
 
 
@@ -46,6 +49,9 @@ def in_one_line(message: str) -> str:
     """What the parser says, in one line that begins with the flag that is wrong."""
     message = re.sub(r'^Parser key "([\w.]+)": Expected a', r"--\1: expected", " ".join(message.split()))
     message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
+    message = re.sub(r'^Parser key "config"', "--config", message)
+    message = re.sub("^Problems parsing config", "--config: is no YAML", message)
+    message = re.sub("^Unexpected config.*", "--config: must hold sections, such as data, each with keys", message)
     message = re.sub(
         r'^Parser key "([\w.]+)": Does not validate .*? Subtypes: \[(.*?)(?:, NoneType)?\] Errors: .* Given value: '
         r"(.*)$",
@@ -55,11 +61,9 @@ def in_one_line(message: str) -> str:
     return re.sub(r"expected (a )?tuple\.", "expected a list, such as '[a, b]'.", message)
 
 
-def _with_nearest(message: str) -> str:
+def with_nearest(message: str, known: Sequence[str]) -> str:
     """Name the flag that is wrong, and the valid one that an unknown one resembles most."""
-    message = in_one_line(message)
     message = re.sub(r"^Group '(\w+)' does not accept option '(\w+)'", r"Option '\1.\2' is not accepted", message)
-    known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
     if unknown := re.search(r"(?:unrecognized arguments: --|Option ')([\w.]+)", message):
         nearest = difflib.get_close_matches(unknown[1], known, n=1, cutoff=0.3)
         message += f"; nearest: --{nearest[0]}" if nearest else "; --help lists them all"

@@ -17,7 +17,7 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
     Args:
         directory: New or empty folder; gets benign/ and malignant/.
         count: Pictures, half of each class.
-        size: Side in pixels.
+        size: Side in pixels, from 32 to 2048.
         seed: Another seed draws other pictures.
     """
     from skindist.data.demo import write_demo_data
@@ -42,10 +42,10 @@ def unpack(source: str, out: Path | None = None, image_column: str | None = None
     from skindist.data.unpack import IMAGES, TABLE, unpack
 
     unpack(source, out, image_column)
-    print("look at the table, then train with the words that it has for the labels, for example:")
+    print("look at the table, then train with its column of labels, and what that says of each class:")
     print(
-        f"  skindist train --data.path {out / IMAGES} --data.metadata {out / TABLE} --data.label_column label"
-        " --data.malignant '[mel]' --data.benign '[nv]'"
+        f"  skindist train --data.path {out / IMAGES} --data.metadata {out / TABLE} --data.label_column COLUMN"
+        " --data.malignant '[WORD, ...]' --data.benign '[WORD, ...]'"
     )
 
 

@@ -96,7 +96,7 @@ def predict(
         raise UserError("--out is missing: give a new .csv, .jsonl or .parquet file for the rows")
     from skindist.inference.predict import predict
 
-    return together(lambda: predict(model, input, out, overwrite, explain, views))
+    return together(lambda: predict(model, input, out, overwrite, explain, views), "the same command goes on")
 
 
 def export(model: str, out: Path | None = None, overwrite: bool = False) -> None:

@@ -20,7 +20,7 @@ from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 from skindist.files import is_occupied, whole_folder
 
-SMALLEST_SIZE = 32
+SMALLEST_SIZE, LARGEST_SIZE = 32, 2048
 
 Array = NDArray[np.floating]
 
@@ -68,12 +68,12 @@ def write_demo_data(directory: Path, count: int = 800, size: int = 96, seed: int
 
     Each picture depends on the seed, its label and its index alone: a larger count keeps the earlier pictures.
     Raises UserError, before anything is written, for a directory that holds something, an odd count or one below 2,
-    a negative seed, and a size below 32.
+    a negative seed, and a size out of range.
     """
     if count < 2 or count % 2:
         raise UserError(f"count is {count}, but half of the pictures go to each class: give an even number from 2 up")
-    if size < SMALLEST_SIZE:
-        raise UserError(f"size is {size} pixels, too few to show a lesion: give {SMALLEST_SIZE} or more")
+    if not SMALLEST_SIZE <= size <= LARGEST_SIZE:
+        raise UserError(f"size is {size} pixels: give from {SMALLEST_SIZE} to {LARGEST_SIZE}")
     if seed < 0:
         raise UserError(f"seed is {seed}: give a number from 0 up")
     if is_occupied(directory):

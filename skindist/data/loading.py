@@ -109,6 +109,11 @@ class TrainBatches:
         """Images in a micro-batch at most."""
         return -(-max(self.sizes()) // self.parts)
 
+    @property
+    def fewest(self) -> int:
+        """Images in a micro-batch at least."""
+        return min(self.sizes()) // self.parts
+
     def sizes(self) -> list[int]:
         """Images in each global batch of the epoch: one optimizer step each."""
         return [len(batch) for batch in global_batches(self.ids, self.batch_size, self.seed, self.epoch)]

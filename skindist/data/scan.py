@@ -187,8 +187,9 @@ def _find_anywhere(root: Path, folders: dict[str, Path]) -> Iterator[tuple[str, 
 def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, int, str, Stamp]]:
     names = sorted(_folders(folder))
     if sorted(name.lower() for name in names) != sorted(CLASSES):
+        where = "it" if folder == root else folder
         raise UserError(
-            f"--data.path {root}: {folder} must hold exactly the class folders benign/ and malignant/, "
+            f"--data.path {root}: {where} must hold exactly the class folders benign/ and malignant/, "
             f"but it holds {', '.join(f'{name}/' for name in names) or 'no folder'}; "
             "or name a table and its column of labels (--data.metadata FILE.csv --data.label_column COLUMN)"
         )

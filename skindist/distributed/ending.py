@@ -28,7 +28,7 @@ def together(job: Callable[[], object], again: str = "") -> int:
     """Do a job that all processes of a launch share; of its errors one process speaks, and every process ends.
 
     Args:
-        again: how a job that was stopped goes on from what it has saved.
+        again: the words of how a job goes on that was stopped.
 
     Returns:
         The exit status, as of `train`.
@@ -38,9 +38,9 @@ def together(job: Callable[[], object], again: str = "") -> int:
     except (UserError, TrainingError) as error:
         return fail_together(str(error), 2 if isinstance(error, UserError) else 1)
     except Stopped as stop:
-        return fail_together(f"stopped by {stop.name}; {again} here", stop.status)
+        return fail_together(f"stopped by {stop.name}; {again} from here", stop.status)
     except KeyboardInterrupt:
-        return fail(f"interrupted; {again} its last checkpoint" if again else "interrupted", 130)
+        return fail(f"interrupted; {again} from what it has saved" if again else "interrupted", 130)
     except Exception as error:
         return fail_alone(error)
     return 0

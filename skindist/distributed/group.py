@@ -138,12 +138,12 @@ def _result(result: Any, error: Exception | None) -> Any:
 
 
 def describe(accelerator: Accelerator) -> str:
-    """Processes, device and precision in one line."""
+    """Processes and device in one line."""
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type.upper()
     count = torch.get_num_threads()
     threads = f" x {count} thread{'s' * (count != 1)}" if accelerator.device.type == "cpu" else ""
     processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes != 1)}"
-    return f"device: {processes}{threads} on {device}, mixed precision {accelerator.mixed_precision}"
+    return f"device: {processes}{threads} on {device}"
 
 
 def processes_on_my_cores(accelerator: Accelerator) -> int:

@@ -81,8 +81,8 @@ def estimates(
     "An Introduction to the Bootstrap", 1993, chapter 13), over groups where several images belong to one. The ECE gets
     the basic bootstrap (`_basic`).
 
-    A bootstrap shows only what the sample holds: where the classes separate perfectly, the AUROC gets the interval
-    [1, 1], however few the images.
+    A bootstrap shows only what the sample holds. Where the classes separate perfectly, it gives one value for all
+    resamples, however few the images; the AUROC then gets an exact bound (`_separated`).
 
     Args:
         probabilities: probability of malignant for each image, shape (images,).
@@ -122,6 +122,8 @@ def estimates(
             low, high, interval = *_over_groups(value, drawn[metric.name], units), "wilson over groups"
         elif metric.resampling_raises:
             low, high, interval = *_basic(value, drawn[metric.name]), f"basic {sample.kind}"
+        elif metric.name == "auroc" and value in (0.0, 1.0):
+            low, high, interval = *_separated(value, sample), "exact"
         else:
             low, high, interval = *_quantiles(value, drawn[metric.name]), sample.kind
         found[metric.name] = Estimate(value, low, high, n, interval)
@@ -183,6 +185,18 @@ def _basic(value: float, drawn: Values) -> Ends:
         return low, high
     raised = float(np.nanmean(drawn)) - value
     return max(0.0, 2 * value - high - math.sqrt(2) * raised), max(value, 2 * value - low)
+
+
+def _separated(value: float, sample: Sample) -> Ends:
+    """Interval of an AUROC of 1, or of 0, from any number of images.
+
+    Take m pairs of a malignant and a benign unit, no unit in two of them. A model whose true AUROC is A ranks each pair
+    rightly with a chance of at most A, and all of them with at most A^m. So A is at least (2.5 %)^(1/m).
+    """
+    malignant, benign = (set(sample.units[sample.labels == label].tolist()) for label in (1, 0))
+    pairs = min(len(malignant), len(benign), len(malignant | benign) // 2)
+    bound = TAIL ** (1 / pairs) if pairs else 0.0
+    return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
 
 
 def _over_groups(value: float, drawn: Values, units: int) -> Ends:

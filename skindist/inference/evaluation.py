@@ -22,7 +22,7 @@ from skindist.evaluation.judgement import judge
 from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.recalibration import halves, recalibrate
-from skindist.files import expanded, finite, refuse_occupied, whole_folder
+from skindist.files import expanded, finite, refuse_occupied, refuse_within, whole_folder
 from skindist.inference.description import Description, read_description
 from skindist.inference.saved_model import build_module, load_weights
 from skindist.inference.sources import Source, find_model
@@ -75,11 +75,11 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
         UserError: a mistake in the model, the images or the folder; raised on every process, and nothing is written.
     """
     accelerator = group.join_group()
-    source, description = decide(accelerator, look_up, model, out, asked.views, may_take_hours=True)
+    source, description = decide(accelerator, look_up, model, out, data.path, asked.views, may_take_hours=True)
     path = data.path and str(expanded(data.path).resolve())
     config, pixels = replace(data, path=path, image_size=description.image_size), description.preprocessing
     prepared = decide(accelerator, prepare_images, config, asked, may_take_hours=True)
-    log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}")
+    log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}, float32")
     load = partial(load_weights, source.folder)
     predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
     store = open_store(accelerator, config, prepared, pixels.interpolation)
@@ -97,13 +97,14 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     return results
 
 
-def look_up(model: str, out: Path, views: int | None) -> tuple[Source, Description]:
+def look_up(model: str, out: Path, images: str | None, views: int | None) -> tuple[Source, Description]:
     """The model's place and description, once it is clear that there is a place for what is found.
 
     Raises:
-        UserError: there is no such model, or something is in the folder.
+        UserError: there is no such model, or the place for what is found is not a new one outside the images.
     """
     refuse_occupied(out)
+    refuse_within(out, "--out", images)
     there = next(folder for folder in out.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "not writable" if there.is_dir() else "a file"
@@ -136,7 +137,11 @@ def write_evaluation(
     frozen, seed = description.frozen, derived_seed(asked.seed, Stream.BOOTSTRAP)
     known = known_of(data, sample_ids(data.rows, "test"))
     config = EvaluationConfig(
-        frozen.threshold.target_sensitivity, asked.prevalence, stress=bool(disturbed), explain=asked.explain
+        frozen.threshold.target_sensitivity,
+        asked.prevalence,
+        description.views,
+        stress=bool(disturbed),
+        explain=asked.explain,
     )
     results = judge(frozen, None, (found, known), training_images(source.run), config, seed)
     results |= {

@@ -73,7 +73,7 @@ def predict(
     module = saved.module.to(memory_format=torch.channels_last).to(device)
     predictor = Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, device), views=description.views)
     seen = f"each image is seen in {plural(views, 'position')}; the threshold stays as it is\n" if views else ""
-    log.info(f"{describe_frozen(description.frozen)}\n{seen}{group.describe(accelerator)}")
+    log.info(f"{describe_frozen(description.frozen)}\n{seen}{group.describe(accelerator)}, float32")
     if maps:
         on_all(accelerator, make_place_for_maps, maps, predictor, description.image_size)
     batch, depends_on = BATCH_ON_CPU if on_cpu else BATCH, what_rows_depend_on(saved, accelerator, given, maps)

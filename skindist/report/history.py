@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from skindist.config import Config
+from skindist.config import Config, marked
 from skindist.evaluation.metrics import METRICS
+from skindist.recipe import DataConfig
 from skindist.report.html import Table, attempt
 from skindist.report.words import figure_text
 from skindist.run.folder import Run
@@ -15,13 +16,18 @@ from skindist.wording import plural
 PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def early_stopping_story(stop: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> list[str]:
+def early_stopping_story(
+    stop: Mapping[str, Any] | None, settings: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
+) -> list[str]:
     """What training watched, when it was best, and why it ended: a sentence each."""
     if not stop:
         return []
     rule, most = settings.get("early_stopping") or {}, (settings.get("train") or {}).get("epochs")
     watched = f"After each epoch the run looked at {stop['monitor']}."
     best = f"The best was {stop['best']:.4f}, in epoch {stop['best_epoch']}."
+    if later := slightly_better(stop, events):
+        best += f" What epoch {later['epoch']} gained on that, {later[stop['monitor']]:.4f}, is too little to count"
+        best += f" (min_delta {rule['min_delta']})." if "min_delta" in rule else "."
     after = stop["epochs"] - stop["best_epoch"]
     if stop.get("stopped_early"):
         least = f" by at least {rule['min_delta']}" if "min_delta" in rule else ""
@@ -34,6 +40,15 @@ def early_stopping_story(stop: Mapping[str, Any] | None, settings: Mapping[str, 
         end = f"Training went on to its last epoch, {stop['epochs']}."
         end += " That was the best one: more epochs might help." if after == 0 else ""
     return [watched, best, end, "The weights of the best epoch were tested and saved."]
+
+
+def slightly_better(stop: Mapping[str, Any], events: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The epoch whose value is better than that of the best one, but by less than counts; None if there is none."""
+    key = stop["monitor"]
+    metric = METRICS.get(key.rpartition("/")[2])
+    sign = -1 if metric and metric.direction == "min" else 1
+    top = max((event for event in events if event.get(key) is not None), key=lambda e: sign * e[key], default=None)
+    return top if top and sign * top[key] > sign * stop["best"] and top["epoch"] != stop["best_epoch"] else None
 
 
 def epoch_table(events: Sequence[Mapping[str, Any]]) -> Table | None:
@@ -116,14 +131,34 @@ def changed_settings(settings: Mapping[str, Any], named: bool) -> Table | None:
 def repeat_command(run: Run, results: Mapping[str, Any], named: bool) -> str:
     """The command that makes the same run or evaluation again, in a new folder."""
     if "model" in results:
-        data = attempt(run.saved_config) or {}
-        images = (data.get("data") or {}).get("path") if named else None
-        return f"skindist evaluate MODEL {shlex.quote(str(images or 'DATA'))} --out NEW"
+        flags = evaluation_flags(attempt(run.saved_config) or {}, results, named)
+        return " ".join(["skindist evaluate MODEL", *flags, "--out NEW"])
     if "members" in results:
         return "skindist ensemble RUN RUN ... --out NEW"
     config = shlex.quote(str(run.config_file)) if named else f"RUN/{run.config_file.name}"
     launcher = "accelerate launch --config_file accelerate_config.yaml"
     return f"{launcher} --num_processes {results.get('world_size', 1)} launch/train.py --config {config}"
+
+
+def evaluation_flags(settings: Mapping[str, Any], results: Mapping[str, Any], named: bool) -> list[str]:
+    """The images and the flags of an evaluation that are not the defaults; without names, a path is a word."""
+    data, default = settings.get("data") or {}, DataConfig().to_dict()
+    given = {
+        key: value for key, value in data.items() if value != default.get(key) and key not in ("path", "image_size")
+    }
+    given |= {
+        "views": results["model"].get("views"),
+        "prevalence": (results.get("operating_point") or {}).get("prevalence"),
+    }
+    flags = [shlex.quote(str(data.get("path") or "DATA")) if named else "DATA"]
+    for key, value in given.items():
+        if value is not None:
+            text = f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
+            secret = not named and ("data", key) in marked("path")
+            flags.append(f"--{key} {key.upper() if secret else shlex.quote(text)}")
+    return flags + [
+        f"--{key}" for key, part in {"recalibrate": "recalibrated", "stress": "stress"}.items() if results.get(part)
+    ]
 
 
 def facts(results: Mapping[str, Any]) -> dict[str, Table]:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import io
+import logging
 import re
 from collections.abc import Callable, Collection, Sequence
 from importlib.resources import files
@@ -14,11 +15,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from skindist.data.inspection import FORMATS, decode
-from skindist.errors import UserError
+from skindist.errors import Damaged, UserError
 from skindist.files import write_atomic
 from skindist.report.words import figure_text
 
 T = TypeVar("T")
+log = logging.getLogger("skindist")
 PAGES, PICTURES = (".html", ".htm"), (".png",)  # how their files end
 SIDE = 160  # pixels of a picture
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # the last: not UTF-8
@@ -55,11 +57,14 @@ def render(template: str, script: str | None = None, lenient: bool = False, **va
 
 
 def attempt(read: Callable[[], T]) -> T | None:
-    """What a reader of the run folder gives; None where its file is missing or damaged."""
+    """What a reader of the run folder gives; None where its file is missing or, which is said, damaged."""
     try:
         return read()
+    except Damaged as error:
+        log.warning(f"{error}; the page is without it")
     except UserError:
-        return None
+        pass
+    return None
 
 
 def refuse_bad_place(page: Path, endings: Collection[str] = PAGES) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from skindist.data.scan import CLASSES
 from skindist.data.split import LABELS
-from skindist.errors import UserError
+from skindist.errors import Damaged, UserError
 from skindist.evaluation.counts import Labels, Probabilities
 from skindist.evaluation.metrics import check
 from skindist.run.folder import PREDICTED, Run
@@ -49,7 +49,7 @@ def read_scores(run: Run, split: str) -> Scores:
         )
         paths = [row["path"] for row in rows]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{run.path}: predictions of {split} cannot be read ({error})") from None
+        raise Damaged(f"{run.path}: predictions of {split} cannot be read ({error})") from None
     about = [{name: value for name, value in row.items() if name not in PREDICTED and value} for row in rows]
     try:
         of_path = {row.path: row for row in run.split()}

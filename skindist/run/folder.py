@@ -16,7 +16,7 @@ import yaml
 
 from skindist.config import Config
 from skindist.data.split import Row, read_split, write_split
-from skindist.errors import UserError
+from skindist.errors import Damaged, UserError
 from skindist.files import write_atomic, write_csv, write_json
 from skindist.run import record
 from skindist.run.checkpoint import newest_intact
@@ -128,7 +128,7 @@ class Run:
         try:
             return Config.from_dict(self.saved_config())
         except (TypeError, AttributeError) as error:
-            raise UserError(f"{self.config_file}: is damaged, or of a newer skindist ({error}); update it") from None
+            raise Damaged(f"{self.config_file}: is damaged, or of a newer skindist ({error}); update it") from None
 
     def split(self) -> list[Row]:
         """The images that are used; the position of a row is its sample id."""
@@ -144,8 +144,7 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """The final figures."""
-        values: dict[str, Any] = self._read(self.results_file, lambda file: json.loads(file.read_text()))
-        return values
+        return self._read(self.results_file, read_results)
 
     def predictions(self, split: str) -> list[dict[str, str]]:
         """One row an image of "val" or "test": path, label, probability of malignant, and what the metadata say."""
@@ -191,10 +190,25 @@ class Run:
         try:
             return read(file)
         except (FileNotFoundError, NotADirectoryError):
-            remedy = "yet: let the run go on to its end" if self.exists else "here: give the folder of a run"
+            remedy = "here: give the folder of a run"
+            if self.exists:
+                ended = self.results_file.exists()
+                remedy = (
+                    "here: it was removed, or only a training leaves one"
+                    if ended
+                    else "yet: let the run go on to its end"
+                )
             raise UserError(f"{self.path}: no {file.name} {remedy}") from None
         except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
-            raise UserError(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+            raise Damaged(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """The final figures. Raises ValueError if there are none."""
+    values: Any = json.loads(file.read_text())
+    if not isinstance(values, dict):
+        raise ValueError("it holds no figures")
+    return values
 
 
 def read_settings(file: Path) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from skindist.config import Config, changes
 from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.errors import UserError
-from skindist.files import write_atomic
+from skindist.files import refuse_within, write_atomic
 from skindist.launcher import this_launch
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
@@ -27,12 +27,9 @@ def choose_folder(config: Config) -> Run:
     run = Run(Path(config.run.dir or Path("runs", name).absolute()))
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"--run.dir {run.path}: is not a folder")
-    images = config.data.path
-    if images and not run.exists and run.path.resolve().is_relative_to(Path(images).resolve()):
-        raise UserError(
-            f"--run.dir {run.path}: lies within the images (--data.path), where it would be taken for some; "
-            "give another folder"
-        )
+    if not run.exists:
+        refuse_within(run.path, "--run.dir", config.data.path)
+        refuse_foreign(run)
     saved = any(run.checkpoints.glob("step-*"))
     if run.results_file.exists() and not saved:
         raise UserError(
@@ -46,6 +43,16 @@ def choose_folder(config: Config) -> Run:
     if run.exists:
         refuse_another_config(run, config)
     return run
+
+
+def refuse_foreign(run: Run) -> None:
+    """Raise UserError where the folder is no run, but holds files that a run would write over."""
+    later = (run.results_file, run.record, run.report, run.model, run.errors)  # none is there before the config is
+    if kept := [path.name for path in later if path.exists()]:
+        raise UserError(
+            f"--run.dir {run.path}: holds no run ({run.config_file.name} is missing), but what a run would write over "
+            f"({', '.join(kept)}); give another folder"
+        )
 
 
 def refuse_another_config(run: Run, config: Config) -> None:

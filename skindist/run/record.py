@@ -15,14 +15,26 @@ def append(file: Path, event: Event) -> None:
         record.write(json.dumps(finite(event)) + "\n")
 
 
-def read(file: Path) -> list[Event]:
-    """All whole events, in order; half a line at the end, of a run that was killed, is left out."""
+def read(file: Path, damaged_too: bool = False) -> list[Event]:
+    """All events, in order; half a line at the end, of a run that was killed, is left out.
+
+    Args:
+        damaged_too: whether a damaged line is left out as well.
+
+    Raises:
+        ValueError: a line is damaged.
+    """
+    *lines, _ = file.read_text(errors="replace").split("\n")
     events: list[Event] = []
-    for line in file.read_text().splitlines():
+    for number, line in enumerate(lines, 1):
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except ValueError:
-            break
+            event = None
+        if isinstance(event, dict):
+            events.append(event)
+        elif not damaged_too:
+            raise ValueError(f"line {number} is damaged")
     return events
 
 
@@ -31,7 +43,7 @@ def rewind(file: Path, global_step: int, epoch: int) -> None:
     if file.exists():
         kept = [
             event
-            for event in read(file)
+            for event in read(file, damaged_too=True)
             if event["global_step"] <= global_step and ("val/loss" not in event or event["epoch"] <= epoch)
         ]
         write_atomic(file, "".join(json.dumps(event) + "\n" for event in kept))

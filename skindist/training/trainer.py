@@ -22,7 +22,15 @@ from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.predictions import Predictions
 from skindist.launcher import check_batch, this_launch
-from skindist.model import build_model, freeze_backbone, noisy_batchnorm, preprocessing, synchronise_batchnorm
+from skindist.model import (
+    build_model,
+    freeze_backbone,
+    noisy_batchnorm,
+    preprocessing,
+    refuse_lone_image,
+    refuse_size,
+    synchronise_batchnorm,
+)
 from skindist.optim import build_optimizer
 from skindist.randomness import Stream, derived_seed
 from skindist.report.words import describe_results
@@ -72,7 +80,8 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     run = decide(accelerator, choose_folder, config)
     config = decide(accelerator, keep_micro_batch_size, config, run)
     data = decide(accelerator, prepare_data, config, run, may_take_hours=True)
-    log.info(f"{describe(data.rows)}\n{group.describe(accelerator)}\nrun: {run.path}")
+    devices = f"{group.describe(accelerator)}, mixed precision {accelerator.mixed_precision}"
+    log.info(f"{describe(data.rows)}\n{devices}\nrun: {run.path}")
     learner = build_learner(accelerator, config)
     config = settle_memory(learner, config)
     loaders = build_loaders(learner, config, data)
@@ -155,6 +164,7 @@ def draw_page(run: Run) -> None:
 
 def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     """The model and its optimizer, prepared. Only the main process loads weights, and hands them to the others."""
+    refuse_size(config.model.name, config.data.image_size)
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
     loaded = on_main(accelerator, build_model, config.model, may_take_hours=True)
     module = build_model(config.model, load=False) if loaded is None else loaded
@@ -205,6 +215,7 @@ def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
     accelerator = learner.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes
     batches = TrainBatches(sample_ids(data.rows, "train"), config.train, config.run.seed, rank, world_size)
+    refuse_lone_image(learner.module, config.train, batches.fewest, config.data.image_size)
     if noisy := noisy_batchnorm(learner.module, config.train, batches.most, world_size):
         log.info(noisy)
     store = open_store(accelerator, config.data, data, preprocessing(learner.module).interpolation)

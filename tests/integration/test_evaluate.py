@@ -18,6 +18,9 @@ from skindist.cli import main, train
 from skindist.data.demo import write_demo_data
 from skindist.errors import UserError
 from skindist.evaluation.stress import DISTURBANCES
+from skindist.report.history import evaluation_flags
+from skindist.report.run_page import run_page
+from skindist.run.folder import Run
 from skindist.training import pictures
 from tests.helpers import commands, jobs
 from tests.helpers.ranks import run_ranks, said
@@ -128,7 +131,9 @@ def test_a_stress_test_has_figures_and_a_picture(folder: str, request: pytest.Fi
 def test_the_page_of_an_evaluation_tells_of_no_training(run: Path, found: Path) -> None:
     page, of_run = ((place / "report.html").read_text() for place in (found, run))
     assert "A saved model, tested on" in page
-    assert "skindist evaluate MODEL" in page
+    command = re.search(r"skindist evaluate MODEL (\S+/images) --recalibrate --stress --out NEW", page)
+    assert command
+    assert "skindist evaluate MODEL DATA --recalibrate --stress --out NEW" in run_page(Run(found), pictures=False)
     assert "On the half that was not fitted on" in page
     assert "explained" in page
     for words in ('id="training"', "launch/train.py", "No leak"):
@@ -294,6 +299,20 @@ def test_bad_images_are_one_clear_line_and_nothing_is_written(
     assert error.startswith("error: ")
     assert "--data." not in error
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_among_the_images(run: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(run), str(elsewhere), f"--out={elsewhere / 'out'}"]) == 2
+    assert "lies within the images" in capsys.readouterr().err
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["benign", "malignant"]
+
+
+def test_the_command_that_repeats_an_evaluation_has_its_flags() -> None:
+    data = {"path": "/my lesions", "metadata": "/m.csv", "malignant": ["mel", "bcc"], "max_bad": 0.05, "image_size": 32}
+    told = {"model": {"views": 2}, "operating_point": {"prevalence": 0.02}, "recalibrated": None, "stress": [1]}
+    named, bare = (" ".join(evaluation_flags({"data": data}, told, named)) for named in (True, False))
+    assert named == "'/my lesions' --metadata /m.csv --malignant '[mel, bcc]' --views 2 --prevalence 0.02 --stress"
+    assert bare == "DATA --metadata METADATA --malignant '[mel, bcc]' --views 2 --prevalence 0.02 --stress"
 
 
 def test_nan_in_a_table_is_no_patient(run: Path, elsewhere: Path, tmp_path: Path) -> None:

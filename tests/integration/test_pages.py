@@ -143,7 +143,7 @@ class Check:
             return verify.Verdict(True, "exact")
 
         def evaluate_model(model: str, data: DataConfig, out: Path, asked: evaluation.Asked) -> None:
-            assert evaluation.look_up(model, out, asked.views)
+            assert evaluation.look_up(model, out, data.path, asked.views)
             assert all(Path(path).exists() for path in (data.path, data.metadata) if path)
 
         def export_model(model: str, out: Path, overwrite: bool) -> None:

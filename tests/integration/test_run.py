@@ -406,6 +406,12 @@ def other_config(demo: Path, tmp: Path) -> list[str]:
     return []
 
 
+def no_run(demo: Path, tmp: Path) -> list[str]:
+    (tmp / "run/model").mkdir(parents=True)
+    (tmp / "run/results.json").write_text("mine")
+    return []
+
+
 BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (missing, "no such folder"),
     (not_given, "--data.path is missing"),
@@ -422,11 +428,14 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (other_config, "optim.lr 0.7 -> 0.1"),
     (no_metadata, "nowhere.csv: no such file"),
     (no_cache, "a file: Not a directory; give another folder"),
+    (no_run, "holds no run (config.yaml is missing), but what a run would write over (results.json, model)"),
+    (lambda *_: ["--model.name=test_vit"], "--data.image_size 32: test_vit takes images of 160 pixels alone; give 160"),
+    (lambda *_: ["--train.batch_size=1"], "BatchNorm cannot learn from one image at a time at --data.image_size 32"),
 ]
 NAMES = [
     "missing", "not given", "empty", "one class", "one image", "unknown flag", "unknown model", "no network",
     "other weights", "unknown optimizer", "no images at a time", "nothing to resume", "other config", "no metadata",
-    "no cache",
+    "no cache", "another folder", "another size", "one image at a time",
 ]  # fmt: skip
 
 
@@ -463,7 +472,7 @@ def test_a_run_within_its_images_is_refused(demo: Path, capsys: pytest.CaptureFi
     """The next one would find a folder there that is no class."""
     before = sorted(demo.rglob("*"))
     assert train(flags(demo, demo / "runs/a")) == 2
-    assert "lies within the images (--data.path), where it would be taken for some" in capsys.readouterr().err
+    assert f"lies within the images ({demo}), where it would be taken for some" in capsys.readouterr().err
     assert sorted(demo.rglob("*")) == before
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from skindist.cli import main
 from skindist.config import Config, RunConfig, changes, marked
 from skindist.errors import UserError
 from skindist.parsing import parse_config
@@ -100,7 +101,7 @@ def test_to_dict_is_plain_yaml() -> None:
         (["--train.micro_batch_size=-1"], "--train.micro_batch_size -1: must be 1 or more, or auto"),
         (["--run.timeout_minutes=0"], "--run.timeout_minutes 0.0: must be 0.5 or more"),
         (["--run.resume=maybe"], "--run.resume: expected Literal['auto', 'never', 'must']. Got value: maybe"),
-        (["--config=no.yaml"], "no.yaml"),
+        (["--config=no.yaml"], "--config: File does not exist: '"),
         (["--train.epochs=0"], "--train.epochs 0: must be 1 or more"),
         (["--data.fractions=[0.5,0.2,0.2]"], "--data.fractions [0.5, 0.2, 0.2]: must be three shares"),
         (["--data.fractions=[1.0,0.0,0.0]"], "--data.fractions"),
@@ -122,6 +123,39 @@ def test_a_mistake_is_named_in_one_line(flags: list[str], message: str) -> None:
         parse_config(flags)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "--config: must hold sections"),
+        (b"hello", "--config: must hold sections"),
+        (b"data: [", "--config: is no YAML"),
+        ("data: {path: x}".encode("utf-16"), "--config: is not UTF-8 text; save it as such"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        parse_config([f"--config={file}"])
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["predict", "M", "I", "--ot=x"], "--ot=x; nearest: --out"),
+        (["predict", "M", "I", "--over"], "--over; nearest: --overwrite"),
+        (["audit", "D", "--metdata", "x"], "--metdata x; nearest: --metadata"),
+        (["folds", "--seds", "3"], "--seds; nearest: --seeds"),
+        (["evaluate", "M", "D", "--qqqqqq", "3"], "--qqqqqq 3; --help lists them all"),
+    ],
+)
+def test_every_command_names_the_nearest_flag(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: unrecognized arguments: {said}\n"
 
 
 def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_shape_and_colour_do_separate_the_classes(pictures: Floats) -> None:
     assert nearest_centroid_accuracy(scores) > 0.8
 
 
-@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 7}, {"size": 31}, {"seed": -1}])
+@pytest.mark.parametrize("wrong", [{"count": 0}, {"count": 7}, {"size": 31}, {"size": 2049}, {"seed": -1}])
 def test_impossible_wish_is_refused_before_anything_is_written(tmp_path: Path, wrong: dict[str, int]) -> None:
     (name,) = wrong
     with pytest.raises(UserError, match=f"^{name} is {wrong[name]}.*: give"):

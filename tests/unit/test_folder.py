@@ -64,9 +64,23 @@ def test_an_unfinished_run_is_said(run: Run) -> None:
 def test_a_damaged_file_is_named(run: Run) -> None:
     (run.path / "results.json").write_text("{")
     (run.path / "config.yaml").write_text("a: [")
-    for read, file in ((run.results, "results.json"), (run.saved_config, "config.yaml")):
+    run.record.write_text("null\n")
+    damaged = ((run.results, "results.json"), (run.saved_config, "config.yaml"), (run.metrics, "metrics.jsonl"))
+    for read, file in damaged:
         with pytest.raises(UserError, match=f"{file}: cannot be read"):
             read()
+
+
+def test_figures_that_are_none_are_damaged(run: Run) -> None:
+    (run.path / "results.json").write_text("[]")
+    with pytest.raises(UserError, match=r"results\.json: cannot be read \(ValueError: it holds no figures\)"):
+        run.results()
+
+
+def test_a_finished_run_is_not_told_to_go_on(run: Run) -> None:
+    run.write_results({})
+    with pytest.raises(UserError, match=r"no metrics\.jsonl here: it was removed, or only a training leaves one"):
+        run.metrics()
 
 
 def test_a_config_of_an_older_version_has_defaults_for_what_it_lacks(run: Run) -> None:

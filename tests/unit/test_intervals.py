@@ -114,10 +114,27 @@ def test_bootstrap_of_few_images_gives_the_hand_computed_figures() -> None:
     assert (result["auroc"].low, result["auroc"].high) == pytest.approx((0, 1))
 
 
-def test_perfect_separation_is_certain_for_the_bootstrap_only() -> None:
-    result = estimates([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0, 0, 0, 1, 1, 1], seed=0, resamples=100)
-    assert result["auroc"] == Estimate(1, 1, 1, n=6)
+def test_perfect_separation_of_few_images_is_not_certain() -> None:
+    """Three pairs that share no image are all ranked rightly: with an AUROC of 0.2924 that has a chance of 2.5 %."""
+    p, y = [0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0, 0, 0, 1, 1, 1]
+    result = estimates(p, y, seed=0, resamples=100)
+    auroc = result["auroc"]
+    assert (auroc.value, auroc.high, auroc.n, auroc.interval) == (1, 1, 6, "exact")
+    assert auroc.low == pytest.approx(0.2924, abs=5e-5)
     assert result["accuracy"].low == pytest.approx(0.610, abs=5e-4)
+    wrong = estimates(p, y[::-1], seed=0, names=["auroc"])["auroc"]
+    assert (wrong.value, wrong.low) == (0, 0)
+    assert wrong.high == pytest.approx(0.7076, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("groups", "pairs"),
+    [("aabbcc", 1), ("aabcde", 2), ("abcabc", 1), ("aaaaaa", 0), ("abcdea", 2)],
+)
+def test_perfect_separation_of_groups_counts_pairs_that_share_none(groups: str, pairs: int) -> None:
+    """The first three images are benign: "aabbcc" has benign ones in a and b, malignant ones in b and c."""
+    found = estimates([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0, 0, 0, 1, 1, 1], seed=0, groups=list(groups), names=["auroc"])
+    assert found["auroc"].low == pytest.approx(0.025 ** (1 / pairs) if pairs else 0)
 
 
 @pytest.mark.parametrize("decimals", [1, 17])  # with many ties, and with none

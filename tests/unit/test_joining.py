@@ -167,6 +167,20 @@ def test_what_is_done_is_kept_and_a_failure_is_one_line(crossed: Path, capfd: py
 
 
 @pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--run.dir=x", "--run.dir: each run gets its own; leave it out"),
+        ("--data.fold=1", "--data.fold: each run gets its own"),
+        ("--data.pth=x", "nearest: --data.path"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_found_before_anything_is_made(tmp_path: Path, flag: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run_folds([sys.executable, "launch/train.py", "--data.path=x", flag], 2, 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda runs: runs[:1], "one run is no ensemble"),

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from skindist.errors import UserError
-from skindist.model import Preprocessing, build_model, noisy_batchnorm, preprocessing, synchronise_batchnorm
+from skindist.model import (
+    Preprocessing,
+    build_model,
+    noisy_batchnorm,
+    preprocessing,
+    refuse_lone_image,
+    refuse_size,
+    synchronise_batchnorm,
+)
 from skindist.recipe import ModelConfig, TrainConfig
 
 # The head
@@ -128,6 +136,24 @@ def test_few_images_for_batchnorm_are_mentioned() -> None:
     assert noisy_batchnorm(model, TrainConfig(freeze_batchnorm=True), 4, 8) is None
     assert noisy_batchnorm(model, TrainConfig(freeze_backbone=True), 4, 8) is None
     assert noisy_batchnorm(torch.nn.Linear(2, 2), TrainConfig(), 4, 8) is None
+
+
+def test_batchnorm_cannot_learn_from_one_pixel() -> None:
+    """EfficientNet halves a side five times: of 32 pixels one is left, of 64 two."""
+    model = timm.create_model("efficientnet_b0", num_classes=2)
+    with pytest.raises(UserError, match=r"one image at a time at --data\.image_size 32"):
+        refuse_lone_image(model, TrainConfig(), 1, 32)
+    refuse_lone_image(model, TrainConfig(), 2, 32)
+    refuse_lone_image(model, TrainConfig(), 1, 64)
+    refuse_lone_image(model, TrainConfig(freeze_batchnorm=True), 1, 32)
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_a_model_of_one_size_takes_no_other() -> None:
+    with pytest.raises(UserError, match=r"image_size 64: vit_tiny_patch16_224 takes images of 224 pixels alone"):
+        refuse_size("vit_tiny_patch16_224", 64)
+    refuse_size("vit_tiny_patch16_224", 224)
+    refuse_size("efficientnet_b0", 64)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "test_resnet"])

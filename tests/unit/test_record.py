@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from skindist.run.record import rewind
+from skindist.run.record import read, rewind
 
 EVENTS = [
     '{"train/loss": 0.7, "epoch": 0.5, "global_step": 2}\n',
@@ -24,6 +24,16 @@ def test_what_came_after_a_checkpoint_is_dropped(tmp_path: Path, global_step: in
     path.write_text("".join(EVENTS))
     rewind(path, global_step, epoch)
     assert path.read_text() == "".join(EVENTS[:kept])
+
+
+@pytest.mark.parametrize("damage", ["null\n", "{\n", "\0\0\n", "\n"])
+def test_a_damaged_line_is_named_by_readers_and_dropped_by_a_resumed_run(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join([*EVENTS[:2], damage, *EVENTS[2:]]))
+    with pytest.raises(ValueError, match="line 3 is damaged"):
+        read(path)
+    rewind(path, 100, 9)
+    assert path.read_text() == "".join(EVENTS)
 
 
 def test_half_a_line_is_dropped(tmp_path: Path) -> None:

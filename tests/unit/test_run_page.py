@@ -21,6 +21,7 @@ from skindist import cli
 from skindist.data.demo import write_demo_data
 from skindist.errors import UserError
 from skindist.report import run_page as module
+from skindist.report.history import early_stopping_story
 from skindist.report.run_page import draw_run_page, run_page, write_run_page
 from skindist.report.scores import read_scores
 from skindist.run.folder import Run
@@ -268,6 +269,28 @@ def test_a_missing_part_is_one_sentence(run: Run, tmp_path: Path, part: str) -> 
         older.write_results(results)
     assert MISSING[part] not in Reader(run_page(run)).text
     assert MISSING[part] in Reader(run_page(older)).text
+
+
+@pytest.mark.parametrize("part", ["predictions-test.csv", "metrics.jsonl"])
+def test_a_damaged_part_is_named_on_the_console(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, part: str
+) -> None:
+    damaged = copy(run, tmp_path)
+    file = damaged.path / part
+    file.write_text(file.read_text().replace("0.", "x.", 1))
+    assert MISSING[part] in Reader(run_page(damaged)).text
+    assert re.search(f"{part}|predictions of test", caplog.text)
+    assert "the page is without it" in caplog.text
+
+
+def test_a_gain_that_is_too_little_to_count_is_told(run: Run) -> None:
+    """The second epoch is the best one, with a loss of 0.5."""
+    stop = {"monitor": "val/loss", "best": 0.5, "best_epoch": 2, "epochs": 4, "stopped_early": True}
+    settings = {"early_stopping": {"min_delta": 0.001}}
+    later = [{"epoch": 3, "val/loss": 0.4997}, {"epoch": 4, "val/loss": 0.4993}]
+    said = " ".join(early_stopping_story(stop, settings, [*run.metrics(), *later]))
+    assert "What epoch 4 gained on that, 0.4993, is too little to count (min_delta 0.001)." in said
+    assert "too little to count" not in " ".join(early_stopping_story(stop, settings, run.metrics()))
 
 
 def test_a_run_of_which_only_results_are_left(run: Run, tmp_path: Path) -> None:
