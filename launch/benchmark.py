@@ -70,10 +70,11 @@ from skindist.distributed.group import join_group, leave_group
 from skindist.early_stopping import EarlyStopping
 from skindist.launcher import this_launch
 from skindist.machine import available_cores
+from skindist.prediction.evaluate import evaluate
 from skindist.recipe import DataConfig, ModelConfig, TrainConfig
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
-from skindist.training.engine import evaluate, set_train_mode, train_step
+from skindist.training.engine import set_train_mode, train_step
 from skindist.training.learner import Learner
 from skindist.training.rehearsal import black_images
 from skindist.training.saving import Saver

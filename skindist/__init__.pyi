@@ -26,13 +26,13 @@ from .evaluation.predictions import Predictions as Predictions
 from .inference.saved_model import SavedModel as SavedModel
 from .inference.sources import load_model as load_model
 from .model import build_model as build_model
+from .prediction.evaluate import evaluate as evaluate
 from .recipe import DataConfig as DataConfig
 from .recipe import EarlyStoppingConfig as EarlyStoppingConfig
 from .recipe import ModelConfig as ModelConfig
 from .recipe import OptimConfig as OptimConfig
 from .recipe import TrainConfig as TrainConfig
 from .run.folder import Run as Run
-from .training.engine import evaluate as evaluate
 from .training.engine import train_one_epoch as train_one_epoch
 from .training.learner import Learner as Learner
 from .training.state import TrainState as TrainState

@@ -2,6 +2,6 @@
 on other images (evaluation), explained (explain), exported as one file for other programs (graph, export), sent to the
 Hub (push).
 
-A run saves its model through this room. `skindist evaluate` stands above training, whose loop it predicts with. Open
+A run saves its model through this room. `skindist evaluate` predicts with the loop of the room `prediction`. Open
 predict.py and evaluation.py first.
 """

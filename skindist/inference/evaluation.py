@@ -26,16 +26,17 @@ from skindist.files import expanded, finite, refuse_occupied, refuse_within, who
 from skindist.inference.description import Description, read_description
 from skindist.inference.saved_model import build_module, load_weights
 from skindist.inference.sources import Source, find_model
+from skindist.prediction.evaluate import evaluate
+from skindist.prediction.loaders import choose_workers, eval_loader, open_store
+from skindist.prediction.outcome import hardware, known_of, prediction_rows, versions
+from skindist.prediction.pictures import show_test
+from skindist.prediction.predictor import Predictor, build_predictor
+from skindist.prediction.stress import stress_of, stress_test
 from skindist.randomness import Stream, derived_seed
 from skindist.recipe import DataConfig, ModelConfig
 from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_evaluation
 from skindist.run.folder import Run
-from skindist.training.engine import evaluate
-from skindist.training.learner import Predictor
-from skindist.training.predicting import build_predictor, choose_workers, eval_loader, open_store
-from skindist.training.results import hardware, known_of, prediction_rows, show_test, stress_of, versions
-from skindist.training.stressing import stress_test
 from skindist.wording import plural
 
 BATCH = 64  # images that a process predicts at a time

@@ -31,13 +31,13 @@ from skindist.evaluation.predictions import Predictions
 from skindist.files import finite, refuse_occupied, whole_folder
 from skindist.inference.description import Description, called, read_description, unlike
 from skindist.inference.saved_model import build_module, load_weights, save_ensemble
+from skindist.prediction.outcome import known_of, prediction_rows, versions
 from skindist.randomness import Stream, derived_seed
 from skindist.recipe import DataConfig
 from skindist.report.model_card import model_card
 from skindist.report.run_page import draw_run_page
 from skindist.report.scores import read_scores
 from skindist.run.folder import Run
-from skindist.training.results import known_of, prediction_rows, versions
 from skindist.wording import plural
 
 SURE = 1e-16  # a probability is at least so far from 0 and from 1

@@ -29,9 +29,9 @@ from skindist.inference.saved_model import SavedModel
 from skindist.inference.seeing import BatchReader
 from skindist.inference.sources import load_model
 from skindist.inference.table import GrowingTable, Row, part_of, refuse_bad_table
+from skindist.prediction.evaluate import progress
+from skindist.prediction.predictor import Predictor
 from skindist.report.words import origin_of_threshold
-from skindist.training.engine import progress
-from skindist.training.learner import Predictor
 from skindist.wording import plural
 
 BATCH, BATCH_ON_CPU = 64, 8  # images of one batch; on a CPU each thread has one

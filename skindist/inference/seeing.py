@@ -23,9 +23,9 @@ from skindist.folding import for_prediction
 from skindist.inference.description import Description
 from skindist.inference.explain import explain
 from skindist.inference.table import Row
+from skindist.prediction.memory import is_out_of_memory
+from skindist.prediction.predictor import Predictor
 from skindist.report.pictures import as_png, beside_heat_map
-from skindist.training.learner import Predictor
-from skindist.training.memory import is_out_of_memory
 from skindist.wording import plural
 
 BYTES = 180  # of 255 that a file's name may have

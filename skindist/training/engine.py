@@ -7,28 +7,24 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from tqdm import tqdm
 
 from skindist.config import Config
-from skindist.data.loading import Batch, EvalLoader, TrainLoader
+from skindist.data.loading import Batch, TrainLoader
 from skindist.distributed import host
 from skindist.distributed.buffers import average_buffers, read_buffers, write_buffers
 from skindist.errors import TrainingError
-from skindist.evaluation.predictions import Predictions
-from skindist.folding import for_prediction
 from skindist.optim import learning_rate, set_learning_rate
+from skindist.prediction.evaluate import progress
+from skindist.prediction.memory import advised
 from skindist.randomness import Stream, derived_seed
 from skindist.recipe import TrainConfig
-from skindist.training.learner import Learner, Predictor
+from skindist.training.learner import Learner
 from skindist.training.loss import summed_loss
-from skindist.training.memory import advised
 from skindist.training.state import TrainState
 from skindist.wording import plural
 
@@ -175,42 +171,6 @@ def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> N
         log.warning(f"step {number} is skipped: {what} ({len(state.skipped)} of at most {train.max_skipped})")
 
 
-@torch.inference_mode()
-def evaluate(learner: Predictor, split: EvalLoader, after_batch: Callable[[], None] = lambda: None) -> Predictions:
-    """Predict every image of a split exactly once, whatever the number of processes; every rank gets all of them.
-
-    It is done in float32, whatever the precision of training, as everyone will who loads the saved model.
-
-    Args:
-        after_batch: called after each batch, as often on every rank.
-
-    Raises:
-        RuntimeError: an image is missing or came twice.
-        OutOfMemory: on the process that it happened to.
-    """
-    learner.module.eval()  # and so it stays, for what the caller does with it
-    module = for_prediction(learner.judged)
-    known, logits = [torch.empty(0, 2)], [torch.empty(0, 2, device=learner.accelerator.device)]
-    for batch in progress(split.loader, f"evaluating {split.name}", "batch", learner.accelerator):
-        if len(batch.ids_B):
-            with advised(len(batch.ids_B), evaluating=True):
-                logits.append(learner.logits(batch, module))
-            known.append(torch.stack([batch.ids_B, batch.labels_B], dim=1))
-        after_batch()
-    benign_N, malignant_N = host.to_host(torch.cat(logits)).double().unbind(dim=1)
-    ids_N, labels_N = torch.cat([part.double() for part in known]).unbind(dim=1)
-    table = host.gather_rows(torch.stack([ids_N, malignant_N - benign_N, labels_N], dim=1)).numpy()
-    table = table[table[:, 0].argsort()]
-    ids = table[:, 0].astype(np.int64)
-    if not np.array_equal(ids, np.sort(split.ids)):
-        raise RuntimeError(
-            f"{split.name}: {len(ids)} predictions of {len(set(ids.tolist()))} images, not {len(split.ids)}"
-        )
-    if not np.isfinite(table).all():
-        raise TrainingError(f"{split.name}: the model's output is not finite: training diverged; lower --optim.lr")
-    return Predictions(ids, table[:, 1], table[:, 2].astype(np.int64))
-
-
 def set_train_mode(model: nn.Module, keep_statistics: bool) -> None:
     """Training mode, with BatchNorm layers held at their statistics if asked."""
     model.train()
@@ -218,9 +178,3 @@ def set_train_mode(model: nn.Module, keep_statistics: bool) -> None:
         for layer in model.modules():
             if isinstance(layer, _BatchNorm):
                 layer.eval()
-
-
-def progress(steps: Any, title: str, unit: str, accelerator: Accelerator, **options: Any) -> Any:
-    """A progress bar on the main process, where a terminal shows it."""
-    hidden = None if accelerator.is_main_process else True
-    return tqdm(steps, title, unit=unit, leave=False, disable=hidden, **options)

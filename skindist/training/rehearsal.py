@@ -12,10 +12,10 @@ from skindist.config import Config
 from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
 from skindist.folding import for_prediction
+from skindist.prediction.memory import advised, largest_that_fits
 from skindist.training.cuda_graph import capture, hindrance
 from skindist.training.engine import set_train_mode
 from skindist.training.learner import Learner
-from skindist.training.memory import advised, largest_that_fits
 
 log = logging.getLogger("skindist")
 

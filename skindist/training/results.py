@@ -1,35 +1,25 @@
 """What a finished run leaves: predictions, the best model, and results.json."""
 
-import os
-import platform
-from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
-
-import numpy as np
-import psutil
-import torch
 
 from skindist.config import Config
 from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared
-from skindist.data.scan import CLASSES
 from skindist.data.split import SPLITS, count_rows
 from skindist.determinism import repeats, tf32
 from skindist.early_stopping import EarlyStopping
-from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import summarize
-from skindist.evaluation.judgement import Frozen, freeze, judge
-from skindist.evaluation.known import Known
+from skindist.evaluation.judgement import freeze, judge
 from skindist.evaluation.predictions import Predictions
-from skindist.evaluation.stress import describe_stress
 from skindist.files import finite
 from skindist.inference.saved_model import save_model
+from skindist.prediction.outcome import hardware, known_of, prediction_rows, versions
+from skindist.prediction.pictures import show_test
+from skindist.prediction.stress import stress_of
 from skindist.randomness import Stream, derived_seed
 from skindist.report.model_card import model_card
-from skindist.run.folder import PREDICTED, Run
-from skindist.training.learner import Learner, Predictor
-from skindist.training.pictures import draw_errors, draw_stress
+from skindist.run.folder import Run
+from skindist.training.learner import Learner
 from skindist.training.state import TrainState
 
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
@@ -85,74 +75,3 @@ def write_results(
     save_model(run.model, learner.module, config.data.image_size, frozen, trained_on, card, learner.views)
     run.write_results(told)
     return told
-
-
-def stress_of(
-    frozen: Frozen, test: Predictions, disturbed: dict[str, Predictions], known: Known, seed: int
-) -> list[dict[str, Any]]:
-    """What results.json says of the stress test; nothing where there was none."""
-    plain, *changed = (frozen.calibration.apply(found) for found in (test, *disturbed.values()))
-    return describe_stress(
-        plain, dict(zip(disturbed, changed, strict=True)), frozen.threshold.value, known.groups, seed
-    )
-
-
-def show_test(
-    run: Run,
-    predictor: Predictor,
-    images: LesionImages,
-    data: Prepared,
-    frozen: Frozen,
-    test: Predictions,
-    stress: bool,
-    explain: int,
-) -> None:
-    """Draw what there is to look at of the test images."""
-    calibrated, threshold = frozen.calibration.apply(test), frozen.threshold.value
-    if stress:
-        draw_stress(run, images, calibrated)
-    draw_errors(run, predictor, images, data.rows, calibrated, threshold, explain)
-
-
-def known_of(data: Prepared, ids: Sequence[int]) -> Known:
-    """What is known of images besides their pixels, in the order of their sample ids."""
-    rows = [data.rows[sample_id] for sample_id in ids]
-    return Known(
-        np.array([row.label for row in rows], np.int64),
-        np.array([row.group for row in rows], np.str_),
-        [data.facts[sample_id] for sample_id in ids],
-        [data.metadata.get(row.path, {}) for row in rows],
-    )
-
-
-def prediction_rows(
-    found: Predictions, calibration: Calibration, data: Prepared
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The columns and one row an image: path, label, calibrated probability of malignant, logit as the model gives it
-    (malignant minus benign), and what the metadata say of it. A column of theirs that is called like one of ours
-    becomes "table_" and its name."""
-    probabilities = calibration.apply(found).probabilities
-    columns = list(dict.fromkeys(column for values in data.metadata.values() for column in values))
-    lines = []
-    for sample_id, label, *values in zip(found.ids, found.labels, probabilities, found.logits, strict=True):
-        path = data.rows[sample_id].path
-        known = data.metadata.get(path, {})
-        numbers = (repr(float(value)) for value in values)
-        lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
-    return (*PREDICTED, *(f"table_{column}" if column in PREDICTED else column for column in columns)), lines
-
-
-def versions() -> dict[str, str]:
-    """What the figures were computed with."""
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-
-
-def hardware(device: torch.device) -> dict[str, Any]:
-    """What the run ran on, without names of machines or people."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu": platform.machine(),
-        "cpu_cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": platform.system(),
-    }

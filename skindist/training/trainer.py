@@ -32,6 +32,10 @@ from skindist.model import (
     synchronise_batchnorm,
 )
 from skindist.optim import build_optimizer
+from skindist.prediction.evaluate import evaluate
+from skindist.prediction.loaders import choose_workers, eval_loader, open_store
+from skindist.prediction.memory import dead_workers_explained
+from skindist.prediction.stress import stress_test
 from skindist.randomness import Stream, derived_seed
 from skindist.report.words import describe_results
 from skindist.run.folder import Run
@@ -39,16 +43,13 @@ from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
 from skindist.tracking.other_trackers import OtherTrackers, check_trackers
 from skindist.tracking.wandb_sink import WandbSink
-from skindist.training.engine import evaluate, train_one_epoch
+from skindist.training.engine import train_one_epoch
 from skindist.training.interruption import Interruptions
 from skindist.training.learner import Learner
 from skindist.training.loss import class_weights
-from skindist.training.memory import dead_workers_explained
-from skindist.training.predicting import choose_workers, eval_loader, open_store
 from skindist.training.rehearsal import capture_step, find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.saving import Saver
-from skindist.training.stressing import stress_test
 from skindist.training.tracker import Tracker
 from skindist.wording import plural
 

@@ -32,11 +32,12 @@ from skindist.errors import Stopped, TrainingError, UserError
 from skindist.inference import batches, evaluation
 from skindist.inference.table import GrowingTable, Row
 from skindist.parsing import parse_config
+from skindist.prediction.evaluate import evaluate
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.opening import prepare_data
 from skindist.training import engine, interruption, trainer
-from skindist.training.engine import evaluate, set_train_mode, train_step
+from skindist.training.engine import set_train_mode, train_step
 from skindist.training.interruption import Interruptions
 from skindist.training.learner import Learner
 from skindist.training.rehearsal import warm_up

@@ -14,9 +14,9 @@ from skindist.data.split import Row, count_rows
 from skindist.evaluation.judgement import freeze, judge
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
+from skindist.prediction.outcome import known_of, prediction_rows
 from skindist.recipe import DataConfig
 from skindist.run.folder import Run
-from skindist.training.results import known_of, prediction_rows
 
 
 def made_run(folder: Path, config: Config, data: Prepared, seed: int = 0, skill: float = 1.5) -> Run:

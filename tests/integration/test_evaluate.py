@@ -18,10 +18,10 @@ from skindist.cli import main, train
 from skindist.data.demo import write_demo_data
 from skindist.errors import UserError
 from skindist.evaluation.stress import DISTURBANCES
+from skindist.prediction import pictures
 from skindist.report.history import evaluation_flags
 from skindist.report.run_page import run_page
 from skindist.run.folder import Run
-from skindist.training import pictures
 from tests.helpers import commands, jobs
 from tests.helpers.ranks import run_ranks, said
 

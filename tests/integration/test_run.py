@@ -21,7 +21,8 @@ from sklearn.metrics import accuracy_score, log_loss, precision_score, recall_sc
 from skindist.cli import main, train
 from skindist.evaluation.judgement import Frozen
 from skindist.parsing import parse_config
-from skindist.training import engine, trainer
+from skindist.prediction.evaluate import evaluate
+from skindist.training import trainer
 from skindist.training.saving import split_weights
 from tests.helpers import jobs
 from tests.helpers.commands import flags
@@ -293,7 +294,7 @@ def test_a_run_whose_labels_are_numbers_goes_on(
 def test_a_killed_run_goes_on_and_logs_nothing_twice(
     run: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut, original, evaluations = tmp_path / "cut", engine.evaluate, []
+    cut, original, evaluations = tmp_path / "cut", evaluate, []
 
     def die_in_epoch_2(*args: Any) -> Any:
         evaluations.append(args)

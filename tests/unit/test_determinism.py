@@ -9,8 +9,8 @@ import torch
 
 from skindist.determinism import choose_kernels, repeats, tf32
 from skindist.errors import UserError
+from skindist.prediction.memory import advised
 from skindist.run.folder import Run
-from skindist.training.memory import advised
 from skindist.training.restoring import refuse_another_experiment
 
 CPU, CUDA, MPS = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))

@@ -18,10 +18,12 @@ from skindist.data.transforms import IDENTITY, turned
 from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
 from skindist.folding import for_prediction
+from skindist.prediction.evaluate import evaluate
+from skindist.prediction.predictor import Predictor
 from skindist.recipe import TrainConfig
 from skindist.training import trainer
-from skindist.training.engine import collect_window, evaluate, set_train_mode, train_step
-from skindist.training.learner import Learner, Predictor
+from skindist.training.engine import collect_window, set_train_mode, train_step
+from skindist.training.learner import Learner
 from skindist.training.state import TrainState
 from tests.gpu.jobs import NoAnswer
 from tests.helpers.jobs import head_weight, tiny_config

@@ -26,8 +26,8 @@ from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.data.transforms import IDENTITY
 from skindist.distributed.group import join_group
 from skindist.errors import UserError
+from skindist.prediction import loaders as module
 from skindist.recipe import DataConfig, TrainConfig
-from skindist.training import predicting
 from skindist.training.trainer import build_learner, build_loaders
 from tests.helpers.jobs import tiny_config
 from tests.helpers.ranks import end_ranks, start_ranks
@@ -182,7 +182,7 @@ def test_a_run_asks_how_much_shared_memory_is_free(
     config = tiny_config(demo, Path("unused"), *flags)
     learner = build_learner(join_group(), config)
     for free, workers in ((2**30, 2), (4 * 12 * 3 * 32**2 * 2, 1), (4 * 12 * 3 * 32**2, 0)):
-        monkeypatch.setattr(predicting, "free_shared_memory", lambda free=free: free)
+        monkeypatch.setattr(module, "free_shared_memory", lambda free=free: free)
         loaders = build_loaders(learner, config, prepared)
         assert [loader.num_workers for loader in (loaders.train.loader, loaders.val.loader)] == [workers] * 2
     assert caplog.text.count("--shm-size 1g") == 2

@@ -5,7 +5,7 @@ import torch
 
 from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
-from skindist.training.memory import advised, is_out_of_memory, largest_that_fits
+from skindist.prediction.memory import advised, is_out_of_memory, largest_that_fits
 
 
 def room_for(most: int, tried: list[int]) -> object:

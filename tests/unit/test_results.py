@@ -7,7 +7,7 @@ import numpy as np
 
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.predictions import Predictions
-from skindist.training.results import prediction_rows
+from skindist.prediction.outcome import prediction_rows
 
 
 def test_columns_of_a_table_do_not_take_the_place_of_ours() -> None:

@@ -1,11 +1,7 @@
-"""What it takes to predict, trained here or not: a model on all processes, pixels, and the loaders that read them."""
+"""The pixels of a split, and the loaders that read them."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from torch import nn
 from torch.utils.data import Dataset
 
 from skindist.data.loading import (
@@ -19,28 +15,11 @@ from skindist.data.loading import (
 )
 from skindist.data.prepare import Prepared
 from skindist.data.store import PixelStore, Source, ensure_store, store_folder
-from skindist.data.transforms import normalizer
-from skindist.distributed import buffers, group
+from skindist.distributed import group
+from skindist.distributed.group import Accelerator
 from skindist.launcher import this_launch
 from skindist.machine import cache_folder, free_shared_memory
-from skindist.model import Preprocessing
 from skindist.recipe import DataConfig
-from skindist.training.learner import Predictor
-
-
-def build_predictor(
-    accelerator: Accelerator,
-    module: nn.Module,
-    load: Callable[[nn.Module], None],
-    pixels: Preprocessing,
-    views: int = 1,
-) -> Predictor:
-    """The model on this process's device. Only the main process loads weights, and hands them to the others."""
-    group.on_main(accelerator, load, module, may_take_hours=True)
-    module.to(memory_format=torch.channels_last)
-    module.to(accelerator.device)
-    buffers.broadcast_weights(accelerator, module)
-    return Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, accelerator.device), views=views)
 
 
 def open_store(accelerator: Accelerator, config: DataConfig, data: Prepared, interpolation: str) -> PixelStore:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from accelerate import Accelerator
 
 from skindist.distributed import host
+from skindist.distributed.group import Accelerator
 from skindist.errors import OutOfMemory, TrainingError, UserError
 from skindist.wording import plural
 

@@ -5,21 +5,40 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from skindist.data.loading import Batch, LesionImages
+from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
 from skindist.data.split import Row
 from skindist.errors import UserError
+from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.mistakes import telling_cases
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.stress import DISTURBANCES, disturb
 from skindist.files import whole_folder, write_atomic, write_csv
 from skindist.inference.explain import explain
+from skindist.prediction.predictor import Predictor
 from skindist.report.pictures import Pixels, as_jpeg, beside_heat_map, contact_sheet
 from skindist.run.folder import Run
-from skindist.training.learner import Predictor
 
 SHOWN = 2  # images of each class in the picture of the stress test
 AT_ONCE = 8  # images that are explained together
 log = logging.getLogger("skindist")
+
+
+def show_test(
+    run: Run,
+    predictor: Predictor,
+    images: LesionImages,
+    data: Prepared,
+    frozen: Frozen,
+    test: Predictions,
+    stress: bool,
+    explain: int,
+) -> None:
+    """Draw what there is to look at of the test images."""
+    calibrated, threshold = frozen.calibration.apply(test), frozen.threshold.value
+    if stress:
+        draw_stress(run, images, calibrated)
+    draw_errors(run, predictor, images, data.rows, calibrated, threshold, explain)
 
 
 def draw_stress(run: Run, images: LesionImages, test: Predictions) -> None:

@@ -1,0 +1,64 @@
+"""What is told of predicted images: a row of each, what else is known of them, and what they were computed with."""
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from skindist.data.prepare import Prepared
+from skindist.data.scan import CLASSES
+from skindist.evaluation.calibration import Calibration
+from skindist.evaluation.known import Known
+from skindist.evaluation.predictions import Predictions
+from skindist.run.folder import PREDICTED
+
+PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
+
+
+def known_of(data: Prepared, ids: Sequence[int]) -> Known:
+    """What is known of images besides their pixels, in the order of their sample ids."""
+    rows = [data.rows[sample_id] for sample_id in ids]
+    return Known(
+        np.array([row.label for row in rows], np.int64),
+        np.array([row.group for row in rows], np.str_),
+        [data.facts[sample_id] for sample_id in ids],
+        [data.metadata.get(row.path, {}) for row in rows],
+    )
+
+
+def prediction_rows(
+    found: Predictions, calibration: Calibration, data: Prepared
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The columns and one row an image: path, label, calibrated probability of malignant, logit as the model gives it
+    (malignant minus benign), and what the metadata say of it. A column of theirs that is called like one of ours
+    becomes "table_" and its name."""
+    probabilities = calibration.apply(found).probabilities
+    columns = list(dict.fromkeys(column for values in data.metadata.values() for column in values))
+    lines = []
+    for sample_id, label, *values in zip(found.ids, found.labels, probabilities, found.logits, strict=True):
+        path = data.rows[sample_id].path
+        known = data.metadata.get(path, {})
+        numbers = (repr(float(value)) for value in values)
+        lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
+    return (*PREDICTED, *(f"table_{column}" if column in PREDICTED else column for column in columns)), lines
+
+
+def versions() -> dict[str, str]:
+    """What the figures were computed with."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the run ran on, without names of machines or people."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.system(),
+    }
