@@ -1,5 +1,6 @@
 """The command lines: `skindist train`, which is `launch/train.py`, and the commands around a run. Thin on purpose."""
 
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -44,6 +45,8 @@ def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> i
 
 def show_log() -> None:
     """Plain lines on stdout, from the main process alone."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
     logging.getLogger("skindist").setLevel(logging.INFO if this_launch().rank == 0 else logging.ERROR)
 

@@ -6,7 +6,7 @@ A new field is one edit: its type, default, range and help stand together. Proce
 here: they belong to `accelerate launch` and its YAML file.
 """
 
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
@@ -24,12 +24,12 @@ class RunConfig(Section):
     """The run: where it writes, its seed, how it resumes."""
 
     dir: str | None = setting(None, path=True, free=True)
-    """Folder of the run; null: runs/<time>-<model>."""
+    """Folder of the run; null: runs/<time>-<process>-<model>."""
     seed: int = setting(0, lambda n: n >= 0, "0 or more")
     """Seed of the split, the order of images, the augmentation and dropout."""
     resume: Literal["auto", "never", "must"] = setting("auto", free=True)
     """auto: continue the run in run.dir if there is one; never: refuse then; must: refuse where there is none."""
-    timeout_minutes: float = setting(10.0, lambda x: 0.5 <= x < math.inf, "0.5 or more", free=True)
+    timeout_minutes: float = setting(10.0, lambda x: 0.5 <= x <= 10_000, "from 0.5 to 10000", free=True)
     """Time after which processes that wait for another one in training give up, and the run ends."""
 
 
@@ -120,27 +120,13 @@ class Config:
         }
         return replace(default, **{name: replace(getattr(default, name), **keys) for name, keys in given.items()})
 
-    @classmethod
-    def before(cls) -> dict[str, dict[str, Any]]:
-        """What runs did that were begun before a field was there, by section."""
-        default = cls()
-        return {
-            section: values
-            | {
-                key.name: key.metadata["before"]
-                for key in fields(getattr(default, section))
-                if key.metadata.get("before") is not None
-            }
-            for section, values in default.to_dict().items()
-        }
-
     def with_absolute_paths(self) -> "Config":
         """The same, to be saved: it means the same from any folder."""
         config = self
         for section, key in marked("path"):
             values = getattr(config, section)
             if path := getattr(values, key):
-                absolute = str(expanded(path).resolve())
+                absolute = os.path.realpath(expanded(path))
                 config = replace(config, **{section: replace(values, **{key: absolute})})
         return config
 
@@ -168,11 +154,11 @@ def marked(fact: Literal["path", "free"]) -> list[tuple[str, str]]:
 
 def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """What differs between a saved config and this one, both by section, as "key saved -> new"; free fields may."""
-    free, then = marked("free"), Config.before()
-    return [
-        f"{section}.{key} {old!r} -> {value!r}"
-        for section, values in config.items()
-        for key, value in values.items()
-        if (section, key) not in free
-        and (old := saved.get(section, {}).get(key, then.get(section, {}).get(key))) != value
-    ]
+    free, found = marked("free"), []
+    for section, values in config.items():
+        for key, value in values.items():
+            then = saved.get(section, {})
+            if (section, key) not in free and (key not in then or then[key] != value):
+                old = repr(then[key]) if key in then else "(unknown to the skindist that began it)"
+                found.append(f"{section}.{key} {old} -> {value!r}")
+    return found

@@ -52,6 +52,5 @@ class EarlyStopping:
         Raises:
             KeyError: the state lacks a field.
         """
-        state = {"first_epoch": 1} | state  # older runs do not say it
         for key in asdict(self):
             setattr(self, key, state[key])

@@ -73,7 +73,7 @@ def refuse_occupied(out: Path) -> None:
 
 def refuse_within(place: Path, flag: str, images: str | None) -> None:
     """Raise UserError where a new folder would lie among the images, and be taken for some of them."""
-    if images and place.resolve().is_relative_to(expanded(images).resolve()):
+    if images and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(expanded(images))):
         raise UserError(
             f"{flag} {place}: lies within the images ({images}), where it would be taken for some; give another folder"
         )

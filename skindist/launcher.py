@@ -16,6 +16,7 @@ import yaml
 from skindist.errors import UserError
 
 THREADS = "OMP_NUM_THREADS"
+OUR_THREADS = "SKINDIST_THREADS"  # what `side_by_side` says; launchers make the other one 1 where they are told nothing
 OTHER_INDEX = "ACCELERATE_BYPASS_DEVICE_MAP"  # else Accelerate takes this process's number for its GPU's, in DDP
 
 
@@ -72,7 +73,7 @@ def read_launch(
     launched = restarts or precision is not None
     if precision == "no" and by_accelerate and _told(environ, words, "mixed_precision") is None:
         precision = None  # exported both when told so and when told nothing
-    error_file = environ.get("TORCHELASTIC_ERROR_FILE")
+    error_file, given = environ.get("TORCHELASTIC_ERROR_FILE"), environ.get(THREADS)
     return Launch(
         rank=int(environ.get("RANK", 0)),
         local_rank=int(environ.get("LOCAL_RANK", 0)),
@@ -84,7 +85,7 @@ def read_launch(
         by_accelerate=launched and by_accelerate,
         asked=_asked(environ, words) if launched and by_accelerate else None,
         precision=precision,
-        threads=None if launched and environ.get(THREADS) == "1" else environ.get(THREADS),  # 1: told nothing
+        threads=environ.get(OUR_THREADS) or (None if launched and given == "1" else given),  # 1: told nothing
         address=environ.get("MASTER_ADDR", ""),
         port=int(environ.get("MASTER_PORT", 0)),
         error_file=Path(error_file) if error_file else None,
@@ -194,4 +195,4 @@ def side_by_side(environ: Mapping[str, str], place: int, at_once: int, cores: in
         named = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = named if named != [""] else [str(number) for number in range(gpus)]
         return {**environ, "CUDA_VISIBLE_DEVICES": names[place % len(names)]}
-    return {**environ, "OMP_NUM_THREADS": str(max(1, cores // at_once))}
+    return {**environ, **dict.fromkeys((THREADS, OUR_THREADS), str(max(1, cores // at_once)))}

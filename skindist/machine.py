@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -10,6 +12,13 @@ SHARED_MEMORY = Path("/dev/shm")
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_id() -> str:
+    """What tells this machine, since its last start, from all others: names may be shared."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return socket.gethostname()
 
 
 def free_shared_memory() -> int | None:

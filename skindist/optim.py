@@ -2,7 +2,9 @@
 
 import difflib
 import inspect
+import json
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import timm.optim
@@ -12,6 +14,7 @@ from torch import nn
 from skindist.errors import UserError
 from skindist.model import head_keys
 from skindist.recipe import OptimConfig
+from skindist.weights import first_line
 
 HEAD_LR_FACTOR = 5.0  # of a new head on layers that have learnt already
 
@@ -23,7 +26,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, pretrained: bool = Fa
         pretrained: whether all but the head of a timm model was trained before.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, or one that cannot be used here.
     """
     known = [str(name) for name in timm.optim.list_optimizers()]
     if config.name.lower() not in known:
@@ -33,6 +36,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, pretrained: bool = Fa
     options: dict[str, Any] = {
         key: value for key, value in {"rho": config.rho, "eps": config.eps}.items() if key in accepted
     }
+    refuse_unsaveable(config.name, options)
     optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
         model,
         config.name,
@@ -45,6 +49,22 @@ def build_optimizer(model: nn.Module, config: OptimConfig, pretrained: bool = Fa
     if factor != 1:
         set_head_apart(optimizer, model, factor)
     return optimizer
+
+
+def refuse_unsaveable(name: str, options: Mapping[str, Any]) -> None:
+    """Raise UserError where an optimizer takes no plain step on this machine, or has a state that no checkpoint can
+    hold (tensors, and what JSON knows): before the training, not after its first epoch."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    weight = nn.Parameter(torch.zeros(2, 2, device=device))
+    weight.grad = torch.ones_like(weight)
+    try:
+        trial = timm.optim.create_optimizer_v2([weight], name, lr=0.1, **options)
+        trial.step()
+        state = trial.state_dict()
+        kept = [value for moments in state["state"].values() for value in moments.values()]
+        json.dumps([state["param_groups"], [value for value in kept if not isinstance(value, torch.Tensor)]])
+    except Exception as error:  # no common base: missing packages, missing devices, other ways to step
+        raise UserError(f"--optim.name {name}: cannot be used here ({first_line(error)}); choose another") from None
 
 
 def set_head_apart(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
@@ -70,8 +90,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     optimizer.load_state_dict(state)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                moments[name] = torch.empty_like(parameter).copy_(value)
+            if isinstance(value, torch.Tensor):  # copied in any case: what was read is a view of the file
+                alike = value.shape == parameter.shape
+                moments[name] = torch.empty_like(parameter).copy_(value) if alike else value.clone()
 
 
 def epoch_of_half_rate(epochs: int, config: OptimConfig) -> int:

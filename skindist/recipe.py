@@ -92,7 +92,7 @@ class OptimConfig(Section):
 
     name: str = "adadelta"
     """Optimizer name, as in timm.optim.list_optimizers()."""
-    lr: float = setting(0.1, lambda x: 0 < x < math.inf, "above 0")
+    lr: float = setting(0.1, lambda x: 0 < x <= 1000, "above 0 and at most 1000")
     """Learning rate at its peak."""
     rho: float = setting(0.9, lambda share: 0 <= share < 1, "from 0 to below 1")
     """Adadelta's decay of the squared averages."""
@@ -102,7 +102,7 @@ class OptimConfig(Section):
     """Weight decay (not applied to biases and normalisation layers)."""
     layer_decay: float = setting(1.0, lambda factor: 0 < factor <= 1, "above 0 and at most 1")
     """Learning rate of each layer as a factor of the one above it, so that early layers change less; 1: all alike."""
-    head_lr_factor: float | None = setting(None, lambda x: 0 < x < math.inf, "above 0, or null", before=1.0)
+    head_lr_factor: float | None = setting(None, lambda x: 0 < x < math.inf, "above 0, or null")
     """Learning rate of the new head as a multiple of lr; null: 5 on pretrained weights, 1 from scratch."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after warm-up: held, or cosine to zero at the last step of train.epochs."""
@@ -123,14 +123,14 @@ class TrainConfig(Section):
     takes. null: the whole part at once; auto: the largest number that fits into memory."""
     eval_batch_size: int = setting(64, lambda n: n >= 1, "1 or more", free=True)
     """Images in one evaluation batch on one process; memory and speed only."""
-    label_smoothing: float = setting(0.1, lambda share: 0 <= share < 1, "from 0 to below 1", before=0.0)
+    label_smoothing: float = setting(0.1, lambda share: 0 <= share < 1, "from 0 to below 1")
     """Share of each label that is spread over both classes, in the training loss alone."""
     class_weights: float = setting(0.0, lambda power: 0 <= power <= 1, "from 0 to 1")
     """Weight of a class in the training loss: its share of the images to the power of minus this. 0: all alike; 0.5:
     the square root; 1: both classes count the same. Probabilities keep the true shares."""
     channels_last: bool = True
     """Keep images and weights in channels-last memory order: faster convolutions."""
-    ema: float = setting(0.999, lambda decay: 0 <= decay < 1, "from 0 to below 1", before=0.0)
+    ema: float = setting(0.999, lambda decay: 0 <= decay < 1, "from 0 to below 1")
     """Decay of the running average of the weights, which is what is judged and saved; 0: none. It spans the last third
     of all steps, until it has this decay."""
     freeze_batchnorm: bool = False
@@ -156,13 +156,9 @@ class TrainConfig(Section):
         """Whether BatchNorm keeps its statistics."""
         return self.freeze_batchnorm or self.freeze_backbone
 
-    def largest_part(self, world_size: int) -> int:
-        """Images of a batch that a process gets, at most."""
-        return -(-self.batch_size // world_size)
-
-    def micro_batches(self, world_size: int) -> int:
-        """From how many passes each process accumulates its part of a batch."""
-        part = self.largest_part(world_size)
+    def passes(self, images: int, world_size: int) -> int:
+        """From how many passes each process accumulates its part of a batch of so many images."""
+        part = -(-images // world_size)
         return -(-part // self.micro_batch_size) if isinstance(self.micro_batch_size, int) else 1
 
 
@@ -174,7 +170,7 @@ class EarlyStoppingConfig(Section):
     """Epochs in a row without improvement after which training stops."""
     min_delta: float = setting(0.001, lambda x: 0 <= x < math.inf, "0 or more")
     """Smallest change that counts as an improvement."""
-    first_epoch: int | None = setting(None, lambda n: n >= 1, "1 or more, or null", before=1)
+    first_epoch: int | None = setting(None, lambda n: n >= 1, "1 or more, or null")
     """Epochs before this one use up no patience; null: until the learning rate has come down to half of its peak."""
     monitor: Monitor = "val/loss"
     """Value to watch: the loss and the Brier score should fall, every other one should rise."""

@@ -18,7 +18,6 @@ def setting(
     *,
     path: bool = False,
     free: bool = False,
-    before: T | None = None,
 ) -> T:
     """A field of a section with more to say than its default.
 
@@ -27,9 +26,8 @@ def setting(
         wanted: the same in words, after "must be".
         path: whether it is a local path: made absolute, and never sent away.
         free: whether it cannot change the result, so that a run may go on with another value.
-        before: what runs did that were begun before the field was there; None: what the default does.
     """
-    known = {"holds": holds, "wanted": wanted, "path": path, "free": free, "before": before}
+    known = {"holds": holds, "wanted": wanted, "path": path, "free": free}
     return field(default=default, metadata=known)
 
 

@@ -138,7 +138,7 @@ def plain(value: object) -> str:
     """A value however it is written: 1, 1.0 and "1" are the same, and so are True, true and yes."""
     word = str(value).strip().lower()
     with suppress(ValueError):
-        number = int(word) if word.isdecimal() else float(word)  # a code may have more digits than a float
+        number = int(word) if word.isdecimal() else float(word.replace("_", "no"))  # a code may be longer than a float
         return str(int(number)) if number == number // 1 else repr(number)
     return SAME.get(word, word)
 

@@ -72,6 +72,12 @@ class LesionImages(Dataset[Batch]):
         return Batch(torch.tensor(ids, dtype=torch.int64), images_BHWC.permute(0, 3, 1, 2), labels_B, colours_B2C)
 
 
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """Images in each global batch of an epoch, one optimizer step each: equal parts of at most `batch_size`."""
+    steps = -(-images // batch_size)
+    return [images // steps + (step < images % steps) for step in range(steps)]
+
+
 def global_batches(ids: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
     """The epoch's batches: every id once, in an order of (seed, epoch), in equal parts of at most `batch_size`.
 
@@ -90,13 +96,14 @@ class TrainBatches:
     def __init__(self, ids: Sequence[int], config: TrainConfig, seed: int, rank: int, world_size: int) -> None:
         self.ids = np.asarray(ids, dtype=np.int64)
         self.batch_size = config.batch_size
-        self.accumulation_steps = config.micro_batches(world_size)
+        self.sizes = batch_sizes(len(ids), config.batch_size)
+        self.accumulation_steps = config.passes(max(self.sizes), world_size)
         self.parts = world_size * self.accumulation_steps
         self.mine = range(rank * self.accumulation_steps, (rank + 1) * self.accumulation_steps)
         self.seed = seed
         self.epoch = 0
         self.first_step = 0  # of the epoch, where a run goes on in its middle
-        if (smallest := min(self.sizes())) < self.parts:
+        if (smallest := min(self.sizes)) < self.parts:
             micro_batches = f" x {self.accumulation_steps} micro-batches" if self.accumulation_steps > 1 else ""
             raise UserError(
                 f"a global batch of {plural(smallest, 'image')} ({plural(len(self.ids), 'training image')}, "
@@ -107,19 +114,15 @@ class TrainBatches:
     @property
     def most(self) -> int:
         """Images in a micro-batch at most."""
-        return -(-max(self.sizes()) // self.parts)
+        return -(-max(self.sizes) // self.parts)
 
     @property
     def fewest(self) -> int:
         """Images in a micro-batch at least."""
-        return min(self.sizes()) // self.parts
-
-    def sizes(self) -> list[int]:
-        """Images in each global batch of the epoch: one optimizer step each."""
-        return [len(batch) for batch in global_batches(self.ids, self.batch_size, self.seed, self.epoch)]
+        return min(self.sizes) // self.parts
 
     def __len__(self) -> int:
-        return (-(-len(self.ids) // self.batch_size) - self.first_step) * len(self.mine)
+        return (len(self.sizes) - self.first_step) * len(self.mine)
 
     def __iter__(self) -> Iterator[list[Key]]:
         for batch in global_batches(self.ids, self.batch_size, self.seed, self.epoch)[self.first_step :]:
@@ -140,7 +143,7 @@ class TrainLoader:
     def start(self, epoch: int, first_step: int = 0) -> tuple[Iterator[Batch], list[int]]:
         """This process's micro-batches from a step of an epoch on, and the sizes of all global batches of the epoch."""
         self.batches.epoch, self.batches.first_step = epoch, first_step
-        return iter(self.loader), self.batches.sizes()
+        return iter(self.loader), self.batches.sizes
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from skindist.randomness import Stream, generator
 from skindist.wording import plural
 
 SPLITS = ("train", "val", "test")
-LABELS = {word: label for label, name in enumerate(CLASSES) for word in (name, str(label))}  # 0 and 1: in older files
+LABELS = {name: label for label, name in enumerate(CLASSES)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,10 @@ class Contact:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """End it, as leaving the block does."""
         self._over.set()
         if self._group:
             self._thread.join(GRACE)

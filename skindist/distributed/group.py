@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator as Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
 from skindist.determinism import choose_kernels
 from skindist.distributed import host
@@ -40,7 +40,7 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
 
     Raises:
         UserError: a precision that the device has not; processes that do not see each other, share a GPU, or differ in
-            what makes a run exact.
+            what makes a run exact; a launch with FSDP, DeepSpeed or the like.
     """
     launch, available = this_launch(), torch.accelerator.is_available()
     device = str(torch.accelerator.current_accelerator()).partition(":")[0] if available else "cpu"
@@ -70,7 +70,13 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
         log_with=log_with,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+    accelerator.gradient_accumulation_steps = 1  # it may be told another number, and would divide each gradient by it
     check_processes(launch, accelerator.num_processes)
+    if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise UserError(
+            f"{accelerator.distributed_type.value}: skindist trains with DistributedDataParallel alone; give "
+            "--config_file accelerate_config.yaml to accelerate launch, or a config without it"
+        )
     if visible > used:
         log.info(f"{visible} GPUs are visible and {used} used; --num_processes {visible} would use them all")
     return accelerator

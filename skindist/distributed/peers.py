@@ -2,17 +2,15 @@
 never."""
 
 import os
-import socket
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 
 from skindist.errors import UserError
+from skindist.machine import machine_id
 
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "numpy", "pillow")  # they make the pixels and the sums
 
@@ -32,17 +30,13 @@ class Peer:
 
 def this_peer(device: str, precision: str, local_rank: int) -> Peer:
     """This process, which trains on a device of this type."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    machine = socket.gethostname()
-    with suppress(OSError):  # machines may share a name
-        machine = boot.read_text().strip()
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
     gpu = gpu_id = ""
     if device == "cuda":
         properties = torch.cuda.get_device_properties(local_rank % torch.cuda.device_count())  # as Accelerate chooses
         gpu, gpu_id = properties.name, str(properties.uuid)
-    return Peer(machine, frozenset(cores), device, precision, packages, gpu, gpu_id)
+    return Peer(machine_id(), frozenset(cores), device, precision, packages, gpu, gpu_id)
 
 
 def _version(package: str) -> str:

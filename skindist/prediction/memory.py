@@ -97,7 +97,7 @@ def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[in
                 raise
             fits = 0.0
         if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
+            torch.get_device_module(accelerator.device).empty_cache()
         if host.sum_ranks(torch.tensor(fits)) == accelerator.num_processes:
             return images
         if images == 1:

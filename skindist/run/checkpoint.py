@@ -85,7 +85,8 @@ def _aside(folder: Path) -> Path:
 
 
 def prune(last: Path, best: Path | None, keep: int) -> None:
-    """Point the links `last` and `best` at two checkpoints; delete all but the newest `keep` and the best."""
+    """Point the links `last` and `best` at two checkpoints; delete all but the best and the newest `keep` until `last`.
+    What lies after `last` is damaged: the run would have gone on from there."""
     folder = last.parent
     for name, target in (("last", last), ("best", best)):
         if target:
@@ -93,11 +94,11 @@ def prune(last: Path, best: Path | None, keep: int) -> None:
             link.unlink(missing_ok=True)
             link.symlink_to(target.name)
             link.replace(folder / name)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        if old != best:
-            shutil.rmtree(old)
-    for rest in folder.glob(".step-*"):  # of a process that was killed
-        shutil.rmtree(rest)
+    steps = sorted(folder.glob("step-*"))
+    kept = [step for step in steps if step <= last][-keep:]
+    rest = folder.glob(".step-*")  # of a process that was killed
+    for old in [*rest, *(step for step in steps if step not in kept and step != best)]:
+        shutil.rmtree(old, ignore_errors=True)  # on a network disk, a file that is open somewhere cannot go yet
 
 
 def newest_intact(checkpoints: Path) -> Path | None:
@@ -130,8 +131,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if not is_intact(folder):
         raise TrainingError(f"the checkpoint {folder} is damaged: start a new run with another --run.dir")
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    if "place" in state:  # as skindist 0.1.0 called it
-        state["environment"] = state.pop("place")
     optimizer = join_optimizer(load_file(folder / "optimizer.safetensors"), state.pop("optimizer"))
     buffers = load_file(folder / "buffers.safetensors")["ranks"]
     return Checkpoint(load_file(folder / "model.safetensors"), optimizer, state, buffers)

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
@@ -24,6 +25,7 @@ import psutil
 
 from skindist.errors import TrainingError, UserError
 from skindist.launcher import this_launch
+from skindist.machine import machine_id
 
 log = logging.getLogger("skindist")
 PATIENCE = 60.0  # seconds of silence after which a holder that cannot be seen counts as dead
@@ -32,17 +34,20 @@ NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of f
 
 @dataclass(frozen=True)
 class Owner:
-    """Who holds a lock: process and, where one started it, its launcher; `beat` is in seconds since 1970."""
+    """Who holds a lock: process and, where one started it, its launcher; `beat` is in seconds since 1970. Machines may
+    share a name, and processes in containers a number, so `machine` and `token` tell them apart."""
 
     host: str
     pid: int
     launcher_pid: int | None
     beat: float
+    machine: str = ""
+    token: str = ""
 
     @property
     def is_here(self) -> bool:
         """Whether it is of this machine."""
-        return self.host == socket.gethostname()
+        return (self.host, self.machine) == (socket.gethostname(), machine_id())
 
     @property
     def parent_pid(self) -> int | None:
@@ -74,12 +79,10 @@ def read_owner(file: Path) -> Owner | None:
             content = file.read_bytes()
             if not content:
                 return None
-            values = json.loads(content)
-            launcher = values["launcher_pid"]
-            return Owner(str(values["host"]), int(values["pid"]), launcher and int(launcher), float(values["beat"]))
+            return Owner(**json.loads(content))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError):
             time.sleep(0.02)  # maybe just being written
     return None
 
@@ -112,9 +115,8 @@ class RunLock(AbstractContextManager["RunLock"]):
         self.interval, self.clock, self.sleep = interval, clock, sleep
         self.lost: str | None = None  # how
         self._file = Path()
-        self._me = Owner(
-            socket.gethostname(), os.getpid(), this_launch().launcher_pid, beat=0.0
-        )  # an orphan has another parent
+        parent = this_launch().launcher_pid  # an orphan has another one
+        self._me = Owner(socket.gethostname(), os.getpid(), parent, 0.0, machine_id(), secrets.token_hex(8))
         self._descriptor: int | None = None
         self._beaten = 0.0
         self._mutex = threading.Lock()
@@ -198,7 +200,7 @@ class RunLock(AbstractContextManager["RunLock"]):
 
     def _is_mine(self) -> bool:
         owner = read_owner(self._file)
-        if owner and (owner.host, owner.pid) == (self._me.host, self._me.pid):
+        if owner and replace(owner, beat=0.0) == self._me:
             return True
         self.lost = f"is now held by {owner}" if owner else "was emptied or deleted"
         return False

@@ -22,8 +22,8 @@ def choose_folder(config: Config) -> Run:
         UserError: `run.resume` forbids what is there, the run there has another config or has lost its checkpoints, or
             the folder lies within the images.
     """
-    launched = this_launch().began
-    name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{config.model.name}"
+    launched, starter = this_launch().began, this_launch().launcher_pid or os.getpid()  # the same after a restart
+    name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{starter}-{config.model.name}"
     run = Run(Path(config.run.dir or Path("runs", name).absolute()))
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"--run.dir {run.path}: is not a folder")
@@ -89,13 +89,17 @@ def claim(run: Run, config: Config, data: Prepared, lock: RunLock) -> str:
         The run's id in W&B, one for all its attempts: an agent's of a sweep, or 8 hexadecimal digits.
 
     Raises:
-        UserError: another process is writing this run.
+        UserError: another process is writing this run, or has begun it with other settings or images.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--run.dir {run.path}: cannot be created ({error.strerror})") from None
     lock.take(run.lock)
+    if run.exists:  # maybe since this command looked
+        refuse_another_config(run, config)
+        if run.split() != data.rows:
+            raise UserError(f"--run.dir {run.path}: another command has begun a run there meanwhile; give another")
     if not run.id_file.exists():
         write_atomic(run.id_file, os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     if not run.exists:

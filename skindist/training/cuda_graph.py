@@ -20,19 +20,19 @@ log = logging.getLogger("skindist")
 
 @dataclass(frozen=True)
 class CudaGraph:
-    """A captured forward pass, with its backward pass, over images of one shape: others, as of an epoch's last batch,
-    take the usual way."""
+    """A captured forward pass, with its backward pass, over images of one shape: others, as of batches that hold one
+    image more or less, take the usual way."""
 
     forward: Callable[[Tensor], Tensor]
     shape: torch.Size
 
 
-def hindrance(train: TrainConfig, world_size: int) -> str | None:
+def hindrance(train: TrainConfig, images: int, world_size: int) -> str | None:
     """Why a step cannot be captured, if so: DDP's hooks would take part in the capture, and gradients of several passes
     would add up in memory that each pass writes anew."""
     if world_size > 1:
         return f"there are {world_size} processes"
-    return "a batch is accumulated from several passes" if train.micro_batches(world_size) > 1 else None
+    return "a batch is accumulated from several passes" if train.passes(images, world_size) > 1 else None
 
 
 def capture(module: nn.Module, images_BCHW: Tensor) -> CudaGraph | None:

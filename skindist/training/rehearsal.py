@@ -44,17 +44,17 @@ def rehearse(learner: Learner, count: int, image_size: int) -> None:
         learner.optimizer.zero_grad(set_to_none=True)
 
 
-def capture_step(learner: Learner, config: Config) -> None:
-    """Let a GPU replay the passes over a whole batch, where that is asked for and can be."""
+def capture_step(learner: Learner, config: Config, images: int) -> None:
+    """Let a GPU replay the passes over a batch of so many images, where that is asked for and can be."""
     accelerator, train = learner.accelerator, config.train
     if not train.cuda_graph or accelerator.device.type != "cuda":
         return
-    if reason := hindrance(train, accelerator.num_processes):
+    if reason := hindrance(train, images, accelerator.num_processes):
         if accelerator.is_main_process:
             log.warning(f"--train.cuda_graph is not used: {reason}")
         return
     set_train_mode(learner.model, train.keeps_statistics)
-    images_BCHW, _ = learner.to_device(black_images(train.batch_size, config.data.image_size))
+    images_BCHW, _ = learner.to_device(black_images(images, config.data.image_size))
     learner.graph = capture(learner.module, images_BCHW)
 
 

@@ -91,7 +91,7 @@ def refuse_another_experiment(
             f"the checkpoints in {run.path} belong to another run: {'; '.join(differences)}. "
             "Give what they were made with, or another --run.dir"
         )
-    known = [what for what in now if what in then]  # an older run saved less
+    known = [what for what in now if what in then]  # another version may have said less
     if moved := [f"{what} {then[what]} -> {now[what]}" for what in known if then[what] != now[what]]:
         log.warning(
             f"resumed elsewhere ({', '.join(moved)}): every batch holds the same images, but sums may round "

@@ -6,6 +6,7 @@ results = fit(Config(data=DataConfig(path="lesions")))
 
 import dataclasses
 import logging
+import statistics
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 
 from skindist.config import Config
-from skindist.data.loading import LesionImages, Loaders, TrainBatches, TrainLoader, make_loader, sample_ids
+from skindist.data.loading import LesionImages, Loaders, TrainBatches, TrainLoader, batch_sizes, make_loader, sample_ids
 from skindist.data.prepare import Prepared
 from skindist.data.split import describe
 from skindist.data.transforms import normalizer
@@ -84,7 +85,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     devices = f"{group.describe(accelerator)}, mixed precision {accelerator.mixed_precision}"
     log.info(f"{describe(data.rows)}\n{devices}\nrun: {run.path}")
     learner = build_learner(accelerator, config)
-    config = settle_memory(learner, config)
+    config = settle_memory(learner, config, len(sample_ids(data.rows, "train")))
     loaders = build_loaders(learner, config, data)
     wandb_id = decide(accelerator, claim, run, config, data, lock, may_take_hours=True)
 
@@ -128,8 +129,9 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         disturbed = {}
         if config.evaluation.stress:
             disturbed = stress_test(learner, config.data, data, images, config.train.eval_batch_size, between_batches)
+        contact.leave()  # what follows is the main process's work, and may take long
         outcome = (run, config, data, learner, state, stopping, final, disturbed, images)
-        results = decide(accelerator, judge, *outcome)
+        results = decide(accelerator, judge, *outcome, may_take_hours=True)
         wandb.finish(results, final["test"], images if config.tracking.images else None)
         others.finish(results, state.global_step)
         if accelerator.is_main_process:
@@ -192,15 +194,19 @@ def running_average(module: torch.nn.Module, decay: float) -> ModelEmaV3:
     return ModelEmaV3(module, decay=decay, use_warmup=True, warmup_gamma=3.0, warmup_power=1.0)
 
 
-def settle_memory(learner: Learner, config: Config) -> Config:
-    """Capture a step where that can be. Return the config with `train.micro_batch_size: auto` replaced by what fits,
-    the same on every rank; in evaluation, no more images at a time than fit beside the captured step, either."""
+def settle_memory(learner: Learner, config: Config, images: int) -> Config:
+    """Capture a step over as many images as most batches have, where that can be. Return the config with what fits for
+    `train.micro_batch_size: auto`, the same on every rank; in evaluation, too, no more images at a time than fit.
+
+    Args:
+        images: that are trained on.
+    """
     auto, size = config.train.micro_batch_size == "auto", config.data.image_size
+    batches = batch_sizes(images, config.train.batch_size)
     if auto:
-        most = config.train.largest_part(learner.accelerator.num_processes)
-        found = find_micro_batch_size(learner, size, most)
+        found = find_micro_batch_size(learner, size, -(-max(batches) // learner.accelerator.num_processes))
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
-    capture_step(learner, config)
+    capture_step(learner, config, statistics.mode(batches))
     if auto:
         predicted = find_eval_batch_size(learner, size, config.train.eval_batch_size)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_batch_size=predicted))

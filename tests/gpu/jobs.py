@@ -108,7 +108,7 @@ def images_per_second(deterministic: bool, captured: bool, count: int, size: int
     train = TrainConfig(batch_size=all_together, deterministic=deterministic, cuda_graph=captured)
     config = Config(DataConfig(image_size=size), ModelConfig(pretrained=False), train=train)
     learner = trainer.build_learner(accelerator, config)
-    capture_step(learner, config)
+    capture_step(learner, config, all_together)
     batch = black_images(count, size)
     if accelerator.device.type == "cuda":
         batch = Batch(*(tensor.pin_memory() for tensor in batch))

@@ -19,9 +19,12 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, log_loss, precision_score, recall_score, roc_auc_score
 
 from skindist.cli import main, train
+from skindist.errors import UserError
 from skindist.evaluation.judgement import Frozen
 from skindist.parsing import parse_config
 from skindist.prediction.evaluate import evaluate
+from skindist.run.lock import RunLock
+from skindist.run.opening import choose_folder, claim, prepare_data
 from skindist.training import trainer
 from skindist.training.saving import split_weights
 from tests.helpers import jobs
@@ -279,18 +282,6 @@ def test_a_finished_run_can_be_judged_by_another_sensitivity(run: Path, demo: Pa
         assert (copy / file).read_bytes() == (run / file).read_bytes()
 
 
-def test_a_run_whose_labels_are_numbers_goes_on(
-    run: Path, demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As split.csv of older versions has them."""
-    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
-    words = (copy / "split.csv").read_text()
-    (copy / "split.csv").write_text(words.replace(",benign,", ",0,").replace(",malignant,", ",1,"))
-    assert train(flags(demo, copy)) == 0
-    assert "resumed after epoch 2" in caplog.text
-    assert (copy / "predictions-test.csv").read_bytes() == (run / "predictions-test.csv").read_bytes()
-
-
 def test_a_killed_run_goes_on_and_logs_nothing_twice(
     run: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,7 +422,10 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (no_cache, "a file: Not a directory; give another folder"),
     (no_run, "holds no run (config.yaml is missing), but what a run would write over (results.json, model)"),
     (lambda *_: ["--model.name=test_vit"], "--data.image_size 32: test_vit takes images of 160 pixels alone; give 160"),
-    (lambda *_: ["--train.batch_size=1"], "BatchNorm cannot learn from one image at a time at --data.image_size 32"),
+    (
+        lambda *_: ["--train.batch_size=2", "--train.micro_batch_size=1"],
+        "BatchNorm cannot learn from one image at a time at --data.image_size 32",
+    ),
 ]
 NAMES = [
     "missing", "not given", "empty", "one class", "one image", "unknown flag", "unknown model", "no network",
@@ -475,6 +469,23 @@ def test_a_run_within_its_images_is_refused(demo: Path, capsys: pytest.CaptureFi
     assert train(flags(demo, demo / "runs/a")) == 2
     assert f"lies within the images ({demo}), where it would be taken for some" in capsys.readouterr().err
     assert sorted(demo.rglob("*")) == before
+
+
+def test_a_run_that_another_command_began_meanwhile_is_not_trained_with_other_images(
+    demo: Path, tmp_path: Path
+) -> None:
+    """Both looked at the folder while it was not there; the first one has come and gone since."""
+    first, other, again = (parse_config(flags(demo, tmp_path / "run", f"--run.seed={seed}")) for seed in (0, 1, 0))
+    looked = [(config, choose_folder(config)) for config in (first, other, again)]
+    data = [prepare_data(config, run) for config, run in looked]
+    with RunLock() as lock:
+        claim(looked[0][1], first, data[0], lock)
+    with pytest.raises(UserError, match=r"holds a run with another config: run\.seed 0 -> 1"), RunLock() as lock:
+        claim(looked[1][1], other, data[1], lock)
+    with pytest.raises(UserError, match="another command has begun a run there meanwhile"), RunLock() as lock:
+        claim(looked[2][1], again, data[1], lock)
+    with RunLock() as lock:
+        claim(looked[2][1], again, data[2], lock)
 
 
 def test_a_finished_run_without_checkpoints_is_not_trained_anew(

@@ -133,6 +133,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step-00000003", "step-00000004"]
 
 
+def test_damaged_checkpoints_ahead_are_no_newest_ones(tmp_path: Path) -> None:
+    """A run that went on from step 10, as 20 and 30 are damaged, keeps what it saves before step 20."""
+    for step in (10, 20, 30):
+        save_checkpoint(step_folder(tmp_path, step), example())
+    for step in (20, 30):
+        (step_folder(tmp_path, step) / "state.json").write_text("")
+    for step in (12, 14):
+        save_checkpoint(step_folder(tmp_path, step), example())
+        prune(step_folder(tmp_path, step), step_folder(tmp_path, 10), keep=2)
+    assert newest_intact(tmp_path) == step_folder(tmp_path, 14)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == [f"step-{step:08}" for step in (10, 12, 14)]
+
+
 def test_before_the_first_epoch_ends_there_is_no_best(tmp_path: Path) -> None:
     save_checkpoint(step_folder(tmp_path, 1), example())
     prune(step_folder(tmp_path, 1), None, keep=2)

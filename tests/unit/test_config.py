@@ -23,7 +23,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "data.num_workers": (-1, "0 or more"),
     "model.drop_rate": (1.0, "from 0 to below 1"),
     "model.drop_path_rate": (-0.1, "from 0 to below 1"),
-    "optim.lr": (0.0, "above 0"),
+    "optim.lr": (0.0, "above 0 and at most 1000"),
     "optim.rho": (1.0, "from 0 to below 1"),
     "optim.eps": (0.0, "above 0"),
     "optim.layer_decay": (0.0, "above 0 and at most 1"),
@@ -47,7 +47,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "evaluation.views": (9, "from 1 to 8"),
     "evaluation.explain": (101, "from 0 to 100"),
     "run.seed": (-1, "0 or more"),
-    "run.timeout_minutes": (0.4, "0.5 or more"),
+    "run.timeout_minutes": (0.4, "from 0.5 to 10000"),
     "checkpoint.every_steps": (0, "1 or more, or null"),
     "checkpoint.every_minutes": (0.0, "above 0, or null"),
     "checkpoint.keep": (1, "2 or more, in case the newest is damaged"),
@@ -99,7 +99,7 @@ def test_to_dict_is_plain_yaml() -> None:
         (["--data.num_workers=x"], "--data.num_workers: expected int. Got value: x"),
         (["--train.micro_batch_size=x"], "--train.micro_batch_size: expected int or Literal['auto']. Got value: x"),
         (["--train.micro_batch_size=-1"], "--train.micro_batch_size -1: must be 1 or more, or auto"),
-        (["--run.timeout_minutes=0"], "--run.timeout_minutes 0.0: must be 0.5 or more"),
+        (["--run.timeout_minutes=0"], "--run.timeout_minutes 0.0: must be from 0.5 to 10000"),
         (["--run.resume=maybe"], "--run.resume: expected Literal['auto', 'never', 'must']. Got value: maybe"),
         (["--config=no.yaml"], "--config: File does not exist: '"),
         (["--train.epochs=0"], "--train.epochs 0: must be 1 or more"),
@@ -250,12 +250,11 @@ def test_changes_are_named_but_for_free_fields() -> None:
     ]
 
 
-def test_an_older_run_did_what_a_field_that_it_does_not_know_says_of_before() -> None:
+def test_a_run_of_an_older_version_is_another_one() -> None:
     saved = Config().to_dict()
-    del saved["model"]["weights"], saved["optim"]["layer_decay"], saved["train"]["ema"], saved["tracking"]
-    assert changes(saved, Config().to_dict()) == ["train.ema 0.0 -> 0.999"]
-    now = parse_config(["--train.ema=0", "--optim.layer_decay=0.5"])
-    assert changes(saved, now.to_dict()) == ["optim.layer_decay 1.0 -> 0.5"]
+    del saved["train"]["ema"], saved["train"]["log_every"], saved["tracking"]
+    said = "train.ema (unknown to the skindist that began it) -> 0.999"
+    assert changes(saved, Config().to_dict()) == [said], "free fields may be new"
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val/loss", "min"), ("val/auroc", "max"), ("val/accuracy", "max")])

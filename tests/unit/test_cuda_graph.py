@@ -49,7 +49,7 @@ def images(count: int) -> Tensor:
     ],
 )
 def test_one_pass_of_one_process_can_be_captured(train: TrainConfig, processes: int, reason: str | None) -> None:
-    assert hindrance(train, processes) == reason
+    assert hindrance(train, 32, processes) == reason
 
 
 def test_capturing_changes_no_statistics(stand_in: list[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import DistributedType
 
 from skindist.distributed import group, host
 from skindist.distributed.peers import Peer, this_peer
@@ -20,6 +21,7 @@ class Alone:
     """An Accelerator that sees one process."""
 
     num_processes = 1
+    distributed_type = DistributedType.NO
 
     def __init__(self, **options: object) -> None:
         self.options = options
@@ -34,6 +36,22 @@ def test_a_launch_that_accelerate_did_not_see_is_refused(monkeypatch: pytest.Mon
     this_launch.cache_clear()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert isinstance(group.join_group(), Alone)
+
+
+def test_ways_to_train_that_are_not_ours_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "Accelerator", Alone)
+    monkeypatch.setattr(Alone, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(
+        UserError, match=r"FSDP: skindist trains with DistributedDataParallel alone; give --config_file"
+    ):
+        group.join_group()
+
+
+def test_gradients_are_not_divided_by_a_number_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+    weight = torch.ones(1, requires_grad=True)
+    group.join_group().backward((3 * weight).sum())
+    assert weight.grad == torch.tensor([3.0])
 
 
 def test_unused_gpus_are_mentioned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

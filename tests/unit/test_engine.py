@@ -310,7 +310,7 @@ def test_the_rehearsal_tries_what_training_and_evaluation_will_hold() -> None:
 
     for module in learner.models:
         module.register_forward_pre_hook(room)
-    found = trainer.settle_memory(learner, config).train
+    found = trainer.settle_memory(learner, config, 24).train
     assert tried == {True: [12, 6, 3], False: [64, 32]}
     assert (found.micro_batch_size, found.eval_batch_size) == (3, 32)
 

@@ -82,8 +82,24 @@ def test_too_few_images_for_the_processes_are_refused() -> None:
         UserError, match=r"a global batch of 2 images \(5 training images, --train.batch_size 4\) .* 4 proc"
     ):
         TrainBatches(range(5), TrainConfig(batch_size=4), 0, 0, 4)
-    with pytest.raises(UserError, match="too small for 2 processes x 4 micro-batches"):
+    with pytest.raises(UserError, match="too small for 2 processes x 3 micro-batches"):
         TrainBatches(range(5), TrainConfig(batch_size=8, micro_batch_size=1), 0, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "micro_batch_size", "passes"),
+    [(65, 64, 4, 9), (48, 32, 1, 24), (64, 64, 4, 16), (10, 64, 4, 3)],
+)
+def test_a_batch_is_accumulated_from_as_few_passes_as_it_takes(
+    images: int, batch_size: int, micro_batch_size: int, passes: int
+) -> None:
+    """65 images make batches of 33 and 32, not of 64."""
+    batches = TrainBatches(
+        range(images), TrainConfig(batch_size=batch_size, micro_batch_size=micro_batch_size), 0, 0, 1
+    )
+    assert batches.accumulation_steps == passes
+    assert max(len(keys) for keys in batches) <= micro_batch_size
+    assert sum(len(keys) for keys in batches) == images
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])

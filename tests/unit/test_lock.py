@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from skindist.errors import TrainingError, UserError
+from skindist.machine import machine_id
 from skindist.run.lock import RunLock, read_owner
 
 HERE = socket.gethostname()
@@ -72,7 +73,18 @@ def process(*words: str | Path, **env: str) -> "Iterator[subprocess.Popen[str]]"
 def claim(file: Path, host: str, pid: int = 77, age: float = 0.0) -> None:
     """What a process writes that gave its last sign of life `age` seconds ago."""
     other = file.with_name("other")  # renamed: this process may be reading or writing just now
-    other.write_text(json.dumps({"host": host, "pid": pid, "launcher_pid": None, "beat": time.time() - age}))
+    other.write_text(
+        json.dumps(
+            {
+                "host": host,
+                "pid": pid,
+                "launcher_pid": None,
+                "beat": time.time() - age,
+                "machine": machine_id(),
+                "token": "",
+            }
+        )
+    )
     other.replace(file)
 
 
@@ -167,6 +179,26 @@ def test_workers_of_a_dead_process_are_waited_for(file: Path) -> None:
     claim(file, HERE, dead_pid())
     with process(HOLD_FLOCK, file) as worker, Time(worker.communicate).lock() as lock:
         lock.take(file)
+
+
+def test_another_machine_of_the_same_name_is_not_taken_for_this_one(file: Path) -> None:
+    """Where flock does not reach other machines: it may beat at any moment, so only silence tells."""
+    claim(file, HERE, dead_pid())
+    file.write_text(file.read_text().replace(machine_id(), "another"))
+    us = Time()
+    with us.lock() as lock:
+        lock.take(file)
+        assert us.now == 1060
+
+
+def test_another_process_of_the_same_number_is_not_taken_for_this_one(file: Path) -> None:
+    """As processes in containers may have."""
+    with RunLock() as lock:
+        lock.take(file)
+        claim(file, HERE, os.getpid())
+        lock.beat()
+        with pytest.raises(TrainingError, match="is now held by process"):
+            lock.check()
 
 
 def test_a_process_that_says_nothing_of_itself_is_refused(file: Path) -> None:

@@ -1,15 +1,18 @@
 """Optimizers by name, and the learning rate as a function of the step."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from skindist.errors import UserError
-from skindist.optim import build_optimizer, epoch_of_half_rate, learning_rate, set_learning_rate
+from skindist.optim import build_optimizer, epoch_of_half_rate, learning_rate, load_optimizer, set_learning_rate
 from skindist.recipe import OptimConfig
+from skindist.run.checkpoint import join_optimizer, split_optimizer
 
 
 def test_the_recipe_is_adadelta_with_its_rho_and_eps() -> None:
@@ -31,7 +34,29 @@ def test_one_adadelta_step_by_hand() -> None:
     assert weight.weight.item() == pytest.approx(1 - 0.5 * (1e-6**0.5 / (0.9 + 1e-6) ** 0.5 * 3), abs=1e-7)
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "lamb", "AdamW", "lion"])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("lamb", "Tensor is not JSON"), ("adafactorbv", "dtype"), ("adahessian", "")],
+)
+def test_an_optimizer_that_could_not_go_on_is_refused_before_the_training(name: str, why: str) -> None:
+    with pytest.raises(UserError, match=rf"--optim\.name {name}: cannot be used here \(.*{why}.*\); choose another"):
+        build_optimizer(nn.Linear(2, 2), OptimConfig(name=name))
+
+
+def test_what_was_read_is_no_longer_a_view_of_the_file(tmp_path: Path) -> None:
+    """A file that is open somewhere cannot be deleted on some network disks."""
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizer(model, OptimConfig())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tensors, values = split_optimizer(optimizer.state_dict())
+    save_file(tensors, tmp_path / "optimizer.safetensors")
+    load_optimizer(optimizer, join_optimizer(load_file(tmp_path / "optimizer.safetensors"), values))
+    if Path("/proc/self/maps").exists():
+        assert "optimizer.safetensors" not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "AdamW", "lion"])
 def test_other_optimizers_by_name(name: str) -> None:
     model = nn.Linear(2, 2)
     optimizer = build_optimizer(model, OptimConfig(name=name, lr=0.01, weight_decay=0.1))
