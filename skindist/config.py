@@ -104,6 +104,11 @@ class Config:
             raise UserError(f"--data.fold {self.data.fold}: must be below --data.folds {self.data.folds}")
         if self.optim.warmup_epochs > self.train.epochs:
             raise self.optim.out_of_range("warmup_epochs")
+        if (self.early_stopping.first_epoch or 0) > self.train.epochs:
+            raise UserError(
+                f"--early_stopping.first_epoch {self.early_stopping.first_epoch}: must be at most --train.epochs "
+                f"{self.train.epochs}, or no epoch could be the best"
+            )
         if self.train.freeze_backbone and not self.model.starts_trained:
             raise UserError(
                 "--train.freeze_backbone true: random weights would be kept; start from trained ones with "

@@ -10,7 +10,7 @@ class EarlyStopping:
     """Stop after `patience` epochs in a row in which the monitored value did not improve by more than `min_delta`.
 
     `best` is the value of the last improvement, so many small steps below `min_delta` count once they add up. Epochs
-    before `first_epoch` may become the best, but use up no patience.
+    before `first_epoch` do not count: they cannot be the best, and use up no patience.
     """
 
     patience: int = 2
@@ -29,12 +29,13 @@ class EarlyStopping:
         """
         if math.isnan(value):
             raise ValueError(f"the monitored value of epoch {epoch} is NaN")
+        if epoch < self.first_epoch:
+            return False
         gain = math.inf if self.best is None else (self.best - value if self.mode == "min" else value - self.best)
         if gain > self.min_delta:
             self.best, self.best_epoch, self.epochs_without_improvement = value, epoch, 0
             return True
-        if epoch >= self.first_epoch:
-            self.epochs_without_improvement += 1
+        self.epochs_without_improvement += 1
         return False
 
     @property

@@ -171,7 +171,8 @@ class EarlyStoppingConfig(Section):
     min_delta: float = setting(0.001, lambda x: 0 <= x < math.inf, "0 or more")
     """Smallest change that counts as an improvement."""
     first_epoch: int | None = setting(None, lambda n: n >= 1, "1 or more, or null")
-    """Epochs before this one use up no patience; null: until the learning rate has come down to half of its peak."""
+    """Epochs before this one cannot be the best, and use up no patience; null: that in which the learning rate comes
+    down to half of its peak."""
     monitor: Monitor = "val/loss"
     """Value to watch: the loss and the Brier score should fall, every other one should rise."""
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from skindist.errors import UserError
 from skindist.evaluation.metrics import HEADLINES
-from skindist.report.html import write_page
+from skindist.report.html import attempt, write_page
 from skindist.run.folder import Run
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -24,29 +24,24 @@ def draw_curves(run: Path) -> Path:
     Raises:
         UserError: the folder holds no metrics.jsonl, that holds no finished epoch, or the picture cannot be written.
     """
-    events = Run(run).metrics()
+    events, results = Run(run).metrics(), attempt(Run(run).results) or {}
     if not any("val/loss" in event for event in events):
         raise UserError(f"{run}: no epoch is finished yet")
     picture = BytesIO()
-    plot_curves(events).savefig(picture, dpi=120)
+    plot_curves(events, (results.get("early_stopping") or {}).get("best_epoch")).savefig(picture, dpi=120)
     return write_page(run / "curves.png", picture.getvalue())
 
 
-def plot_curves(events: Sequence[Mapping[str, Any]]) -> Figure:
-    """The headline metrics over epochs, as far as they are known.
-
-    The dotted line marks the epoch with the lowest validation loss.
-    """
+def plot_curves(events: Sequence[Mapping[str, Any]], best_epoch: int | None = None) -> Figure:
+    """The headline metrics over epochs, as far as they are known, and a dotted line at the best epoch."""
     figure = Figure(figsize=(10 / 3 * len(HEADLINES), 3.2), layout="constrained")
-    ends = [event for event in events if "val/loss" in event]
     for axes, metric in zip(figure.subplots(1, len(HEADLINES)), HEADLINES, strict=True):
         for split, style in STYLES.items():
             key = f"{split}/{metric.name}"
             points = [(event["epoch"], event[key]) for event in events if event.get(key) is not None]
             axes.plot(*(zip(*points, strict=True) if points else ((), ())), label=key, **style)
-        if ends:
-            best = min(ends, key=lambda event: event["val/loss"])
-            axes.axvline(best["epoch"], color="grey", linestyle=":", linewidth=1)
+        if best_epoch:
+            axes.axvline(best_epoch, color="grey", linestyle=":", linewidth=1)
         axes.set(title=metric.title, xlabel="epoch")
         axes.legend(frameon=False)
     return figure

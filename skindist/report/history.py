@@ -24,6 +24,8 @@ def early_stopping_story(
         return []
     rule, most = settings.get("early_stopping") or {}, (settings.get("train") or {}).get("epochs")
     watched = f"After each epoch the run looked at {stop['monitor']}."
+    if (first := stop.get("first_epoch", 1)) > 1:
+        watched += f" Epochs before number {first} did not count: the learning rate was still high."
     best = f"The best was {stop['best']:.4f}, in epoch {stop['best_epoch']}."
     if later := slightly_better(stop, events):
         best += f" What epoch {later['epoch']} gained on that, {later[stop['monitor']]:.4f}, is too little to count"
@@ -34,8 +36,6 @@ def early_stopping_story(
         what = "the next epoch" if after == 1 else f"the next {after} epochs"
         end = f"It did not improve{least} in {what}, so training stopped early, after {plural(stop['epochs'], 'epoch')}"
         end += f" of at most {most}." if most else "."
-        if (first := stop.get("first_epoch", 1)) > 1:
-            end += f" Epochs before number {first} used up no patience."
     else:
         end = f"Training went on to its last epoch, {stop['epochs']}."
         end += " That was the best one: more epochs might help." if after == 0 else ""
@@ -47,8 +47,9 @@ def slightly_better(stop: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
     key = stop["monitor"]
     metric = METRICS.get(key.rpartition("/")[2])
     sign = -1 if metric and metric.direction == "min" else 1
-    top = max((event for event in events if event.get(key) is not None), key=lambda e: sign * e[key], default=None)
-    return top if top and sign * top[key] > sign * stop["best"] and top["epoch"] != stop["best_epoch"] else None
+    rivals = [event for event in events if event.get(key) is not None and event["epoch"] > stop["best_epoch"]]
+    top = max(rivals, key=lambda event: sign * event[key], default=None)
+    return top if top and sign * top[key] > sign * stop["best"] else None
 
 
 def epoch_table(events: Sequence[Mapping[str, Any]]) -> Table | None:

@@ -115,6 +115,7 @@ def test_to_dict_is_plain_yaml() -> None:
             ["--train.freeze_backbone=true", "--model.pretrained=false"],
             "--train.freeze_backbone true: random weights would be kept; start from trained ones with",
         ),
+        (["--early_stopping.first_epoch=11"], "--early_stopping.first_epoch 11: must be at most --train.epochs 10"),
         (["--optim.warmup_epochs=11"], "--optim.warmup_epochs 11.0: must be from 0 to train.epochs"),
     ],
 )

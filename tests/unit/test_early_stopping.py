@@ -36,12 +36,12 @@ def test_small_steps_count_once_they_add_up() -> None:
     assert feed(EarlyStopping(min_delta=0.001, patience=9), [0.5, 0.4995, 0.4985]) == [True, False, True]
 
 
-def test_before_the_first_epoch_that_counts_no_patience_is_used_up() -> None:
+def test_epochs_before_the_first_one_do_not_count() -> None:
     tracker = EarlyStopping(patience=2, first_epoch=4)
-    assert feed(tracker, [0.5, 0.6, 0.7, 0.8]) == [True, False, False, False]
+    assert feed(tracker, [0.5, 0.6, 0.7, 0.8, 0.9]) == [False, False, False, True, False]
     assert (tracker.should_stop, tracker.epochs_without_improvement) == (False, 1)
-    tracker.update(0.8, 5)
-    assert (tracker.should_stop, tracker.best_epoch) == (True, 1)
+    tracker.update(0.8, 6)
+    assert (tracker.should_stop, tracker.best, tracker.best_epoch) == (True, 0.8, 4)
 
 
 def test_mode_max() -> None:
