@@ -33,12 +33,12 @@ class Estimate:
     """How the interval was computed."""
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Ends:
-    """Score interval of a share (Wilson, "Probable inference, the law of succession, and statistical inference",
+def wilson(successes: int, n: int) -> Ends:
+    """95 % score interval of a share (Wilson, "Probable inference, the law of succession, and statistical inference",
     J Am Stat Assoc 22, 1927).
 
     Returns (low, high) in [0, 1], or (NaN, NaN) for n = 0.
-    Raises ValueError unless 0 <= successes <= n and 0 < confidence < 1.
+    Raises ValueError unless 0 <= successes <= n.
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}: successes must be from 0 to n")
@@ -46,7 +46,7 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Ends:
         return float("nan"), float("nan")
     from scipy.stats import binomtest  # seconds of import, for the end of a run
 
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    interval = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
