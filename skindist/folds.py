@@ -107,6 +107,11 @@ def refuse_settings(command: Sequence[str], parts: Sequence[Part], folds: int) -
         asked = parse_config([*command[jobs[0] + 1 :], *part.flags(folds)]).with_absolute_paths()
         if part.run.exists:
             refuse_another_config(part.run, asked)
+        if part.done and part.run.config().evaluation != asked.evaluation:
+            raise UserError(
+                f"{part.run.path}: is finished, and was judged with other --evaluation flags; give the same, or "
+                "another --out"
+            )
 
 
 def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once: int) -> None:
@@ -125,6 +130,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
             raise CancelledError
         words = [*command, *part.flags(folds)]
         with part.log.open("ab") as output:
+            begun = output.tell()
             process = subprocess.Popen(
                 words,
                 stdin=subprocess.DEVNULL,
@@ -139,7 +145,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
             failed.set()
         places.put(place)
         if has_failed:
-            raise UserError(f"{why_failed(part, status)}\nits output is in {part.log}; the same command goes on")
+            raise UserError(f"{why_failed(part, status, begun)}\nits output is in {part.log}; the same command goes on")
         return part
 
     left = [part for part in parts if not part.done]
@@ -167,10 +173,10 @@ def gpus() -> int:
     return torch.cuda.device_count()
 
 
-def why_failed(part: Part, status: int) -> str:
-    """What to tell the user of a run that has ended without its results."""
+def why_failed(part: Part, status: int, begun: int) -> str:
+    """What to tell the user of a run that has ended without its results, whose words begin there in its log."""
     ended = f"seed {part.seed}, fold {part.fold}: ended with status {status}:"
-    return "\n".join([ended, *last_words(part.log)])
+    return "\n".join([ended, *last_words(part.log, begun)])
 
 
 def say_done(part: Part) -> None:
@@ -193,10 +199,18 @@ def summarise(parts: Sequence[Part], out: Path) -> None:
     """
     refuse_other_configs(parts)
     ensemble = Run(out / ENSEMBLE)
+    older = out / f".{ENSEMBLE}.old"  # kept until there is another one
     if ensemble.results_file.exists() and not is_current(ensemble, parts):
-        shutil.rmtree(ensemble.path)
+        shutil.rmtree(older, ignore_errors=True)
+        ensemble.path.rename(older)
     if not ensemble.results_file.exists():
-        join_runs([part.run.path for part in parts], ensemble.path)
+        try:
+            join_runs([part.run.path for part in parts], ensemble.path)
+        except BaseException:
+            if older.exists():
+                older.rename(ensemble.path)
+            raise
+    shutil.rmtree(older, ignore_errors=True)
     results = ensemble.results()
     write_json(out / SUMMARY, summary(results))
     log.info(f"{describe_ensemble(results)}\nmodel: {ensemble.path}; what it is worth: {ensemble.report}")

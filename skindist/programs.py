@@ -20,9 +20,13 @@ def refuse_unknown_program(command: Sequence[str]) -> None:
         raise UserError(f"cannot run {command[0]}: no such program, or it is not executable")
 
 
-def last_words(log: Path) -> list[str]:
-    """Lines that say why a program of ours has ended, by what it printed: its last error, else its last lines."""
-    lines = log.read_text(errors="replace").splitlines()
+def last_words(log: Path, begun: int = 0) -> list[str]:
+    """Lines that say why a program of ours has ended, by what it printed: its last error, else its last lines.
+
+    Args:
+        begun: bytes that were in the log before it was started.
+    """
+    lines = log.read_bytes()[begun:].decode(errors="replace").splitlines()
     return [line for line in lines if line.startswith("error: ")][-1:] or lines[-15:]
 
 

@@ -27,6 +27,7 @@ NOT_AN_IMAGE = "not an image"
 CONVERTED = {"CMYK": "CMYK", "P": "palette", "PA": "palette", "LA": "alpha", "RGBA": "alpha"}
 MODES_8_BIT = {"1", "L", "RGB", "YCbCr", *CONVERTED}
 MIN_SIDE = 32  # pixels
+MAX_RATIO = 20  # of the sides: a longer strip shows no lesion, and its square takes memory without end to cut out
 LARGEST = 2**30  # bytes of a file: an image below PIL's limit of pixels has fewer
 THUMBNAIL = 128  # pixels that hashes and colours are computed from, at least
 HASH_SIDE = 16  # 256 bits
@@ -99,6 +100,8 @@ def _refusal(image: Image.Image) -> str:
         return f"16-bit or floating-point pixels (mode {image.mode}); convert it to 8 bits a channel"
     if min(image.size) < MIN_SIDE:
         return f"too small ({image.width} x {image.height} pixels; at least {MIN_SIDE} x {MIN_SIDE})"
+    if max(image.size) > MAX_RATIO * min(image.size):
+        return f"a strip ({image.width} x {image.height} pixels), too long to show a lesion"
     return ""
 
 

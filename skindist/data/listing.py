@@ -30,7 +30,7 @@ def list_files(given: str, left_out: Collection[Path] = ()) -> Iterator[Item]:
     the one file.
 
     Args:
-        left_out: absolute paths that are never meant.
+        left_out: real paths of files, and of folders with all that is in them, that are never meant.
 
     Raises:
         UserError: nothing is there, a folder cannot be read, or the table cannot.
@@ -48,9 +48,14 @@ def list_files(given: str, left_out: Collection[Path] = ()) -> Iterator[Item]:
     else:
         raise UserError(f"{given}: no such file or folder; give a folder, an image, a quoted pattern or a CSV file")
     try:
-        yield from (item for item in items if not left_out or Path(item.path).absolute() not in left_out)
+        yield from (item for item in items if not left_out or not _lies_in(item.path, left_out))
     except OSError as error:
         raise UserError(f"{error.filename or given}: cannot be read ({error.strerror})") from None
+
+
+def _lies_in(path: str, places: Collection[Path]) -> bool:
+    real = Path(os.path.realpath(path))
+    return any(place in (real, *real.parents) for place in places)
 
 
 def _in_folder(folder: str) -> Iterator[Item]:

@@ -72,6 +72,8 @@ def why_not_better(own: Estimate, its: Estimate, gain: Estimate, within: list[di
     """
     if own.low <= 0.5:
         return "the model itself is not surely above chance"
+    if gain.high < 0:
+        return f"the shortcut is better, by {-gain.value:.3f} ({-gain.high:.3f} to {-gain.low:.3f})"
     if gain.low <= 0:
         return f"the difference of {gain.value:.3f} ({gain.low:.3f} to {gain.high:.3f}) may be chance"
     told = [row for row in within if row["auroc"] and row["source"] not in (OTHER, UNKNOWN)]  # these are several

@@ -14,6 +14,7 @@ from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared, prepare_again, prepare_test
 from skindist.data.split import Row, count_rows
 from skindist.data.survey import look_into
+from skindist.determinism import tf32
 from skindist.distributed import group
 from skindist.distributed.group import decide
 from skindist.errors import UserError
@@ -140,7 +141,7 @@ def write_evaluation(
     config = EvaluationConfig(
         frozen.threshold.target_sensitivity,
         asked.prevalence,
-        description.views,
+        max(member.views for member in [*description.members.values(), description]),
         stress=bool(disturbed),
         explain=asked.explain,
     )
@@ -160,6 +161,7 @@ def write_evaluation(
         "left_out": len(data.quarantine),
         "world_size": predictor.accelerator.num_processes,
         "mixed_precision": "no",
+        "tf32": tf32(predictor.accelerator.device),
         "versions": versions(),
         "hardware": hardware(predictor.accelerator.device),
     }

@@ -48,7 +48,6 @@ FEWER = (
     "it was chosen on what only those members say of an image that did not train on it; the mean of all members lies "
     "closer together, so expect a sensitivity above the target, and a specificity below that of the choice"
 )
-CALIBRATION = Calibration(note="the mean of the members' calibrated ones")
 Scores = Mapping[str, float]
 log = logging.getLogger("skindist")
 
@@ -93,7 +92,7 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     seed = derived_seed(config.run.seed, Stream.BOOTSTRAP)
     known = {name: known_of(data, found.ids.tolist()) for name, found in (("val", held_out), ("test", test))}
     trained = known_of(data, [*sample_ids(rows, "train"), *sample_ids(rows, "val")])
-    frozen = frozen_on(held_out, known["val"], config.evaluation.sensitivity, seed)
+    frozen = frozen_on(members, held_out, known["val"], config.evaluation.sensitivity, seed)
     judged = judge(frozen, (held_out, known["val"]), (test, known["test"]), trained, config.evaluation, seed)
     results: dict[str, Any] = finite(judged | of_members(members, data, held_out, seed))
     with whole_folder(out) as folder:
@@ -172,11 +171,18 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.log(kept) - np.log1p(-kept))
 
 
-def frozen_on(held_out: Predictions, known: Known, sensitivity: float, seed: int) -> Frozen:
-    """The threshold that reaches the wanted sensitivity on out-of-fold predictions."""
+def frozen_on(members: Sequence[Member], held_out: Predictions, known: Known, sensitivity: float, seed: int) -> Frozen:
+    """The threshold that reaches the wanted sensitivity on out-of-fold predictions, and how they are calibrated."""
+    fitted = sum(
+        member.description.frozen.calibration != Calibration(note=member.description.frozen.calibration.note)
+        for member in members
+    )
+    calibrated = (
+        "calibrated ones" if fitted == len(members) else f"ones, of which {fitted} of {len(members)} are calibrated"
+    )
     threshold = choose_threshold(held_out.probabilities, held_out.labels, sensitivity, seed, known.groups)
     note = "; ".join(filter(None, (threshold.note, FEWER)))
-    return Frozen(CALIBRATION, replace(threshold, note=note))
+    return Frozen(Calibration(note=f"the mean of the members' {calibrated}"), replace(threshold, note=note))
 
 
 def of_members(members: Sequence[Member], data: Prepared, held_out: Predictions, seed: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ come: an interrupted command goes on where it was.
 
 import hashlib
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from skindist.distributed import group, host
 from skindist.distributed.group import Accelerator, decide, on_all, on_main
 from skindist.errors import UserError
 from skindist.evaluation.judgement import Frozen
+from skindist.files import expanded
 from skindist.inference.batches import in_order, readers
 from skindist.inference.explain import explain
 from skindist.inference.saved_model import SavedModel
@@ -80,14 +82,14 @@ def predict(
     reader = BatchReader(predictor, description, maps)
     threads = torch.get_num_threads() if on_cpu else readers(accelerator)
     with ExitStack() as stack:
-        table = on_main(accelerator, GrowingTable, out, depends_on, batch)
+        table = on_main(accelerator, open_table, out, overwrite, depends_on, batch)
         if table:
             stack.enter_context(table)
-        kept = decide(accelerator, take_up, table, given, out, may_take_hours=True)
+        kept = decide(accelerator, take_up, table, given, out, maps, may_take_hours=True)
         log.info(
             f"{total - kept:,} of {plural(total, 'file')} to predict; rows are kept in {part_of(out)} until the end"
         )
-        started, files = time.perf_counter(), islice(list_files(given, own_files(out)), kept, None)
+        started, files = time.perf_counter(), islice(list_files(given, own_files(out, maps)), kept, None)
         bar = stack.enter_context(progress(None, "predicting", "image", accelerator, total=total, initial=kept))
         for rows in stack.enter_context(closing(in_order(accelerator, reader, files, kept, batch, threads))):
             on_main(accelerator, save, table, rows)
@@ -100,9 +102,9 @@ def predict(
     return counts
 
 
-def own_files(out: Path) -> set[Path]:
+def own_files(out: Path, maps: Path | None) -> set[Path]:
     """What is written while files are looked for, maybe in the same folder."""
-    return {out.absolute(), part_of(out).absolute()}
+    return {Path(os.path.realpath(place)) for place in (out, part_of(out), maps) if place}
 
 
 def look(given: str, out: Path, overwrite: bool, maps: Path | None) -> int:
@@ -112,13 +114,13 @@ def look(given: str, out: Path, overwrite: bool, maps: Path | None) -> int:
         UserError: there is none, or no file.
     """
     refuse_bad_table(out, overwrite)
-    if maps and Path(given).is_dir() and maps.resolve().is_relative_to(Path(given).resolve()):
+    if maps and expanded(given).is_dir() and maps.resolve().is_relative_to(expanded(given).resolve()):
         raise UserError(f"--explain {maps}: lies in {given}, so that its pictures would be predicted; give another")
     if maps and maps.exists() and not maps.is_dir():
         raise UserError(f"--explain {maps}: is not a folder; give another")
     if maps and maps.is_dir() and any(maps.iterdir()) and not (overwrite or part_of(out).exists()):
         raise UserError(f"--explain {maps}: is not empty; give a new folder, or --overwrite")
-    total = sum(1 for _ in list_files(given, own_files(out)))
+    total = sum(1 for _ in list_files(given, own_files(out, maps)))
     if not total:
         raise UserError(f"{given}: no file is there that is not hidden; give another")
     return total
@@ -172,13 +174,22 @@ def make_place_for_maps(maps: Path, predictor: Predictor, size: int) -> None:
         raise UserError(f"--explain {maps}: cannot be created ({error.strerror})") from None
 
 
-def take_up(table: GrowingTable, given: str, out: Path) -> int:
+def open_table(out: Path, overwrite: bool, depends_on: Mapping[str, str | None], batch: int) -> GrowingTable:
+    """The table, once nobody else writes it. Raises UserError where it cannot be, or has come to be meanwhile."""
+    with ExitStack() as stack:
+        table = stack.enter_context(GrowingTable(out, depends_on, batch))
+        refuse_bad_table(out, overwrite)
+        stack.pop_all()
+    return table
+
+
+def take_up(table: GrowingTable, given: str, out: Path, maps: Path | None) -> int:
     """How many rows of an earlier process are kept.
 
     Raises:
         UserError: they are not of the first files that there are now.
     """
-    for row, item in zip_longest(table.rows(), islice(list_files(given, own_files(out)), table.kept)):
+    for row, item in zip_longest(table.rows(), islice(list_files(given, own_files(out, maps)), table.kept)):
         if row is None or item is None or row[0] != item.name:
             name = row[0] if row else item.name if item else "?"
             raise UserError(

@@ -132,4 +132,7 @@ def agreed() -> bool:
         raise UserError(
             "nobody can be asked without a terminal, so nothing was sent: look at the list, then give --yes"
         )
-    return input("Send these files? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input("Send these files? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # ctrl-D
+        return False

@@ -49,7 +49,7 @@ def find_model(model: str) -> Source:
     if path.is_dir():
         run = Run(path)
         if (run.model / DESCRIPTION).is_file():
-            return Source(run.model, run)
+            return Source(run.model, run if run.exists else None)
         if (path / DESCRIPTION).is_file():
             parent = Run(path.resolve().parent)
             return Source(path, parent if parent.exists and parent.model.samefile(path) else None)

@@ -138,7 +138,9 @@ def repeat_command(run: Run, results: Mapping[str, Any], named: bool) -> str:
         return "skindist ensemble RUN RUN ... --out NEW"
     config = shlex.quote(str(run.config_file)) if named else f"RUN/{run.config_file.name}"
     launcher = "accelerate launch --config_file accelerate_config.yaml"
-    return f"{launcher} --num_processes {results.get('world_size', 1)} launch/train.py --config {config}"
+    precision = results.get("mixed_precision", "no")
+    asked = f"--num_processes {results.get('world_size', 1)} --mixed_precision {precision}"
+    return f"{launcher} {asked} launch/train.py --config {config}"
 
 
 def evaluation_flags(settings: Mapping[str, Any], results: Mapping[str, Any], named: bool) -> list[str]:

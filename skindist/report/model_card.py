@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
+from timm.models import get_pretrained_cfg
 
 from skindist.config import Config
 from skindist.evaluation.metrics import METRICS
@@ -36,12 +37,13 @@ With timm, from pixels to the decision (`model` is this folder):
 import json
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("local-dir:model", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+upright = ImageOps.exif_transpose(Image.open("lesion.jpg")).convert("RGB")
 with torch.inference_mode():
-    benign, malignant = model(transform(Image.open("lesion.jpg").convert("RGB"))[None])[0]
+    benign, malignant = model(transform(upright)[None])[0]
 with open("model/config.json") as file:
     fixed = json.load(file)["skindist"]
 probability = torch.sigmoid((malignant - benign) / fixed["temperature"] + fixed["bias"]).item()
@@ -148,12 +150,13 @@ def header(config: Config, results: Mapping[str, Any], ensemble: str | None = No
     task = {"type": "image-classification", "name": "Image classification"}
     data = {"name": "benign or malignant skin lesions (held out)", "type": "imagefolder", "split": "test"}
     of_timm = config.model.pretrained and not config.model.weights and ensemble is None
+    pretrained_cfg = get_pretrained_cfg(config.model.name) if of_timm else None
     name = ensemble or config.model.name
     return {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "transformers", "skin-lesion", "dermatology", "skindist"],
-        **({"base_model": f"timm/{config.model.name}"} if of_timm else {}),
+        **({"base_model": pretrained_cfg.hf_hub_id} if pretrained_cfg and pretrained_cfg.hf_hub_id else {}),
         "model-index": [{"name": name, "results": [{"task": task, "dataset": data, "metrics": metrics}]}],
     }
 

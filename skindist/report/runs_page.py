@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from skindist.config import marked
 from skindist.errors import UserError
 from skindist.evaluation import bands
 from skindist.evaluation.counts import Probabilities
@@ -131,6 +132,6 @@ def different_settings(sides: Sequence[Side], named: bool) -> Table | None:
     rows = []
     for section, key in dict.fromkeys(saved):
         values = [str((side.settings.get(section) or {}).get(key, UNDEFINED)) for side in sides]
-        if len(set(values)) > 1 and (named or not any("/" in value for value in values)):
+        if len(set(values)) > 1 and (named or (section, key) not in marked("path")):
             rows.append([f"{section}.{key}", *values])
     return Table(["setting", *(side.name for side in sides)], rows) if rows else None

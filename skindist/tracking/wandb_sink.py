@@ -111,9 +111,11 @@ class WandbSink:
     def log(self, values: dict[str, Any]) -> None:
         """Send one event.
 
-        W&B's step is the run's: it ignores what a resumed run logs again, and parts recorded offline fit together.
+        W&B's step follows from the run's: it ignores what a resumed run logs again, and parts recorded offline fit
+        together. An epoch is judged after its last step, maybe by the next process, so it has a step of its own.
         """
-        self._attempt(GRACE, lambda: self.wandb.log(values, step=values["global_step"]))
+        step = 2 * values["global_step"] + ("val/loss" in values)
+        self._attempt(GRACE, lambda: self.wandb.log(values, step=step))
 
     def finish(self, results: dict[str, Any], test: Predictions, images: Any = None) -> None:
         """Send the final figures to W&B with the plots that it draws, close it, and say where the curves are.

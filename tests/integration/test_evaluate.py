@@ -219,6 +219,12 @@ def test_a_training_image_that_was_encoded_again_is_found(
     assert "3 of 57 images show the same picture as one that was" in told["verdict"]
 
 
+def test_a_model_in_a_folder_that_is_no_run_is_evaluated(run: Path, elsewhere: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "model", tmp_path / "X/model")
+    assert main(["evaluate", str(tmp_path / "X"), str(elsewhere), f"--out={tmp_path / 'out'}"]) == 0
+    assert "only its run folder could tell" in results(tmp_path / "out")["seen_in_training"]["note"]
+
+
 def test_views_may_be_asked_for(run: Path, elsewhere: Path, found: Path, tmp_path: Path) -> None:
     assert main(["evaluate", str(run), str(elsewhere), f"--out={tmp_path / 'out'}", "--views=2"]) == 0
     assert logits(tmp_path / "out").keys() == logits(found).keys()

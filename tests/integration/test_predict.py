@@ -21,10 +21,12 @@ from skindist.data.loading import LesionImages
 from skindist.data.resizing import seen_pixels
 from skindist.data.split import Row
 from skindist.data.store import PixelStore, Source, ensure_store
+from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.judgement import Frozen
 from skindist.evaluation.operating_point import Threshold
+from skindist.inference.predict import open_table
 from skindist.inference.saved_model import save_model
 from skindist.inference.seeing import plain
 from skindist.inference.single import probabilities
@@ -445,6 +447,30 @@ def test_a_full_disk_is_one_line_and_rows_are_kept(
     assert main(words) == 0
     assert len(rows(out)) == 60
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_what_it_writes_is_never_predicted(
+    model: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither through another name of the folder, nor by a pattern that its heat maps fit, too."""
+    shutil.copytree(demo / "benign", tmp_path / "here")
+    count = len(list((tmp_path / "here").iterdir()))
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["predict", str(model), "../here", "--out=rows.csv", "--views=1"]) == 0
+    assert len(rows(tmp_path / "here/rows.csv")) == count
+    words = ["predict", str(model), str(tmp_path / "here/**/*.png"), f"--out={tmp_path / 'b.csv'}", "--views=1"]
+    for again in ([], ["--overwrite"]):
+        assert main([*words, f"--explain={tmp_path / 'here/maps'}", *again]) == 0
+        assert len(rows(tmp_path / "b.csv")) == count
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    out = tmp_path / "rows.csv"
+    out.write_text("of another command")
+    with pytest.raises(UserError, match="exists; give another, or --overwrite"):
+        open_table(out, False, {}, 8)
+    with open_table(out, True, {}, 8):
+        assert out.read_text() == "of another command"
 
 
 def test_two_at_a_time_are_refused(model: Path, demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

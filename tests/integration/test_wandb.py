@@ -33,7 +33,7 @@ from tests.helpers.commands import ROOT, TINY, flags
 from tests.helpers.wandb_server import Fault, Run, WandbServer
 from tests.integration.test_run import events
 
-STEPS = [2, 3, 5, 6]  # global steps that a run of two epochs logs
+STEPS = [2, 3, 3, 5, 6, 6]  # global steps that a run of two epochs logs; each ends with a validation
 PLOTS = {f"test/{name}_table" for name in ("confusion_matrix", "roc", "precision_recall", "reliability", "thresholds")}
 START, END, LEAVE = 60, 75, 40  # seconds from the run's begin to an epoch, from the last to the results, to the exit
 UPLOAD = "; to upload what it lacks: "
@@ -136,7 +136,7 @@ def curve(run: Run) -> list[int]:
 
 def assert_complete(run: Run, logged: list[dict[str, Any]]) -> None:
     """All that metrics.jsonl holds, and the final figures and plots."""
-    assert curve(run) == sorted({event["global_step"] for event in logged})
+    assert curve(run) == [event["global_step"] for event in logged], "each once, in the same order"
     assert [row["val/loss"] for row in run.rows if "val/loss" in row] == [
         event["val/loss"] for event in logged if "val/loss" in event
     ]
@@ -283,7 +283,7 @@ def test_a_signal_is_obeyed_in_time_with_a_server_that_hangs(demo: Path, tmp_pat
     assert stopped.when("W&B stopped") - stopped.when("epoch 2:") < 10
     assert stopped.ended - stopped.when("epoch 2:") < 20
     run = upload(stopped.upload)
-    assert curve(run) == sorted({event["global_step"] for event in events(folder)})
+    assert curve(run) == [event["global_step"] for event in events(folder)]
     assert run.exit_code == 143
 
 
@@ -338,7 +338,7 @@ def test_a_resumed_run_goes_on_in_wandb(demo: Path, tmp_path: Path) -> None:
         done = train(words, server.env)
         assert (done.status, done.errors) == (0, "")
         ((_, run),) = server.runs.items()
-        steps = curve(run)
-        assert steps == sorted(set(steps)), "no step twice"
-        assert steps[-1] == 12 * 3
+        points = [(row["global_step"], "val/loss" in row) for row in run.rows if {"train/loss", "val/loss"} & set(row)]
+        assert points == sorted(set(points)), "none twice"
+        assert points[-1] == (12 * 3, True)
         assert run.exit_code == 0

@@ -47,6 +47,11 @@ BAD: list[tuple[str, Callable[[Image.Image], bytes], str]] = [
     ("a.jpg", lambda lesion: saved(lesion, "GIF"), "not an image"),
     ("a.jpg", half_a_jpeg, "truncated"),
     ("a.png", half_a_png, "truncated"),
+    (
+        "a.png",
+        lambda lesion: saved(lesion.resize((700, 33)), "PNG"),
+        "a strip (700 x 33 pixels), too long to show a lesion",
+    ),
     ("a.png", grey_16_bit, "16-bit or floating-point pixels (mode I;16); convert it to 8 bits a channel"),
     ("a.png", lambda lesion: saved(lesion.resize((31, 90)), "PNG"), "too small (31 x 90 pixels; at least 32 x 32)"),
 ]

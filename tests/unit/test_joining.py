@@ -153,7 +153,7 @@ def test_the_ensemble_is_a_model_that_says_what_its_predictions_say(crossed: Pat
 def test_the_card_of_an_ensemble_names_no_base_model_that_there_is_not(crossed: Path) -> None:
     """Its members are on the Hub of timm; "2 x efficientnet_b0" is not."""
     config, results = Config(), Run(crossed / "ensemble").results()
-    assert header(config, results)["base_model"] == "timm/efficientnet_b0"
+    assert header(config, results)["base_model"] == "timm/efficientnet_b0.ra_in1k"
     assert "base_model" not in header(config, results, "2 x efficientnet_b0")
 
 
@@ -164,6 +164,33 @@ def test_what_is_done_is_kept_and_a_failure_is_one_line(crossed: Path, capfd: py
     assert (crossed / "runs/seed-0-fold-0/results.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="seed 1, fold 0: ended with status 1:\nerror: it fails\nits output is in"):
         run_folds(fails, 2, 2, crossed, only=2)
+
+
+def test_only_the_words_of_the_last_attempt_say_why_it_failed(tmp_path: Path) -> None:
+    words = ["import pathlib, sys", "flag = pathlib.Path('tried')", "first = not flag.exists()", "flag.touch()",
+             "sys.exit('error: the disk is full' if first else 'error: no such user')"]  # fmt: skip
+    command = [sys.executable, "-c", "; ".join(words).replace("'tried'", repr(str(tmp_path / "tried")))]
+    for said in ("the disk is full", "no such user"):
+        with pytest.raises(UserError, match=f"ended with status 1:\nerror: {said}\nits output is in"):
+            run_folds(command, 2, 1, tmp_path / "out", only=0)
+
+
+def test_an_ensemble_is_kept_until_there_is_another_one(crossed: Path, tmp_path: Path) -> None:
+    """As a copy of the folder, in which the ensemble may look older than its runs."""
+    copy = Path(shutil.copytree(crossed, tmp_path / "copy"))
+    (copy / "runs/seed-0-fold-0/results.json").touch()
+    (copy / "runs/seed-0-fold-1/predictions-val.csv").write_text("damaged")
+    before = sorted(path.relative_to(copy) for path in (copy / "ensemble").rglob("*"))
+    with pytest.raises(UserError, match="its predictions of val are not those of the images"):
+        run_folds([sys.executable, "-c", "raise"], 2, 1, copy)
+    assert sorted(path.relative_to(copy) for path in (copy / "ensemble").rglob("*")) == before
+    assert sorted(path.name for path in copy.iterdir()) == ["ensemble", "folds.json", "runs"]
+
+
+def test_the_calibration_of_an_ensemble_counts_the_members_that_have_one(crossed: Path) -> None:
+    """Both were trained on too few images to fit a temperature."""
+    note = Run(crossed / "ensemble").results()["calibration"]["note"]
+    assert note == "the mean of the members' ones, of which 0 of 2 are calibrated"
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def test_the_page_needs_nothing_else_and_can_be_read(run: Run, page: Reader) -> 
     assert page.text.count(run.results()["verdict"]) == 1
     for said in ("chosen on the validation images, to find 95 %",
                  "It did not improve by at least 0.001 in the next epoch",
-                 "No leak", "No image was left out", f"--num_processes 2 launch/train.py --config {run.config_file}",
+                 "No leak", "No image was left out",
+                 f"--num_processes 2 --mixed_precision no launch/train.py --config {run.config_file}",
                  "data.image_size", "skindist 0.1.0", "fitted on"):  # fmt: skip
         assert said in page.text, said
 
