@@ -207,7 +207,7 @@ def summarise(parts: Sequence[Part], out: Path) -> None:
         try:
             join_runs([part.run.path for part in parts], ensemble.path)
         except BaseException:
-            if older.exists():
+            if older.exists() and not ensemble.path.exists():
                 older.rename(ensemble.path)
             raise
     shutil.rmtree(older, ignore_errors=True)

@@ -30,7 +30,7 @@ CLASSES = ("benign", "malignant")  # the index is the label
 UNLABELLED = -1  # by the folder that an image lies in
 SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
-CACHE_FORMAT = 1  # of what is remembered: raise it when `inspect` finds out other things
+CACHE_FORMAT = 2  # of what is remembered: raise it when `inspect` finds out other things
 SETTLED = 2_000_000_000  # nanoseconds: a file that changed later than this before a scan may change again unnoticed
 
 Stamp = str  # size, modification time and change time of a file, in bytes and nanoseconds
