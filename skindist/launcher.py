@@ -14,6 +14,7 @@ import psutil
 import yaml
 
 from skindist.errors import UserError
+from skindist.wording import plural
 
 THREADS = "OMP_NUM_THREADS"
 OUR_THREADS = "SKINDIST_THREADS"  # what `side_by_side` says; launchers make the other one 1 where they are told nothing
@@ -129,7 +130,7 @@ def check_processes(launch: Launch, joined: int) -> None:
     if started < (launch.asked or 1):
         fault = f"--num_processes {launch.asked}: accelerate launch started only {started}"
     elif joined != started:
-        processes = f"{started} process{'es' * (started != 1)}"
+        processes = plural(started, "process")
         fault = f"the launcher started {processes} but Accelerate sees {joined}: they would train independently"
     else:
         return

@@ -84,7 +84,7 @@ def global_batches(ids: NDArray[np.int64], batch_size: int, seed: int, epoch: in
     Equal parts (sizes differ by one at most) leave no tiny last batch and drop no image.
     """
     order = generator(seed, Stream.ORDER, epoch).permutation(ids)
-    return np.array_split(order, -(-len(order) // batch_size))
+    return np.split(order, np.cumsum(batch_sizes(len(order), batch_size))[:-1])
 
 
 class TrainBatches:

@@ -26,6 +26,7 @@ from skindist.launcher import (
 )
 from skindist.machine import available_cores
 from skindist.precision import has_fast_bf16
+from skindist.wording import plural
 
 T = TypeVar("T")
 log = logging.getLogger("skindist")
@@ -147,9 +148,8 @@ def describe(accelerator: Accelerator) -> str:
     """Processes and device in one line."""
     device = torch.cuda.get_device_name() if accelerator.device.type == "cuda" else accelerator.device.type.upper()
     count = torch.get_num_threads()
-    threads = f" x {count} thread{'s' * (count != 1)}" if accelerator.device.type == "cpu" else ""
-    processes = f"{accelerator.num_processes} process{'es' * (accelerator.num_processes != 1)}"
-    return f"device: {processes}{threads} on {device}"
+    threads = f" x {plural(count, 'thread')}" if accelerator.device.type == "cpu" else ""
+    return f"device: {plural(accelerator.num_processes, 'process')}{threads} on {device}"
 
 
 def processes_on_my_cores(accelerator: Accelerator) -> int:

@@ -30,6 +30,11 @@ class Calibration:
     fitted_on: int = 0
     note: str | None = None
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether it gives each logit as it is."""
+        return (self.temperature, self.bias) == (1.0, 0.0)
+
     def apply(self, predictions: Predictions) -> Predictions:
         """The same images with calibrated logits."""
         return replace(predictions, logits=predictions.logits / self.temperature + self.bias)

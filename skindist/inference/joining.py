@@ -173,10 +173,7 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def frozen_on(members: Sequence[Member], held_out: Predictions, known: Known, sensitivity: float, seed: int) -> Frozen:
     """The threshold that reaches the wanted sensitivity on out-of-fold predictions, and how they are calibrated."""
-    fitted = sum(
-        member.description.frozen.calibration != Calibration(note=member.description.frozen.calibration.note)
-        for member in members
-    )
+    fitted = sum(not member.description.frozen.calibration.changes_nothing for member in members)
     calibrated = (
         "calibrated ones" if fitted == len(members) else f"ones, of which {fitted} of {len(members)} are calibrated"
     )

@@ -214,7 +214,7 @@ def finish(table: GrowingTable, columns: Sequence[str]) -> dict[str, int]:
 def describe_frozen(frozen: Frozen) -> str:
     """What decides, for the console."""
     threshold, calibration = frozen.threshold, frozen.calibration
-    plain = (calibration.temperature, calibration.bias) == (1.0, 0.0)
+    plain = calibration.changes_nothing
     return (
         f"decision: malignant from a {'' if plain else 'calibrated '}probability of {threshold.value:.3g} on, "
         f"{origin_of_threshold(vars(threshold))}"

@@ -129,10 +129,10 @@ def changed_settings(settings: Mapping[str, Any], named: bool) -> Table | None:
     return Table(["setting", "this run", "default"], rows) if rows else None
 
 
-def repeat_command(run: Run, results: Mapping[str, Any], named: bool) -> str:
+def repeat_command(run: Run, results: Mapping[str, Any], settings: Mapping[str, Any], named: bool) -> str:
     """The command that makes the same run or evaluation again, in a new folder."""
     if "model" in results:
-        flags = evaluation_flags(attempt(run.saved_config) or {}, results, named)
+        flags = evaluation_flags(settings, results, named)
         return " ".join(["skindist evaluate MODEL", *flags, "--out NEW"])
     if "members" in results:
         return "skindist ensemble RUN RUN ... --out NEW"

@@ -85,7 +85,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         leaks=history.leaks(run),
         reasons=history.quarantine_table(run, pictures),
         changed=history.changed_settings(settings, pictures),
-        repeat=history.repeat_command(run, results, pictures),
+        repeat=history.repeat_command(run, results, settings, pictures),
         facts=history.facts(results),
     )
 

@@ -1,4 +1,4 @@
-"""The loop: `train_one_epoch` and `evaluate` are plain functions over explicit parts. Write another loop from them."""
+"""The loop: `train_one_epoch` is a plain function over explicit parts. Write another one from it and `evaluate`."""
 
 import logging
 import math
