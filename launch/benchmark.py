@@ -71,12 +71,12 @@ from skindist.early_stopping import EarlyStopping
 from skindist.launcher import this_launch
 from skindist.machine import available_cores
 from skindist.prediction.evaluate import evaluate
+from skindist.prediction.memory import black_images
 from skindist.recipe import DataConfig, ModelConfig, TrainConfig
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.training.engine import set_train_mode, train_step
 from skindist.training.learner import Learner
-from skindist.training.rehearsal import black_images
 from skindist.training.saving import Saver
 from skindist.training.state import TrainState
 from skindist.training.trainer import build_learner

@@ -53,3 +53,9 @@ def tf32(device: torch.device) -> list[str]:
         f"NVIDIA_TF32_OVERRIDE={override}": override is not None,
     }
     return [name for name, on in used.items() if on]
+
+
+def float32_of(device: torch.device) -> str:
+    """What a device computes float32 in, in words."""
+    names = tf32(device)
+    return f"float32 (TF32 for {' and '.join(names)})" if names else "float32"

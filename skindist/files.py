@@ -79,6 +79,21 @@ def refuse_within(place: Path, flag: str, images: str | None) -> None:
         )
 
 
+def refuse_bad_file(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
+    """Raise UserError unless what `--out` says can become a file of one of these kinds: before the work, not after."""
+    if out.suffix.lower() not in suffixes:
+        *most, last = suffixes
+        raise UserError(f"--out {out}: its name must end in {', '.join(most)} or {last}")
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise UserError(f"--out {out}: {'is a folder' if out.is_dir() else 'exists; give another, or --overwrite'}")
+    if out.exists() and not out.is_file():
+        raise UserError(f"--out {out}: is not a file; give another")
+    if not (folder := out.absolute().parent).is_dir():
+        raise UserError(f"--out {out}: there is no folder {folder}; create it")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out {out}: {folder} is not writable; give another folder")
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `folder` (not there yet, or empty) when all of it is written.

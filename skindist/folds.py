@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,7 +25,7 @@ from skindist.errors import UserError
 from skindist.files import write_json
 from skindist.inference.joining import describe_ensemble, join_runs
 from skindist.launcher import side_by_side
-from skindist.machine import available_cores
+from skindist.machine import available_cores, gpus
 from skindist.parsing import parse_config
 from skindist.programs import last_words, refuse_unknown_program, terminated_as_interrupted
 from skindist.run.folder import Run
@@ -103,8 +103,11 @@ def refuse_settings(command: Sequence[str], parts: Sequence[Part], folds: int) -
         if any(word == flag or word.startswith(f"{flag}=") for word in command):
             raise UserError(f"{flag}: each run gets its own; leave it out (--folds, --seeds and --out decide)")
     jobs = [place for place, word in enumerate(command) if word == "train" or Path(word).name == "train.py"]
-    for part in parts if jobs else ():
-        asked = parse_config([*command[jobs[0] + 1 :], *part.flags(folds)]).with_absolute_paths()
+    if not jobs:
+        return
+    asked = parse_config([*command[jobs[0] + 1 :], *parts[0].flags(folds)]).with_absolute_paths()
+    for part in parts:
+        asked = replace(asked, data=replace(asked.data, fold=part.fold), run=replace(asked.run, seed=part.seed))
         if part.run.exists:
             refuse_another_config(part.run, asked)
         if part.done and part.run.config().evaluation != asked.evaluation:
@@ -149,6 +152,8 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
         return part
 
     left = [part for part in parts if not part.done]
+    if not left and len(parts) == 1:
+        say_done(parts[0])
     with (
         ThreadPoolExecutor(at_once) as pool,
         tqdm(total=len(parts), initial=len(parts) - len(left), unit="run", disable=None) as bar,
@@ -164,13 +169,6 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
             for process in list(running):
                 process.terminate()
             raise
-
-
-def gpus() -> int:
-    """How many GPUs this process may use."""
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def why_failed(part: Part, status: int, begun: int) -> str:

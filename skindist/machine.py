@@ -30,3 +30,10 @@ def cache_folder(asked: str | None = None) -> Path:
     """Where prepared data are kept for later runs: `asked`, else $SKINDIST_CACHE, else ~/.cache/skindist."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skindist"
     return Path(asked or os.environ.get("SKINDIST_CACHE") or default)
+
+
+def gpus() -> int:
+    """How many GPUs this process may use."""
+    import torch
+
+    return torch.cuda.device_count()

@@ -71,6 +71,21 @@ def refuse_size(name: str, size: int) -> None:
         raise UserError(f"--data.image_size {size}: {name} takes images of {side} pixels alone; give {side}")
 
 
+def try_size(model: nn.Module, name: str, size: int) -> None:
+    """Raise UserError where a timm model on the CPU fails with images of a size (in pixels) that is not its own."""
+    side = _look_up(name).input_size[-1]
+    if side == size:
+        return
+    try:
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:  # no common base: windows that do not divide, kernels larger than what is left
+        raise UserError(
+            f"--data.image_size {size}: {name} cannot compute with images of {size} pixels ({first_line(error)}); "
+            f"its own size is {side}"
+        ) from None
+
+
 def preprocessing(model: nn.Module) -> Preprocessing:
     """Return what the weights of a timm `model` were trained with, 3 channels each."""
     data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from skindist.config import EvaluationConfig
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 from skindist.evaluation.calibration import MEASURES
-from skindist.evaluation.judgement import Frozen, freeze
+from skindist.evaluation.frozen import Frozen, freeze
 from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.operating_point import at_threshold

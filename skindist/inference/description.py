@@ -12,7 +12,7 @@ from skindist.config import VIEWS
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 from skindist.evaluation.differences import UNITS, TrainingSet
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.model import Preprocessing
 from skindist.weights import first_line
 

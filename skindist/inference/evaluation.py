@@ -14,7 +14,7 @@ from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared, prepare_again, prepare_test
 from skindist.data.split import Row, count_rows
 from skindist.data.survey import look_into
-from skindist.determinism import tf32
+from skindist.determinism import float32_of, tf32
 from skindist.distributed import group
 from skindist.distributed.group import decide
 from skindist.errors import UserError
@@ -29,6 +29,7 @@ from skindist.inference.saved_model import build_module, load_weights
 from skindist.inference.sources import Source, find_model
 from skindist.prediction.evaluate import evaluate
 from skindist.prediction.loaders import choose_workers, eval_loader, open_store
+from skindist.prediction.memory import images_at_a_time
 from skindist.prediction.outcome import hardware, known_of, prediction_rows, versions
 from skindist.prediction.pictures import show_test
 from skindist.prediction.predictor import Predictor, build_predictor
@@ -40,7 +41,7 @@ from skindist.report.words import describe_evaluation
 from skindist.run.folder import Run
 from skindist.wording import plural
 
-BATCH = 64  # images that a process predicts at a time
+BATCH = 64  # images that a process predicts at a time, at most
 log = logging.getLogger("skindist")
 
 
@@ -81,14 +82,15 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     path = data.path and str(expanded(data.path).resolve())
     config, pixels = replace(data, path=path, image_size=description.image_size), description.preprocessing
     prepared = decide(accelerator, prepare_images, config, asked, may_take_hours=True)
-    log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}, float32")
+    log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}, {float32_of(accelerator.device)}")
     load = partial(load_weights, source.folder)
     predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
     store = open_store(accelerator, config, prepared, pixels.interpolation)
     images = LesionImages(store, prepared.rows, config.image_size, asked.seed, augmented=False)
-    workers = choose_workers(accelerator, config, BATCH)
-    found = evaluate(predictor, eval_loader(accelerator, prepared, images, "test", BATCH, workers))
-    disturbed = stress_test(predictor, config, prepared, images, BATCH) if asked.stress else {}
+    batch = images_at_a_time(predictor, config.image_size, BATCH)
+    workers = choose_workers(accelerator, config, batch)
+    found = evaluate(predictor, eval_loader(accelerator, prepared, images, "test", batch, workers))
+    disturbed = stress_test(predictor, config, prepared, images, batch) if asked.stress else {}
     write = partial(write_evaluation, out, source, description, config, prepared, predictor, images, found, disturbed)
     results = decide(accelerator, write, asked, may_take_hours=True)
     written = Run(out)

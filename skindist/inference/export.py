@@ -22,7 +22,7 @@ from torch.fx import GraphModule
 from skindist.data.demo import draw_lesion
 from skindist.errors import UserError
 from skindist.extras import require
-from skindist.files import write_atomic
+from skindist.files import refuse_bad_file, write_atomic
 from skindist.inference.description import Description
 from skindist.inference.graph import Classifier
 from skindist.inference.saved_model import SavedModel
@@ -48,22 +48,17 @@ def export_model(model: str, out: Path, overwrite: bool = False) -> None:
         UserError: a mistake in the model or the file's name, a package is missing, or the file would say otherwise than
             the model.
     """
-    if out.suffix not in WRITERS:
-        raise UserError(f"--out {out}: the name must end in {' or '.join(WRITERS)}")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise UserError(f"--out {out}: {'is a folder' if out.is_dir() else 'exists; --overwrite replaces it'}")
-    if not out.absolute().parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
-    if out.suffix == ".onnx":
+    refuse_bad_file(out, tuple(WRITERS), overwrite)
+    if out.suffix.lower() == ".onnx":
         require("export", "onnx", "onnxruntime", "onnxscript")
     saved = load_model(model)
     classifier = Classifier(saved)
     try:
-        content = WRITERS[out.suffix](trace(classifier), described(saved.description))
+        content = WRITERS[out.suffix.lower()](trace(classifier), described(saved.description))
     except Exception as error:  # no common base: whatever a model does that has no graph, or a file above 2 GB
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise UserError(f"{model}: torch cannot write it as {out.suffix} ({first_line(cause)})") from None
-    said = compare(READERS[out.suffix](content), saved)
+    said = compare(READERS[out.suffix.lower()](content), saved)
     try:
         write_atomic(out, content)
     except OSError as error:
@@ -92,7 +87,8 @@ def trace(classifier: Classifier) -> ExportedProgram:
     """The whole computation as a graph, for any number of pictures of any size. It names no local file."""
     example = torch.zeros(2, 40, 50, 3, dtype=torch.uint8)
     with torch.no_grad():
-        program = torch.export.export(classifier.eval(), (example,), dynamic_shapes={"images": FREE})
+        classifier.eval().requires_grad_(False)  # else whoever loads the file gets answers with gradients
+        program = torch.export.export(classifier, (example,), dynamic_shapes={"images": FREE})
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             node.meta.pop("stack_trace", None)  # it would be saved, with the paths of this machine
@@ -142,8 +138,7 @@ def pt2_answers(content: bytes) -> Answer:
         module = torch.export.load(io.BytesIO(content)).module()
 
     def answer(images_NHWC: Pixels) -> tuple[NDArray[Any], NDArray[Any]]:
-        with torch.no_grad():
-            probability, decision = module(torch.from_numpy(images_NHWC))
+        probability, decision = module(torch.from_numpy(images_NHWC))
         return probability.numpy(), decision.numpy()
 
     return answer

@@ -23,8 +23,9 @@ from skindist.data.split import Row, count_rows
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import summarize
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.intervals import estimates
-from skindist.evaluation.judgement import Frozen, judge
+from skindist.evaluation.judgement import judge
 from skindist.evaluation.known import Known
 from skindist.evaluation.operating_point import choose_threshold
 from skindist.evaluation.predictions import Predictions

@@ -20,23 +20,25 @@ import torch
 
 from skindist.data.listing import list_files
 from skindist.data.transforms import normalizer
+from skindist.determinism import float32_of
 from skindist.distributed import group, host
 from skindist.distributed.group import Accelerator, decide, on_all, on_main
 from skindist.errors import UserError
-from skindist.evaluation.judgement import Frozen
-from skindist.files import expanded
+from skindist.evaluation.frozen import Frozen
+from skindist.files import expanded, refuse_bad_file
 from skindist.inference.batches import in_order, readers
 from skindist.inference.explain import explain
 from skindist.inference.saved_model import SavedModel
 from skindist.inference.seeing import BatchReader
 from skindist.inference.sources import load_model
-from skindist.inference.table import GrowingTable, Row, part_of, refuse_bad_table
+from skindist.inference.table import WRITERS, GrowingTable, Row, part_of
 from skindist.prediction.evaluate import progress
+from skindist.prediction.memory import images_at_a_time
 from skindist.prediction.predictor import Predictor
 from skindist.report.words import origin_of_threshold
 from skindist.wording import plural
 
-BATCH, BATCH_ON_CPU = 64, 8  # images of one batch; on a CPU each thread has one
+BATCH, BATCH_ON_CPU = 64, 8  # images of one batch, at most; on a CPU each thread has one
 LIBRARIES = ("skindist", "torch", "timm", "numpy", "pillow")
 log = logging.getLogger("skindist")
 
@@ -75,10 +77,11 @@ def predict(
     module = saved.module.to(memory_format=torch.channels_last).to(device)
     predictor = Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, device), views=description.views)
     seen = f"each image is seen in {plural(views, 'position')}; the threshold stays as it is\n" if views else ""
-    log.info(f"{describe_frozen(description.frozen)}\n{seen}{group.describe(accelerator)}, float32")
+    log.info(f"{describe_frozen(description.frozen)}\n{seen}{group.describe(accelerator)}, {float32_of(device)}")
     if maps:
         on_all(accelerator, make_place_for_maps, maps, predictor, description.image_size)
-    batch, depends_on = BATCH_ON_CPU if on_cpu else BATCH, what_rows_depend_on(saved, accelerator, given, maps)
+    batch = images_at_a_time(predictor, description.image_size, BATCH_ON_CPU if on_cpu else BATCH)
+    depends_on = what_rows_depend_on(saved, accelerator, batch, given, maps)
     reader = BatchReader(predictor, description, maps)
     threads = torch.get_num_threads() if on_cpu else readers(accelerator)
     with ExitStack() as stack:
@@ -113,7 +116,7 @@ def look(given: str, out: Path, overwrite: bool, maps: Path | None) -> int:
     Raises:
         UserError: there is none, or no file.
     """
-    refuse_bad_table(out, overwrite)
+    refuse_bad_file(out, tuple(WRITERS), overwrite)
     if maps and expanded(given).is_dir() and maps.resolve().is_relative_to(expanded(given).resolve()):
         raise UserError(f"--explain {maps}: lies in {given}, so that its pictures would be predicted; give another")
     if maps and maps.exists() and not maps.is_dir():
@@ -149,7 +152,7 @@ def digest(saved: SavedModel) -> str:
 
 
 def what_rows_depend_on(
-    saved: SavedModel, accelerator: Accelerator, given: str, maps: Path | None
+    saved: SavedModel, accelerator: Accelerator, batch: int, given: str, maps: Path | None
 ) -> Mapping[str, str | None]:
     """What must be the same where an unfinished table is continued, in the words of a message."""
     return {
@@ -157,6 +160,7 @@ def what_rows_depend_on(
         "INPUT": str(Path(given).absolute()),
         "--explain": str(maps.absolute()) if maps else None,
         "device": accelerator.device.type,
+        "number of images at a time": str(batch),
         "version of skindist or its libraries": " ".join(map(version, LIBRARIES)),
     }
 
@@ -178,7 +182,7 @@ def open_table(out: Path, overwrite: bool, depends_on: Mapping[str, str | None],
     """The table, once nobody else writes it. Raises UserError where it cannot be, or has come to be meanwhile."""
     with ExitStack() as stack:
         table = stack.enter_context(GrowingTable(out, depends_on, batch))
-        refuse_bad_table(out, overwrite)
+        refuse_bad_file(out, tuple(WRITERS), overwrite)
         stack.pop_all()
     return table
 

@@ -21,7 +21,7 @@ from torch import nn
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 from skindist.evaluation.differences import TrainingSet
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.files import write_atomic, write_json
 from skindist.inference.description import DESCRIPTION, FORMAT, FORMAT_OF_ENSEMBLES, OWN, Description, member_name
 from skindist.inference.ensemble import Ensemble

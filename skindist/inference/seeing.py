@@ -21,15 +21,14 @@ from skindist.evaluation.predictions import Predictions
 from skindist.files import write_atomic
 from skindist.folding import for_prediction
 from skindist.inference.description import Description
-from skindist.inference.explain import explain
 from skindist.inference.table import Row
 from skindist.prediction.memory import is_out_of_memory
+from skindist.prediction.pictures import beside_heat_maps
 from skindist.prediction.predictor import Predictor
-from skindist.report.pictures import as_png, beside_heat_map
+from skindist.report.pictures import as_png
 from skindist.wording import plural
 
 BYTES = 180  # of 255 that a file's name may have
-AT_ONCE = 8  # images that are explained together
 NO_PATH = "this row of the table has no path"
 NOT_FINITE = "the model's output is not finite"
 
@@ -74,7 +73,8 @@ class BatchReader:
         with self.turn:
             logits = self._logits(batch)
             if self.maps:
-                self._draw(self.maps, batch, names)
+                for name, picture in zip(names, beside_heat_maps(self.predictor, batch), strict=True):
+                    write_atomic(self.maps / name, as_png(picture))
         finite = np.isfinite(logits)
         ids = np.arange(count)
         known = Predictions(ids, np.where(finite, logits, 0.0), np.zeros_like(ids))
@@ -102,15 +102,6 @@ class BatchReader:
             ) from error
         difference: NDArray[np.float64] = (malignant_B - benign_B).numpy()
         return difference
-
-    def _draw(self, folder: Path, batch: Batch, names: Sequence[str]) -> None:
-        images_BCHW = self.predictor.to_device(batch)[0]
-        pixels_BHWC = batch.images_BCHW.permute(0, 2, 3, 1).numpy()
-        for start in range(0, len(names), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            maps = explain(self.predictor.module, images_BCHW[part]).numpy()
-            for name, pixels, heat in zip(names[part], pixels_BHWC[part], maps, strict=True):
-                write_atomic(folder / name, as_png(beside_heat_map(pixels, heat)))
 
 
 def plain(name: str) -> str:

@@ -31,20 +31,6 @@ def part_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.part")
 
 
-def refuse_bad_table(out: Path, overwrite: bool) -> None:
-    """Raise UserError where no table can be written, or one is there already: before the work, not after."""
-    if out.suffix.lower() not in WRITERS:
-        raise UserError(f"--out {out}: what it is written as follows from its name: give .csv, .jsonl or .parquet")
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise UserError(f"--out {out}: {'is a folder' if out.is_dir() else 'exists; give another, or --overwrite'}")
-    if out.exists() and not out.is_file():
-        raise UserError(f"--out {out}: is not a file; give another")
-    if not (folder := out.absolute().parent).is_dir():
-        raise UserError(f"--out {out}: there is no folder {folder}; create it")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--out {out}: {folder} is not writable; give another folder")
-
-
 class GrowingTable:
     """The rows so far, in a file that no other process may write meanwhile. The file begins with what they depend on.
 

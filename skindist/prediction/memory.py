@@ -1,13 +1,18 @@
 """When memory runs out: what to say, and how many images fit."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
+from skindist.data.loading import Batch
+from skindist.data.transforms import IDENTITY
 from skindist.distributed import host
 from skindist.distributed.group import Accelerator
 from skindist.errors import OutOfMemory, TrainingError, UserError
+from skindist.folding import for_prediction
+from skindist.prediction.predictor import Predictor
 from skindist.wording import plural
 
 OTHER_WORDS = (
@@ -23,6 +28,7 @@ OTHER_WORDS = (
     "unable to find an engine to execute this computation",
 )
 """What GPU libraries say instead when there is no memory left for them."""
+log = logging.getLogger("skindist")
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -101,5 +107,33 @@ def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[in
         if host.sum_ranks(torch.tensor(fits)) == accelerator.num_processes:
             return images
         if images == 1:
-            raise TrainingError("out of memory with one image at a time: lower --data.image_size")
+            raise TrainingError(
+                "out of memory with one image at a time: use a device with more memory, or train with a smaller "
+                "--data.image_size"
+            )
         images = -(-images // 2)
+
+
+def images_at_a_time(predictor: Predictor, image_size: int, most: int) -> int:
+    """How many images, at most `most`, every process can predict at a time: on a GPU this is tried.
+
+    Raises:
+        TrainingError: on every process, when not even one fits on each.
+    """
+    if predictor.accelerator.device.type == "cpu":
+        return most
+
+    def attempt(count: int) -> None:
+        with torch.inference_mode():
+            predictor.logits(black_images(count, image_size), for_prediction(predictor.judged))
+
+    found = largest_that_fits(predictor.accelerator, most, attempt)
+    if found < most and predictor.accelerator.is_main_process:
+        log.info(f"memory: {plural(found, 'image')} at a time")
+    return found
+
+
+def black_images(count: int, image_size: int) -> Batch:
+    """A batch of them, of both classes in turn."""
+    images_BCHW = torch.zeros(count, 3, image_size, image_size, dtype=torch.uint8)
+    return Batch(torch.arange(count), images_BCHW, torch.arange(count) % 2, IDENTITY.repeat(count, 1, 1))

@@ -4,12 +4,14 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 
+from PIL import Image
+
 from skindist.data.loading import Batch, LesionImages
 from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
 from skindist.data.split import Row
 from skindist.errors import UserError
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.mistakes import telling_cases
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.stress import DISTURBANCES, disturb
@@ -92,9 +94,16 @@ def explained(predictor: Predictor, images: LesionImages, ids: Sequence[int]) ->
     """The picture of each image beside its heat map."""
     for start in range(0, len(ids), AT_ONCE):
         batch = images.__getitems__([(0, sample_id) for sample_id in ids[start : start + AT_ONCE]])
-        maps = explain(predictor.module, predictor.to_device(batch)[0]).numpy()
-        for pixels, heat in zip(pixels_of(batch), maps, strict=True):
-            yield as_jpeg(beside_heat_map(pixels, heat))
+        yield from map(as_jpeg, beside_heat_maps(predictor, batch))
+
+
+def beside_heat_maps(predictor: Predictor, batch: Batch) -> Iterator[Image.Image]:
+    """Each image of a batch and, at its right, its heat map, (H, 2W, 3)."""
+    images_BCHW = predictor.to_device(batch)[0]
+    for start in range(0, len(images_BCHW), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        maps = explain(predictor.module, images_BCHW[part]).numpy()
+        yield from map(beside_heat_map, pixels_of(batch)[part], maps)
 
 
 def pixels_of(batch: Batch) -> list[Pixels]:

@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 from skindist.data.loading import Batch, Key, LesionImages
 from skindist.data.prepare import Prepared
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.stress import DISTURBANCES, describe_stress, disturb

@@ -49,6 +49,7 @@ class WandbSink:
         self.notices = Notices()
         asked = accelerator.is_main_process and "wandb" in config.tracking.names
         self.mode = wandb_mode(config.tracking.wandb) if asked else "disabled"
+        self.is_new_there = not any(run.path.glob("wandb/*run-*"))  # W&B is told of the steps before, too
         if self.mode == "online":
             self._start_online(config, wandb_id)
         if self.mode == "offline":
@@ -107,6 +108,9 @@ class WandbSink:
         self.wandb = self.accelerator.get_tracker("wandb", unwrap=True)
         self.wandb.define_metric("train/*", step_metric="global_step")
         self.wandb.define_metric("val/*", step_metric="epoch")
+        if self.is_new_there and self.run.record.exists():
+            for event in self.run.metrics():
+                self._send(event)
 
     def log(self, values: dict[str, Any]) -> None:
         """Send one event.
@@ -114,8 +118,10 @@ class WandbSink:
         W&B's step follows from the run's: it ignores what a resumed run logs again, and parts recorded offline fit
         together. An epoch is judged after its last step, maybe by the next process, so it has a step of its own.
         """
-        step = 2 * values["global_step"] + ("val/loss" in values)
-        self._attempt(GRACE, lambda: self.wandb.log(values, step=step))
+        self._attempt(GRACE, lambda: self._send(values))
+
+    def _send(self, event: dict[str, Any]) -> None:
+        self.wandb.log(event, step=2 * event["global_step"] + ("val/loss" in event))
 
     def finish(self, results: dict[str, Any], test: Predictions, images: Any = None) -> None:
         """Send the final figures to W&B with the plots that it draws, close it, and say where the curves are.

@@ -9,10 +9,8 @@ import torch
 from torch import nn
 
 from skindist.config import Config
-from skindist.data.loading import Batch
-from skindist.data.transforms import IDENTITY
 from skindist.folding import for_prediction
-from skindist.prediction.memory import advised, largest_that_fits
+from skindist.prediction.memory import advised, black_images, largest_that_fits
 from skindist.training.cuda_graph import capture, hindrance
 from skindist.training.engine import set_train_mode
 from skindist.training.learner import Learner
@@ -56,12 +54,6 @@ def capture_step(learner: Learner, config: Config, images: int) -> None:
     set_train_mode(learner.model, train.keeps_statistics)
     images_BCHW, _ = learner.to_device(black_images(images, config.data.image_size))
     learner.graph = capture(learner.module, images_BCHW)
-
-
-def black_images(count: int, image_size: int) -> Batch:
-    """A batch of them, of both classes in turn."""
-    images_BCHW = torch.zeros(count, 3, image_size, image_size, dtype=torch.uint8)
-    return Batch(torch.arange(count), images_BCHW, torch.arange(count) % 2, IDENTITY.repeat(count, 1, 1))
 
 
 def find_micro_batch_size(learner: Learner, image_size: int, most: int) -> int:

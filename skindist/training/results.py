@@ -9,7 +9,8 @@ from skindist.data.split import SPLITS, count_rows
 from skindist.determinism import repeats, tf32
 from skindist.early_stopping import EarlyStopping
 from skindist.evaluation.differences import summarize
-from skindist.evaluation.judgement import freeze, judge
+from skindist.evaluation.frozen import freeze
+from skindist.evaluation.judgement import judge
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
 from skindist.inference.saved_model import save_model

@@ -31,6 +31,7 @@ from skindist.model import (
     refuse_lone_image,
     refuse_size,
     synchronise_batchnorm,
+    try_size,
 )
 from skindist.optim import build_optimizer
 from skindist.prediction.evaluate import evaluate
@@ -171,6 +172,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
     torch.manual_seed(derived_seed(config.run.seed, Stream.INITIAL_WEIGHTS))
     loaded = on_main(accelerator, build_model, config.model, may_take_hours=True)
     module = build_model(config.model, load=False) if loaded is None else loaded
+    decide(accelerator, try_size, module, config.model.name, config.data.image_size)
     if config.train.freeze_backbone:
         freeze_backbone(module)
     if config.train.sync_batchnorm:

@@ -18,10 +18,11 @@ from skindist.config import Config
 from skindist.data.loading import Batch
 from skindist.distributed import group
 from skindist.launcher import this_launch
+from skindist.prediction.memory import black_images
 from skindist.recipe import DataConfig, ModelConfig, TrainConfig
 from skindist.run.folder import Run
 from skindist.training import cuda_graph, engine, rehearsal, trainer
-from skindist.training.rehearsal import black_images, capture_step
+from skindist.training.rehearsal import capture_step
 from skindist.training.tracker import Tracker
 from tests.helpers import jobs
 from tests.helpers.faults import replace

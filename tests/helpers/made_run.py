@@ -11,7 +11,8 @@ from skindist.data.inspection import Facts
 from skindist.data.loading import sample_ids
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.split import Row, count_rows
-from skindist.evaluation.judgement import freeze, judge
+from skindist.evaluation.frozen import freeze
+from skindist.evaluation.judgement import judge
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
 from skindist.prediction.outcome import known_of, prediction_rows

@@ -167,6 +167,14 @@ def test_help_needs_no_framework(command: list[str]) -> None:
     assert done.stdout.strip().endswith("[]"), done.stderr
 
 
+@pytest.mark.parametrize("module", ["skindist.training.trainer", "skindist.inference.predict"])
+def test_what_judges_a_model_is_not_imported_before_it_does(module: str) -> None:
+    """Every process would wait a second for it, and only the main one judges, at the end."""
+    code = f"import sys, {module}; print(sorted({{'sklearn', 'scipy', 'matplotlib'}} & set(sys.modules)))"
+    done = run(sys.executable, "-c", code)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_the_demo_recipe_is_valid() -> None:
     done = run(sys.executable, ROOT / "launch/train.py", f"--config={ROOT / 'launch/demo.yaml'}", "--print_config")
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from skindist.cli import main
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.export import drawn
 from skindist.inference.saved_model import save_model

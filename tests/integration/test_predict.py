@@ -24,7 +24,7 @@ from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.predict import open_table
 from skindist.inference.saved_model import save_model
@@ -360,10 +360,10 @@ def not_a_part(folder: Path) -> list[str]:
         (lambda _: ["model", "nowhere", "--out=out.csv"], "nowhere: no such file or folder; give a folder, an image"),
         (lambda _: ["model", "images/*.gif", "--out=out.csv"], "images/*.gif: no file is there"),
         (lambda _: ["model", "images"], "--out is missing"),
-        (lambda _: ["model", "images", "--out=out.xlsx"], "give .csv, .jsonl or .parquet"),
+        (lambda _: ["model", "images", "--out=out.xlsx"], "must end in .csv, .jsonl or .parquet"),
         (lambda _: ["model", "images", "--out=deep/out.csv"], "there is no folder"),
         (lambda _: ["model", "images", "--out=/proc/out.csv"], "/proc"),
-        (lambda _: ["model", "images", "--out=images"], "give .csv, .jsonl or .parquet"),
+        (lambda _: ["model", "images", "--out=images"], "must end in .csv, .jsonl or .parquet"),
         (
             lambda _: ["model", "images", "--out=out.csv", "--explain=images/maps"],
             "--explain images/maps: lies in images",

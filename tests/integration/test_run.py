@@ -20,7 +20,7 @@ from sklearn.metrics import accuracy_score, log_loss, precision_score, recall_sc
 
 from skindist.cli import main, train
 from skindist.errors import UserError
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.parsing import parse_config
 from skindist.prediction.evaluate import evaluate
 from skindist.run.lock import RunLock

@@ -25,6 +25,7 @@ from skindist.errors import TrainingError
 from skindist.evaluation.predictions import Predictions
 from skindist.parsing import parse_config
 from skindist.run import folder as run_folder
+from skindist.run import record as run_record
 from skindist.tracking.other_trackers import OtherTrackers
 from skindist.tracking.wandb_sink import WandbSink, reliability_rows, threshold_rows
 from skindist.training.tracker import Tracker
@@ -342,3 +343,29 @@ def test_a_resumed_run_goes_on_in_wandb(demo: Path, tmp_path: Path) -> None:
         assert points == sorted(set(points)), "none twice"
         assert points[-1] == (12 * 3, True)
         assert run.exit_code == 0
+
+
+def switch_on(folder: Path) -> None:
+    """W&B in a run that has two events from before."""
+    config, run = parse_config([*TINY, "--tracking.wandb=online"]), run_folder.Run(folder)
+    for step, event in enumerate(({"train/loss": 0.7}, {"val/loss": 0.6, "epoch": 1}), 1):
+        run_record.append(run.record, {**event, "global_step": step})
+    with WandbServer() as server:
+        os.environ.update(server.env)
+        for step in (3, 4):
+            accelerator = group.join_group(log_with="wandb")
+            with suppress(TrainingError), WandbSink(accelerator, run, config, "late1234") as sink:
+                Tracker(accelerator, run, sink, OtherTrackers(accelerator, run, config, "", 0)).log(
+                    {"train/loss": 0.5, "global_step": step}
+                )
+                raise TrainingError("the loss is not finite")
+        assert curve(server.runs["late1234"]) == [1, 2, 3, 4], "each once"
+
+
+@pytest.mark.slow
+def test_wandb_that_is_switched_on_later_gets_the_steps_before(tmp_path: Path) -> None:
+    code = f"from tests.integration.test_wandb import *; switch_on(Path({str(tmp_path)!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=clean({}), cwd=ROOT, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

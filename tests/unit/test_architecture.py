@@ -44,7 +44,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
             "shortcut",
         )
     },
-    {"evaluation.beside_shortcut", "evaluation.differences", "evaluation.bands"},
+    {"evaluation.frozen", "evaluation.beside_shortcut", "evaluation.differences"},
     {"evaluation.judgement"},
     {"evaluation.recalibration", "evaluation.stress", "evaluation.mistakes"},
     {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skindist.determinism import choose_kernels, repeats, tf32
+from skindist.determinism import choose_kernels, float32_of, repeats, tf32
 from skindist.errors import UserError
 from skindist.prediction.memory import advised
 from skindist.run.folder import Run
@@ -69,6 +69,7 @@ def test_a_model_without_such_a_kernel_is_named() -> None:
 def test_what_a_gpu_computes_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tf32(CPU) == []
     assert tf32(CUDA) == ["convolution"], "torch's defaults"
+    assert (float32_of(CPU), float32_of(CUDA)) == ("float32", "float32 (TF32 for convolution)")
     torch.backends.cuda.matmul.allow_tf32 = True
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert tf32(CUDA) == ["matmul", "convolution", "NVIDIA_TF32_OVERRIDE=0"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.description import read_description
 from skindist.inference.ensemble import Ensemble

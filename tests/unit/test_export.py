@@ -17,7 +17,7 @@ from skindist.data.transforms import central_square
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference import export
 from skindist.inference.export import drawn, export_model
@@ -164,7 +164,7 @@ def test_a_file_that_says_otherwise_is_never_written(
     ("name", "said"),
     [
         ("model.pth", "must end in .onnx or .pt2"),
-        ("there.pt2", "exists; --overwrite replaces it"),
+        ("there.pt2", "exists; give another, or --overwrite"),
         ("folder.pt2", "is a folder"),
         ("none/model.pt2", "there is no folder"),
         ("model.onnx", r"onnx, onnxruntime, onnxscript not installed: pip install 'skindist\[export\]'"),

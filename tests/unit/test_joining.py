@@ -157,9 +157,11 @@ def test_the_card_of_an_ensemble_names_no_base_model_that_there_is_not(crossed: 
     assert "base_model" not in header(config, results, "2 x efficientnet_b0")
 
 
-def test_what_is_done_is_kept_and_a_failure_is_one_line(crossed: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_done_is_kept_and_a_failure_is_one_line(crossed: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = (crossed / "runs/seed-0-fold-0/results.json").stat().st_mtime_ns
     fails = [sys.executable, "-c", "import sys; sys.exit('error: it fails')"]
+    run_folds(fails, 2, 1, crossed, only=1)
+    assert "seed 0, fold 1: validation AUROC" in caplog.text
     run_folds(fails, 2, 1, crossed)
     assert (crossed / "runs/seed-0-fold-0/results.json").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="seed 1, fold 0: ended with status 1:\nerror: it fails\nits output is in"):

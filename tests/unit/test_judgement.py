@@ -15,8 +15,9 @@ from skindist.config import EvaluationConfig
 from skindist.data.inspection import Facts
 from skindist.evaluation.beside_shortcut import BETTER, NOT_BETTER, UNTOLD, why_not_better
 from skindist.evaluation.calibration import Calibration
+from skindist.evaluation.frozen import Frozen, freeze
 from skindist.evaluation.intervals import Estimate
-from skindist.evaluation.judgement import Frozen, freeze, judge
+from skindist.evaluation.judgement import judge
 from skindist.evaluation.known import Known, age_band, pool
 from skindist.evaluation.operating_point import Threshold
 from skindist.evaluation.predictions import Predictions

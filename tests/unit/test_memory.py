@@ -1,11 +1,15 @@
 """Running out of memory: what is said, and how the largest micro-batch is found."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
+from skindist.data.loading import Batch
 from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
-from skindist.prediction.memory import advised, is_out_of_memory, largest_that_fits
+from skindist.prediction.memory import advised, images_at_a_time, is_out_of_memory, largest_that_fits
+from skindist.prediction.predictor import Predictor
 
 
 def room_for(most: int, tried: list[int]) -> object:
@@ -27,8 +31,33 @@ def test_the_largest_half_of_a_half_that_fits(room: int, expected: list[int]) ->
 
 
 def test_where_not_even_one_fits_the_image_is_too_large() -> None:
-    with pytest.raises(TrainingError, match=r"with one image at a time: lower --data\.image_size"):
+    with pytest.raises(TrainingError, match=r"with one image at a time: .* train with a smaller --data\.image_size"):
         largest_that_fits(group.join_group(), 4, room_for(0, []))  # type: ignore[arg-type]
+
+
+@dataclass
+class Small(Predictor):
+    """A predictor for whose device, which is said to be a GPU, `room` images are enough."""
+
+    room: int = 0
+    device: str = "cuda"
+
+    def logits(self, batch: Batch, module: torch.nn.Module) -> torch.Tensor:
+        room_for(self.room, [])(len(batch.ids_B))  # type: ignore[operator]
+        return torch.zeros(len(batch.ids_B), 2)
+
+
+@pytest.mark.parametrize(("device", "room", "expected"), [("cuda", 100, 64), ("cuda", 20, 16), ("cpu", 20, 64)])
+def test_a_prediction_takes_as_many_images_as_a_gpu_holds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, device: str, room: int, expected: int
+) -> None:
+    accelerator = group.join_group()
+    monkeypatch.setattr(type(accelerator), "device", torch.device(device))
+    monkeypatch.setattr("skindist.distributed.host.sum_ranks", lambda values: values)
+    small = Small(accelerator, torch.nn.Identity(), lambda images, colours: images, room=room)
+    with caplog.at_level("INFO", logger="skindist"):
+        assert images_at_a_time(small, 32, 64) == expected
+    assert [record.message for record in caplog.records] == ["memory: 16 images at a time"] * (expected == 16)
 
 
 def test_the_advice_names_the_setting() -> None:

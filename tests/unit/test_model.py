@@ -16,6 +16,7 @@ from skindist.model import (
     refuse_lone_image,
     refuse_size,
     synchronise_batchnorm,
+    try_size,
 )
 from skindist.recipe import ModelConfig, TrainConfig
 
@@ -154,6 +155,19 @@ def test_a_model_of_one_size_takes_no_other() -> None:
         refuse_size("vit_tiny_patch16_224", 64)
     refuse_size("vit_tiny_patch16_224", 224)
     refuse_size("efficientnet_b0", 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("halonet26t", 64, r"image_size 64: halonet26t cannot compute with images of 64 pixels \(AssertionError"),
+        ("levit_128s", 96, r"cannot compute with images of 96 pixels \(RuntimeError: .*; its own size is 224"),
+    ],
+)
+def test_a_model_that_fails_at_a_size_is_refused(name: str, size: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        try_size(timm.create_model(name), name, size)
+    try_size(timm.create_model("test_resnet"), "test_resnet", 32)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "test_resnet"])

@@ -12,7 +12,7 @@ import timm
 from skindist import cli
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.saved_model import save_model
 from tests.helpers import commands

@@ -7,7 +7,7 @@ from skindist.config import EvaluationConfig
 from skindist.data.inspection import Facts
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.known import Known
 from skindist.evaluation.operating_point import Threshold
 from skindist.evaluation.predictions import Predictions

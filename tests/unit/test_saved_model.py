@@ -18,7 +18,7 @@ from torch import nn
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
-from skindist.evaluation.judgement import Frozen
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.export import drawn
 from skindist.inference.saved_model import save_model
