@@ -23,11 +23,12 @@ from tqdm import tqdm
 from skindist.config import changes
 from skindist.errors import UserError
 from skindist.files import write_json
-from skindist.inference.joining import describe_ensemble, join_runs
+from skindist.inference.joining import join_runs
 from skindist.launcher import side_by_side
 from skindist.machine import available_cores, gpus
 from skindist.parsing import parse_config
 from skindist.programs import last_words, refuse_unknown_program, terminated_as_interrupted
+from skindist.report.words import describe_ensemble
 from skindist.run.folder import Run
 from skindist.run.opening import refuse_another_config
 
@@ -148,7 +149,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
             failed.set()
         places.put(place)
         if has_failed:
-            raise UserError(f"{why_failed(part, status, begun)}\nits output is in {part.log}; the same command goes on")
+            raise UserError(why_failed(part, status, begun))
         return part
 
     left = [part for part in parts if not part.done]
@@ -174,7 +175,9 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
 def why_failed(part: Part, status: int, begun: int) -> str:
     """What to tell the user of a run that has ended without its results, whose words begin there in its log."""
     ended = f"seed {part.seed}, fold {part.fold}: ended with status {status}:"
-    return "\n".join([ended, *last_words(part.log, begun)])
+    mistaken = status == 2  # of the user, which the same command would make again
+    where = f"its output is in {part.log}{'' if mistaken else '; the same command goes on'}"
+    return "\n".join([ended, *last_words(part.log, begun), where])
 
 
 def say_done(part: Part) -> None:

@@ -50,6 +50,9 @@ def in_one_line(message: str) -> str:
     message = re.sub(r'^Parser key "([\w.]+)": Expected a', r"--\1: expected", " ".join(message.split()))
     message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
     message = re.sub(r'^Parser key "config"', "--config", message)
+    if surplus := re.match(r"unrecognized arguments: ([^-]\S*)((?: \S+){2,})$", message):
+        more = len(surplus[2].split())
+        message = f"unrecognized arguments: {surplus[1]} and {more:,} more; is a pattern not in quotes?"
     message = re.sub("^Problems parsing config", "--config: is no YAML", message)
     message = re.sub("^Unexpected config.*", "--config: must hold sections, such as data, each with keys", message)
     message = re.sub(

@@ -49,7 +49,8 @@ def ensemble(runs: Sequence[Path], out: Path | None = None) -> None:
     """
     if out is None:
         raise UserError("--out is missing: give a new folder for the ensemble")
-    from skindist.inference.joining import describe_ensemble, join_runs
+    from skindist.inference.joining import join_runs
+    from skindist.report.words import describe_ensemble
 
     print(f"{describe_ensemble(join_runs(runs, out))}\nmodel: {out}")
 

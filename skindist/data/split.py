@@ -66,6 +66,15 @@ def make_split(
     return sorted(rows, key=lambda row: row.path)
 
 
+def leaked(rows: Sequence[Row]) -> dict[str, int]:
+    """How many test images belong together (copies, one lesion, one patient) with one of "train", and how many others
+    with one of "val". Only a split that was given has any."""
+    groups = {part: {row.group for row in rows if row.split == part} for part in ("train", "val")}
+    tested = [row.group for row in rows if row.split == "test"]
+    train = sum(group in groups["train"] for group in tested)
+    return {"train": train, "val": sum(group in groups["val"] - groups["train"] for group in tested)}
+
+
 def cut_into_folds(rows: Sequence[Row], folds: int, fold: int) -> list[Row]:
     """Let one fold of all images but those of test be validation, and the rest train. Groups stay together, and the
     folds are alike in size and classes, as nearly as whole groups can be.

@@ -19,18 +19,17 @@ STRONG = 0.7  # AUROC: a baseline that surely scores more explains much of any m
 PART = "but the shortcut is strong here, and part of the model's AUROC may come from it"
 
 
-def compare_with_shortcut(test: Predictions, known: Known, train: Known | None, seed: int) -> dict[str, Any]:
-    """The baseline that never sees the lesion, beside the model on the same test images."""
+def compare_with_shortcut(test: Predictions, known: Known, train: Known | str, seed: int) -> dict[str, Any]:
+    """The baseline that never sees the lesion, beside the model on the same test images.
+
+    Args:
+        train: what is known of the images to train it on; else why there are none.
+    """
     auroc = METRICS["auroc"]
     within = within_sources(test, known, seed)
-    baseline = shortcut_of_test(train, known, seed) if train else None
-    if baseline is None:
-        fewest = min(groups_of(part, label) for part in (train or known, known) for label in range(len(CLASSES)))
-        reason = (
-            f"the baseline takes {FEWEST} groups of each class, in training and in test; there are {fewest}"
-            if train
-            else "the training images are not at hand, so there is no baseline"
-        )
+    baseline = None if isinstance(train, str) else shortcut_of_test(train, known, seed)
+    if isinstance(train, str) or baseline is None:
+        reason = train if isinstance(train, str) else too_few_groups(train, known)
         nothing: dict[str, Any] = {"auroc": None, "difference": None, "families": {}, "within_source": within}
         return nothing | {"verdict": UNTOLD, "note": reason}
     everything = baseline.pop("all")
@@ -48,6 +47,12 @@ def compare_with_shortcut(test: Predictions, known: Known, train: Known | None, 
         "verdict": NOT_BETTER if why else BETTER,
         "note": why or (PART if its.low > STRONG else None),
     }
+
+
+def too_few_groups(train: Known, test: Known) -> str:
+    """Why there is no baseline."""
+    fewest = min(groups_of(part, label) for part in (train, test) for label in range(len(CLASSES)))
+    return f"the baseline takes {FEWEST} groups of each class, in training and in test; there are {fewest}"
 
 
 def within_sources(test: Predictions, known: Known, seed: int) -> list[dict[str, Any]]:

@@ -1,9 +1,11 @@
 """Calibration: whether a probability of 30 % means that 30 % are malignant, and how it is made to.
 
-One number, the temperature, divides all logits (Guo et al., "On calibration of modern neural networks", ICML 2017). It
-is fitted on validation images. It never changes the order of images, and no decision at 0.5.
+A temperature divides all logits, and a bias is added (Platt, "Probabilistic outputs for support vector machines", 1999;
+Guo et al., "On calibration of modern neural networks", ICML 2017). Both are fitted on validation images. They never
+change the order of images.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skindist.data.scan import CLASSES
-from skindist.evaluation.counts import BINS, Labels, Probabilities, bin_of
+from skindist.evaluation.counts import BINS, Labels, Probabilities, Values, bin_of
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions, sigmoid
 
-FEWEST = 10  # images of a class; with fewer, the temperature would be noise
+FEWEST = 10  # images of a class; with fewer, both would be noise
+SPREAD = 0.5  # of the bias and of the logarithm of the temperature, in what is held to be likely of any model
 LARGEST = 10.0  # temperature, and its reciprocal the smallest
 MEASURES = ("ece", "brier", "loss")
 
@@ -41,29 +44,32 @@ class Calibration:
 
 
 def fit_calibration(validation: Predictions) -> Calibration:
-    """The temperature with the lowest loss on these images."""
+    """The temperature and the bias that these images make most probable, where both are held near 1 and 0: before a
+    look at them, the logarithm of the temperature and the bias are normal, with a standard deviation of SPREAD."""
     logits, labels = validation.logits, validation.labels
     fewest = min(int((labels == label).sum()) for label in (0, 1))
     if fewest < FEWEST:
         counts = " and ".join(f"{(labels == label).sum()} {name}" for label, name in enumerate(CLASSES))
         return Calibration(note=f"not calibrated: {counts} validation images; it takes {FEWEST} of each class")
-
-    if logits[labels == 1].min() > logits[labels == 0].max():
-        return Calibration(note="not calibrated: on validation the logits separate the classes, whatever their size")
-
-    from scipy.optimize import brentq  # seconds of import, for the end of a run
-
-    def slope(scale: float) -> float:
-        """Of the loss, over the reciprocal of the temperature: it only rises."""
-        return float(((sigmoid(scale * logits) - labels) * logits).sum())
-
-    if slope(0) >= 0:
+    if logits[labels == 1].mean() <= logits[labels == 0].mean():
         return Calibration(note="not calibrated: on validation the logits say next to nothing of the labels")
-    if slope(1 / LARGEST) >= 0:
-        return Calibration(note=f"not calibrated: on validation the temperature would be above {LARGEST:g}")
-    if slope(LARGEST) < 0:
-        return Calibration(note=f"not calibrated: on validation the temperature would be below {1 / LARGEST:g}")
-    return Calibration(temperature=1 / float(brentq(slope, 1 / LARGEST, LARGEST)), fitted_on=len(labels))
+
+    from scipy.optimize import minimize  # seconds of import, for the end of a run
+
+    def loss_and_slopes(at: Values) -> tuple[float, Values]:
+        scaled = logits * np.exp(-at[0])
+        errors = sigmoid(scaled + at[1]) - labels
+        loss = np.logaddexp(0, scaled + at[1]).sum() - (scaled + at[1]) @ labels + at @ at / (2 * SPREAD**2)
+        return float(loss), np.array([-(errors @ scaled), errors.sum()]) + at / SPREAD**2
+
+    logarithm, bias = minimize(loss_and_slopes, np.zeros(2), jac=True, method="BFGS").x.tolist()
+    temperature = math.exp(logarithm)
+    for beyond, limit, side in (
+        (temperature > LARGEST, LARGEST, "above"), (temperature < 1 / LARGEST, 1 / LARGEST, "below"),
+    ):  # fmt: skip
+        if beyond:
+            return Calibration(note=f"not calibrated: on validation the temperature would be {side} {limit:g}")
+    return Calibration(temperature, bias, fitted_on=len(labels))
 
 
 def reliability(probabilities: Probabilities, labels: Labels) -> list[dict[str, float | int]]:

@@ -16,7 +16,7 @@ from skindist.evaluation.known import Known
 QUANTILES = (0.05, 0.5, 0.95)
 UNITS = {"width": "pixels", "height": "pixels", "red": "grey levels", "green": "grey levels", "blue": "grey levels"}
 OUTSIDE = 0.3  # share of images outside the range of nine in ten training images, of which one in ten is if alike
-SHARES_APART = 0.05  # of malignant images, from which on PPV and NPV no longer carry over
+ODDS_APART = 1.5  # factor between the odds of malignant, from which on PPV and NPV no longer carry over
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def differences(trained_on: TrainingSet, test: Known) -> dict[str, Any]:
     """What results.json says of a test set beside a training set.
 
     A trait differs if more than 30 % of the images lie outside the range of the middle 90 % of the training images. The
-    share of malignant images differs if that of training lies outside the interval of that here, and 5 percentage
-    points from it.
+    share of malignant images differs if that of training lies outside the interval of that here, and the odds of both
+    are 1.5 times apart: PPV and NPV change with these odds.
 
     Returns:
         "malignant_share" and "traits", each with the values of "training" and "here" and whether it "differs"; "note":
@@ -70,7 +70,8 @@ def differences(trained_on: TrainingSet, test: Known) -> dict[str, Any]:
     before, now = (found.malignant / (found.benign + found.malignant) for found in (trained_on, here))
     low, high = wilson(here.malignant, len(seen))
     share = {"training": before, "here": now, "low": low, "high": high}
-    share["differs"] = not low <= before <= high and abs(before - now) >= SHARES_APART
+    apart = here.malignant * trained_on.benign, here.benign * trained_on.malignant  # their ratio is that of the odds
+    share["differs"] = not low <= before <= high and max(apart) >= ODDS_APART * min(apart)
     found = {"malignant_share": share, "traits": compared}
     return found | {"note": _sentence(found)}
 
@@ -86,5 +87,6 @@ def _sentence(found: Mapping[str, Any]) -> str:
         span = low if low == high else f"{low} to {high}"
         said.append(f"{trait['outside']:.0%} in {trait['name']} ({nine_in_ten}{span} {trait['unit']})")
     if share["differs"]:
-        said.append(f"{share['here']:.0%} are malignant, in training {share['training']:.0%}")
+        here, before = (f"{value:.{0 if value >= 0.1 else 1}%}" for value in (share["here"], share["training"]))
+        said.append(f"{here} are malignant, in training {before}")
     return f"these images differ from those of training: {', '.join(said)}"

@@ -7,6 +7,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +18,7 @@ from skindist.evaluation.resampling import RESAMPLES, Groups, Ranking, Sample, s
 
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
+Z = NormalDist().inv_cdf(1 - TAIL)
 Ends = tuple[float, float]
 
 
@@ -33,9 +35,9 @@ class Estimate:
     """How the interval was computed."""
 
 
-def wilson(successes: int, n: int) -> Ends:
+def wilson(successes: float, n: float) -> Ends:
     """95 % score interval of a share (Wilson, "Probable inference, the law of succession, and statistical inference",
-    J Am Stat Assoc 22, 1927).
+    J Am Stat Assoc 22, 1927). Neither number need be whole: grouped images count for fewer.
 
     Returns (low, high) in [0, 1], or (NaN, NaN) for n = 0.
     Raises ValueError unless 0 <= successes <= n.
@@ -43,11 +45,11 @@ def wilson(successes: int, n: int) -> Ends:
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}: successes must be from 0 to n")
     if n == 0:
-        return float("nan"), float("nan")
-    from scipy.stats import binomtest  # seconds of import, for the end of a run
-
-    interval = binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+        return math.nan, math.nan
+    share, spread = successes / n, Z**2 / n
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt((share * (1 - share) + spread / 4) / n)
+    return (0.0 if share == 0 else middle - half), (1.0 if share == 1 else middle + half)
 
 
 def ratio(first: Ends, second: Ends, values: Ends) -> Ends:
@@ -75,11 +77,11 @@ def estimates(
 ) -> dict[str, Estimate]:
     """Metrics of METRICS by name, each with its 95 % interval.
 
-    Shares of images that stand alone get Wilson's interval. Shares of grouped images get it for as many images as the
-    spread of resampled groups shows (`_over_groups`). PPV and NPV at a stated prevalence get the one that follows from
-    the intervals of sensitivity and specificity (`ratio`). All else gets the percentile bootstrap (Efron & Tibshirani,
-    "An Introduction to the Bootstrap", 1993, chapter 13), over groups where several images belong to one. The ECE gets
-    the basic bootstrap (`_basic`).
+    Shares that rest on images that stand alone get Wilson's interval. Shares of grouped images get it for as many
+    images as the spread of resampled groups shows (`_over_groups`). PPV and NPV at a stated prevalence get the one that
+    follows from the intervals of sensitivity and specificity (`ratio`). All else gets the percentile bootstrap (Efron &
+    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), over groups where several images belong to one.
+    The ECE gets the basic bootstrap (`_basic`).
 
     A bootstrap shows only what the sample holds. Where the classes separate perfectly, it gives one value for all
     resamples, however few the images; the AUROC then gets an exact bound (`_separated`).
@@ -115,11 +117,10 @@ def estimates(
         n = metric.per_image(p, y, **metric.at(threshold)).size if metric.is_share and metric.per_image else y.size
         if metric.at_prevalence and prevalence is not None:
             low, high, interval = *_by_bayes(metric, found, prevalence, value), "mover"
-        elif metric.is_share and not sample.grouped:
+        elif metric.is_share and (units := _units(metric, p, sample, threshold)) == n:
             low, high, interval = *wilson(round(value * n) if n else 0, n), "wilson"
         elif metric.is_share:
-            units = _units(metric, p, sample, threshold)
-            low, high, interval = *_over_groups(value, drawn[metric.name], units), "wilson over groups"
+            low, high, interval = *_over_groups(value, drawn[metric.name], n, units), "wilson over groups"
         elif metric.resampling_raises:
             low, high, interval = *_basic(value, drawn[metric.name]), f"basic {sample.kind}"
         elif metric.name == "auroc" and value in (0.0, 1.0):
@@ -199,14 +200,15 @@ def _separated(value: float, sample: Sample) -> Ends:
     return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
 
 
-def _over_groups(value: float, drawn: Values, units: int) -> Ends:
+def _over_groups(value: float, drawn: Values, images: int, units: int) -> Ends:
     """Wilson's interval for as many images that stand alone as would vary like the share in resamples (the effective
-    sample size: Kish, "Survey Sampling", 1965); where resamples show no spread, for as many as there are groups."""
+    sample size: Kish, "Survey Sampling", 1965), at most as many as there are; where resamples show no spread, for as
+    many as there are groups."""
     low, high = _quantiles(value, drawn)
     if math.isnan(low):
         return low, high
-    n = max(1, round(value * (1 - value) / float(np.nanvar(drawn)))) if low < high else units
-    return wilson(round(value * n), n)
+    n = min(value * (1 - value) / float(np.nanvar(drawn)), images) if low < high else units
+    return wilson(value * n, n)
 
 
 def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> int:

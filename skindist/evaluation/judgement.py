@@ -26,7 +26,7 @@ def judge(
     frozen: Frozen,
     validation: tuple[Predictions, Known] | None,
     test: tuple[Predictions, Known],
-    train: Known | None,
+    train: Known | str,
     config: EvaluationConfig,
     seed: int,
 ) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def judge(
         frozen: what was fixed on validation.
         validation: predictions as the model gives them, and what is known of the images; None: not at hand.
         test: the same of the test images.
-        train: what is known of the training images, for the shortcut baseline; None: not at hand.
+        train: what is known of the training images, for the shortcut baseline; else why it has none.
         config: the prevalence at which PPV and NPV are stated.
         seed: of all resampling.
     """

@@ -49,9 +49,9 @@ class Known:
 
 
 def age_band(age: str) -> str:
-    """The band of an age in years, such as "45 to 59"; "" for what is no age."""
+    """The band of an age in years, such as "45 to 59" for "50"; "" for what is no age."""
     try:
-        years = float(age)
+        years = float(age.rstrip("+ "))  # the oldest are "90+" in tables that protect them
     except ValueError:
         return ""
     if not 0 <= years <= 120:
@@ -62,8 +62,11 @@ def age_band(age: str) -> str:
 
 
 def pool(values: Sequence[str]) -> NDArray[np.str_]:
-    """The frequent values as they are; all others as "other", if these are not rare themselves, and "" as "unknown"."""
-    named = [value or UNKNOWN for value in values]
+    """The frequent values as they are; all others as "other", if these are not rare themselves, and "" as "unknown".
+    Upper and lower case are one value, written as most often."""
+    written = sorted(Counter(values).items(), key=lambda item: (item[1], item[0]))
+    usual = {value.casefold(): value for value, _ in written}  # the last one stays
+    named = [usual[value.casefold()] or UNKNOWN for value in values]
     frequent = {value for value, count in Counter(named).most_common(MOST) if count >= RARE} | {UNKNOWN}
     rest = OTHER if sum(value not in frequent for value in named) >= RARE else UNKNOWN
     return np.array([value if value in frequent else rest for value in named], np.str_)

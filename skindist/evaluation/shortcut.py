@@ -5,6 +5,7 @@ et al., Nature Machine Intelligence 2, 2020). Here a plain classifier gets nothi
 score on this set without having learnt anything of lesions, and may lose on the next set.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from skindist.evaluation.metrics import METRICS
 
 Traits = NDArray[np.float64]
 FOLDS = 5
-MOST_SOURCES = 50  # that are told apart
+MOST_SOURCES = 50  # that are told apart, the most frequent ones of training
 FEWEST = 10  # groups of a class; with fewer, the answer would be noise
 
 
@@ -91,10 +92,12 @@ def shortcut_of_test(train: Known, test: Known, seed: int) -> dict[str, Probabil
     """
     if any(groups_of(part, label) < FEWEST for part in (train, test) for label in range(len(CLASSES))):
         return None
-    names, sources = np.unique([*train.values("source"), *test.values("source")], return_inverse=True)
+    sources = np.array([*train.values("source"), *test.values("source")])
     families = _families([*train.facts, *test.facts])
-    if len(names) > 1:
-        families["source"] = (sources[:, None] == np.arange(len(names))[:MOST_SOURCES]).astype(np.float64)
+    if len(set(sources.tolist())) > 1:
+        counted = sorted(Counter(train.values("source")).items(), key=lambda item: (-item[1], item[0]))
+        told_apart = np.array([name for name, _ in counted[:MOST_SOURCES]])
+        families["source"] = (sources[:, None] == told_apart).astype(np.float64)
     families["all"] = np.hstack(list(families.values()))
     n = len(train.facts)
     with threadpool_limits(1):

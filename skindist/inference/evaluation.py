@@ -9,23 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from skindist.config import Config, EvaluationConfig
-from skindist.data.duplicates import near_duplicates, straddling
 from skindist.data.loading import LesionImages, sample_ids
-from skindist.data.prepare import Prepared, prepare_again, prepare_test
+from skindist.data.prepare import Prepared, prepare_test
 from skindist.data.split import Row, count_rows
-from skindist.data.survey import look_into
 from skindist.determinism import float32_of, tf32
 from skindist.distributed import group
 from skindist.distributed.group import decide
 from skindist.errors import UserError
 from skindist.evaluation.differences import differences
 from skindist.evaluation.judgement import judge
-from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.recalibration import halves, recalibrate
 from skindist.files import expanded, finite, refuse_occupied, refuse_within, whole_folder
 from skindist.inference.description import Description, read_description
 from skindist.inference.saved_model import build_module, load_weights
+from skindist.inference.seen import COUNTED, baseline_images, seen_in_training, training_data
 from skindist.inference.sources import Source, find_model
 from skindist.prediction.evaluate import evaluate
 from skindist.prediction.loaders import choose_workers, eval_loader, open_store
@@ -147,11 +145,13 @@ def write_evaluation(
         stress=bool(disturbed),
         explain=asked.explain,
     )
-    results = judge(frozen, None, (found, known), training_images(source.run), config, seed)
+    trained = training_data(source.run)
+    seen = seen_in_training(source.run, trained, images_of, data)
+    results = judge(frozen, None, (found, known), baseline_images(trained, seen), config, seed)
     results |= {
         "stress": stress_of(frozen, found, disturbed, known, seed),
         "differences": differences(description.trained_on, known),
-        "seen_in_training": seen_in_training(source.run, images_of, data.rows),
+        "seen_in_training": seen,
         "recalibrated": recalibrate(frozen, found, known, config, asked.seed) if asked.recalibrate else None,
         "model": {
             "architecture": description.architecture,
@@ -181,64 +181,12 @@ def write_evaluation(
     return told
 
 
-def training_images(run: Run | None) -> Known | None:
-    """What is known of the images that a run was trained on; None if they are not at hand as they were."""
-    try:
-        if run is None:
-            return None
-        rows = run.split()
-        return known_of(prepare_again(run.config().data, rows), sample_ids(rows, "train"))
-    except UserError:
-        return None
-
-
 def warnings(results: Mapping[str, Any]) -> list[str]:
     """Why the figures may say less than they seem to, a sentence each."""
     seen, unlike = results["seen_in_training"], results["differences"]
     differs = unlike["malignant_share"]["differs"] or any(trait["differs"] for trait in unlike["traits"])
-    said = [seen["note"]] if any(seen[name] for name in ("train", "val", "near_duplicates")) else []
+    said = [seen["note"]] if any(seen[name] for name in COUNTED) else []
     return [f"{note[0].upper()}{note[1:]}." for note in said + ([unlike["note"]] if differs else [])]
-
-
-def seen_in_training(run: Run | None, tested: DataConfig, rows: Sequence[Row]) -> dict[str, Any]:
-    """How many of the images the run was trained on, or chosen by, as far as that is known.
-
-    Returns:
-        "train" and "val", images with the bytes of one of theirs, and "near_duplicates", images that show the same
-        picture as one of theirs in other bytes: numbers or null; "note": one sentence.
-    """
-    if run is None:
-        note = "not known whether the model was trained on these images: only its run folder could tell"
-        return {"train": None, "val": None, "near_duplicates": None, "note": note}
-    known = {row.sha256: row.split for row in run.split() if row.split != "test"}
-    seen = {split: sum(known.get(row.sha256) == split for row in rows) for split in ("train", "val")}
-    near = near_duplicates_of(set(known), run.config().data, {row.sha256 for row in rows}, tested)
-    count, said = sum(seen.values()), []
-    if count:
-        said.append(f"{count:,} of {plural(len(rows), 'image')} were used to train or choose the model")
-    if near:
-        said.append(f"{near:,} of {plural(len(rows), 'image')} show the same picture as one that was")
-    note = f"{', and '.join(said)}: the figures flatter"
-    if not said:
-        note = "no image is among those of training and validation"
-        note += (
-            ", which are not at hand to look for near-duplicates" if near is None else ", nor a near-duplicate of one"
-        )
-    return {**seen, "near_duplicates": near, "note": note}
-
-
-def near_duplicates_of(known: set[str], trained: DataConfig, ours: set[str], tested: DataConfig) -> int | None:
-    """How many images of a set show the same picture as one that is known, in other bytes; None if the known ones are
-    not at hand. Both are given by SHA-256, and by the folder that they are in."""
-    try:
-        then = [image for image in look_into(trained).images if image.sha256 in known]
-    except UserError:
-        return None
-    if {image.sha256 for image in then} != known:
-        return None
-    now = [image for image in look_into(tested).images if image.sha256 in ours - known]
-    links = straddling(near_duplicates([*then, *now]), [False] * len(then) + [True] * len(now))
-    return len({member for link in links for member in link.members if member >= len(then)})
 
 
 def describe_images(rows: Sequence[Row]) -> str:

@@ -32,14 +32,14 @@ from skindist.evaluation.predictions import Predictions
 from skindist.files import finite, refuse_occupied, whole_folder
 from skindist.inference.description import Description, called, read_description, unlike
 from skindist.inference.saved_model import build_module, load_weights, save_ensemble
-from skindist.prediction.outcome import known_of, prediction_rows, versions
+from skindist.prediction.outcome import known_of, prediction_rows, tell_leaks, versions
 from skindist.randomness import Stream, derived_seed
 from skindist.recipe import DataConfig
 from skindist.report.model_card import model_card
 from skindist.report.run_page import draw_run_page
 from skindist.report.scores import read_scores
+from skindist.report.words import crossed
 from skindist.run.folder import Run
-from skindist.wording import plural
 
 SURE = 1e-16  # a probability is at least so far from 0 and from 1
 DOUBTED = 100  # labels that are listed, beginning with the most doubted
@@ -95,6 +95,7 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     trained = known_of(data, [*sample_ids(rows, "train"), *sample_ids(rows, "val")])
     frozen = frozen_on(members, held_out, known["val"], config.evaluation.sensitivity, seed)
     judged = judge(frozen, (held_out, known["val"]), (test, known["test"]), trained, config.evaluation, seed)
+    tell_leaks(judged, rows)
     results: dict[str, Any] = finite(judged | of_members(members, data, held_out, seed))
     with whole_folder(out) as folder:
         run = Run(folder)
@@ -137,6 +138,10 @@ def refuse_what_does_not_fit(members: Sequence[Member]) -> None:
             raise UserError(f"{pair} cannot be one ensemble: {why}")
         if first.config.data.path != other.config.data.path or contents(first.rows) != contents(other.rows):
             raise UserError(f"{pair} cannot be one ensemble: they were trained on other images")
+        for key in ("sensitivity", "prevalence"):
+            asked = [getattr(member.config.evaluation, key) for member in (first, other)]
+            if asked[0] != asked[1]:
+                raise UserError(f"{pair} cannot be one ensemble: --evaluation.{key} is {asked[0]} and {asked[1]}")
         if contents(first.rows, "test") != contents(other.rows, "test"):
             raise UserError(
                 f"{pair} cannot be one ensemble: their test images are not the same; with a folder that is not split, "
@@ -179,7 +184,8 @@ def frozen_on(members: Sequence[Member], held_out: Predictions, known: Known, se
         "calibrated ones" if fitted == len(members) else f"ones, of which {fitted} of {len(members)} are calibrated"
     )
     threshold = choose_threshold(held_out.probabilities, held_out.labels, sensitivity, seed, known.groups)
-    note = "; ".join(filter(None, (threshold.note, FEWER)))
+    fewer = FEWER if crossed(member.config.data.fold for member in members) else None
+    note = "; ".join(filter(None, (threshold.note, fewer))) or None
     return Frozen(Calibration(note=f"the mean of the members' {calibrated}"), replace(threshold, note=note))
 
 
@@ -235,11 +241,3 @@ def doubted(rows: Sequence[Row], held_out: Predictions) -> list[tuple[str, str, 
         for at in order
         if doubt[at] > 0.5
     ]
-
-
-def describe_ensemble(results: Mapping[str, Any]) -> str:
-    """What the ensemble is worth, for the console."""
-    held_out = results["val"]["auroc"]
-    count = plural(held_out["n"], "image")
-    said = f"out of fold, {count}: AUROC {held_out['value']:.3f} ({held_out['low']:.3f} to {held_out['high']:.3f})"
-    return f"{plural(len(results['members']), 'member')}; {said}\n{results['verdict']}"

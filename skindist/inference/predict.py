@@ -123,9 +123,17 @@ def look(given: str, out: Path, overwrite: bool, maps: Path | None) -> int:
         raise UserError(f"--explain {maps}: is not a folder; give another")
     if maps and maps.is_dir() and any(maps.iterdir()) and not (overwrite or part_of(out).exists()):
         raise UserError(f"--explain {maps}: is not empty; give a new folder, or --overwrite")
-    total = sum(1 for _ in list_files(given, own_files(out, maps)))
+    total, found, missing = 0, False, ""
+    for item in list_files(given, own_files(out, maps)):
+        total, found = total + 1, found or Path(item.path).is_file()
+        missing = missing or item.name
     if not total:
         raise UserError(f"{given}: no file is there that is not hidden; give another")
+    if not found:
+        raise UserError(
+            f"{given}: none of its {plural(total, 'path')} is a file, such as {missing}; they start in the folder that "
+            "the table is in"
+        )
     return total
 
 

@@ -12,11 +12,14 @@ import torch
 
 from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
+from skindist.data.split import Row, leaked
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
 from skindist.run.folder import PREDICTED
+from skindist.wording import plural
 
+NAMES = {"train": "training", "val": "validation"}
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
 
 
@@ -46,6 +49,19 @@ def prediction_rows(
         numbers = (repr(float(value)) for value in values)
         lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
     return (*PREDICTED, *(f"table_{column}" if column in PREDICTED else column for column in columns)), lines
+
+
+def tell_leaks(results: dict[str, Any], rows: Sequence[Row]) -> None:
+    """Add how many test images belong together with training or validation images, and say it in the verdict."""
+    results["leaks"] = leaks = leaked(rows)
+    if not any(leaks.values()):
+        return
+    tested = sum(row.split == "test" for row in rows)
+    parts = [f"{count:,} with a {NAMES[split]} image" for split, count in leaks.items() if count]
+    results["verdict"] += (
+        f" Of the {plural(tested, 'test image')} some belong together with others (copies, one lesion or one patient), "
+        f"{' and '.join(parts)}: the figures flatter."
+    )
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skindist.config import Config, marked
+from skindist.data.split import leaked
 from skindist.evaluation.metrics import METRICS
 from skindist.recipe import DataConfig
 from skindist.report.html import Table, attempt
@@ -97,13 +98,10 @@ def parts_table(images: Mapping[str, Mapping[str, int]]) -> Table | None:
     return Table(["part", *next(iter(images.values())), "total", "malignant share"], rows) if rows else None
 
 
-def leaks(run: Run) -> int | None:
-    """How many test images belong together (copies, one lesion, one patient) with one that was trained on."""
+def leaks(run: Run) -> dict[str, int] | None:
+    """How many test images belong together with one that was trained on or validated with; None: not known."""
     rows = attempt(run.split)
-    if rows is None:
-        return None
-    trained = {row.group for row in rows if row.split == "train"}
-    return sum(row.group in trained for row in rows if row.split == "test")
+    return None if rows is None else leaked(rows)
 
 
 def quarantine_table(run: Run, named: bool) -> Table | None:

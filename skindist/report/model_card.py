@@ -183,8 +183,9 @@ def _calibration(found: Mapping[str, Any]) -> str:
         return f"The probabilities are {found['note']}."
     before, after = (found["test"][stage]["ece"] for stage in ("before", "after"))
     return (
-        f"The temperature is {found['temperature']:.3f}, fitted on {found['fitted_on']} validation images. On test the "
-        f"expected calibration error was {before:.3f} without it and is {after:.3f} with it."
+        f"The temperature is {found['temperature']:.3f} and the bias {found['bias']:.3f}, fitted on "
+        f"{found['fitted_on']} validation images. On test the expected calibration error was {before:.3f} without them "
+        f"and is {after:.3f} with them."
     )
 
 

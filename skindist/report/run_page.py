@@ -18,6 +18,7 @@ from skindist.report import history, plots
 from skindist.report.html import Table, attempt, render, thumbnail, write_page
 from skindist.report.mistakes import mistakes
 from skindist.report.scores import Scores, read_scores
+from skindist.report.words import crossed
 from skindist.run.folder import Run
 
 WIDE = 1280  # pixels of a picture over the whole width of the page
@@ -78,6 +79,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         stress_picture=thumbnail(run.stress_picture, WIDE) if pictures and run.stress_picture.exists() else None,
         members=history.members_table(results, pictures),
         seeds=history.seeds_table(results),
+        crossed=crossed(member["fold"] for member in results.get("members") or []),
         doubted=len(attempt(run.doubted_labels) or []),
         story=history.early_stopping_story(results.get("early_stopping"), settings, events),
         epochs=history.epoch_table(events),

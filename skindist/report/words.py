@@ -1,7 +1,7 @@
 """What a run says to people, in a line or a few."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from skindist.evaluation.metrics import HEADLINES, METRICS, UNDEFINED
@@ -46,6 +46,15 @@ def describe_evaluation(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def describe_ensemble(results: Mapping[str, Any]) -> str:
+    """What the ensemble is worth, for the console."""
+    held_out = results["val"]["auroc"]
+    count = plural(held_out["n"], "image")
+    where = "out of fold" if crossed(member["fold"] for member in results["members"]) else "validation"
+    said = f"{where}, {count}: AUROC {held_out['value']:.3f} ({held_out['low']:.3f} to {held_out['high']:.3f})"
+    return f"{plural(len(results['members']), 'member')}; {said}\n{results['verdict']}"
+
+
 def describe_operating_point(point: Mapping[str, Any]) -> str:
     """The threshold, where it comes from, and what it gives on the test images."""
     said = [describe_figure(name, point["test"][name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
@@ -85,3 +94,9 @@ def figure_text(value: object, name: str) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return UNDEFINED
     return METRICS[name].text(value) if name in METRICS else f"{value:{OTHERS.get(name, '.3f')}}"
+
+
+def crossed(folds: Iterable[int | None]) -> bool:
+    """Whether the members of an ensemble, whose folds these are, have validation images of their own: each image has
+    then the word of some of them alone."""
+    return len(set(folds)) > 1

@@ -200,7 +200,7 @@ class Run:
                 )
             raise UserError(f"{self.path}: no {file.name} {remedy}") from None
         except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
-            raise Damaged(f"{file}: cannot be read ({type(error).__name__}: {error})") from None
+            raise Damaged(f"{file}: cannot be read ({type(error).__name__}: {error}); copy it again") from None
 
 
 def read_results(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from skindist.evaluation.judgement import judge
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
 from skindist.inference.saved_model import save_model
-from skindist.prediction.outcome import hardware, known_of, prediction_rows, versions
+from skindist.prediction.outcome import hardware, known_of, prediction_rows, tell_leaks, versions
 from skindist.prediction.pictures import show_test
 from skindist.prediction.stress import stress_of
 from skindist.randomness import Stream, derived_seed
@@ -22,8 +22,6 @@ from skindist.report.model_card import model_card
 from skindist.run.folder import Run
 from skindist.training.learner import Learner
 from skindist.training.state import TrainState
-
-PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
 
 
 def write_results(
@@ -46,6 +44,7 @@ def write_results(
     frozen = freeze(predictions["val"], known["val"], asked, seed)
     val, test = ((predictions[split], known[split]) for split in ("val", "test"))
     results = judge(frozen, val, test, known["train"], asked, seed)
+    tell_leaks(results, data.rows)
     results["stress"] = stress_of(frozen, predictions["test"], disturbed, known["test"], seed)
     for split, found in predictions.items():
         run.write_predictions(split, *prediction_rows(found, frozen.calibration, data))

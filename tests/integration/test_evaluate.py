@@ -98,7 +98,7 @@ def test_it_says_what_differs_and_that_no_image_was_seen(found: Path) -> None:
     share = told["differences"]["malignant_share"]
     assert (share["training"], share["here"], share["differs"]) == (0.5, pytest.approx(1 / 3), True)
     assert told["seen_in_training"] == {
-        "train": 0, "val": 0, "near_duplicates": 0,
+        "train": 0, "val": 0, "near_duplicates": 0, "patients": None,
         "note": "no image is among those of training and validation, nor a near-duplicate of one",
     }  # fmt: skip
     assert "differ from those of training" in told["verdict"]
@@ -197,7 +197,16 @@ def test_its_own_test_images_give_what_the_run_found(run: Path, demo: Path, tmp_
     told = results(tmp_path / "out")
     assert (told["seen_in_training"]["train"], told["seen_in_training"]["val"]) == (36, 12)
     assert "48 of 60 images were used to train or choose the model" in told["verdict"]
-    assert told["shortcut"]["auroc"] is not None  # the training images are at hand
+    assert told["shortcut"]["note"] == "the baseline would be trained on the same images, or patients, as 36 of these"
+
+
+def test_the_baseline_is_trained_on_the_training_images_and_a_prevalence_counts(
+    run: Path, elsewhere: Path, tmp_path: Path
+) -> None:
+    assert main(["evaluate", str(run), str(elsewhere), f"--out={tmp_path / 'out'}", "--prevalence=0.02"]) == 0
+    told = results(tmp_path / "out")
+    assert told["shortcut"]["auroc"]["n"] == 54
+    assert (told["operating_point"]["prevalence"], told["test"]["ppv"]["interval"]) == (0.02, "mover")
 
 
 def test_a_training_image_that_was_encoded_again_is_found(

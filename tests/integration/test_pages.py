@@ -28,6 +28,7 @@ from skindist.inference import evaluation, export, joining, push
 from skindist.inference.sources import find_model
 from skindist.launcher import read_launch
 from skindist.recipe import DataConfig
+from skindist.report import words as report_words
 from skindist.run.folder import Run
 from skindist.training import trainer
 from tests.helpers.commands import ROOT, TINY
@@ -158,7 +159,7 @@ class Check:
 
         self.monkeypatch.setattr(folds, "run_folds", run_folds)
         self.monkeypatch.setattr(joining, "join_runs", join_runs)
-        self.monkeypatch.setattr(joining, "describe_ensemble", str)
+        self.monkeypatch.setattr(report_words, "describe_ensemble", str)
         self.monkeypatch.setattr(unpacking, "unpack", lambda source, out, column: 0)
         self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
         self.monkeypatch.setattr(export, "export_model", export_model)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,14 @@ from skindist.data.loading import LesionImages
 from skindist.data.resizing import seen_pixels
 from skindist.data.split import Row
 from skindist.data.store import PixelStore, Source, ensure_store
+from skindist.distributed import group
 from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
-from skindist.inference.predict import open_table
-from skindist.inference.saved_model import save_model
+from skindist.inference.predict import open_table, what_rows_depend_on
+from skindist.inference.saved_model import SavedModel, save_model
 from skindist.inference.seeing import plain
 from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
@@ -324,6 +326,16 @@ def without_paths(folder: Path) -> list[str]:
     return ["model", "list.csv", "--out=out.csv"]
 
 
+def from_elsewhere(folder: Path) -> list[str]:
+    (folder / "list.csv").write_text("path\nbenign/1.png\nbenign/2.png\n")
+    return ["model", "list.csv", "--out=out.csv"]
+
+
+def a_cross_validation(folder: Path) -> list[str]:
+    shutil.copytree(folder / "model/", folder / "folds/ensemble/model")
+    return ["folds", "images", "--out=out.csv"]
+
+
 def not_utf_8(folder: Path) -> list[str]:
     (folder / "list.csv").write_bytes("path\n\u00e9.png\n".encode("latin-1"))
     return ["model", "list.csv", "--out=out.csv"]
@@ -354,6 +366,11 @@ def not_a_part(folder: Path) -> list[str]:
         (empty_folder, "empty: no file is there that is not hidden"),
         (without_paths, "list.csv: no column is called path; found image, age"),
         (not_utf_8, "list.csv: is not UTF-8 text"),
+        (
+            from_elsewhere,
+            "list.csv: none of its 2 paths is a file, such as benign/1.png; they start in the folder that",
+        ),
+        (a_cross_validation, "folds: holds the runs of a cross-validation: give folds/ensemble"),
         (maps_there, "--explain maps: is not empty"),
         (begun_with_another, "out.csv.part: it was begun with another model; run that command again to finish it, or"),
         (not_a_part, "out.csv.part: it was begun with another program"),
@@ -493,3 +510,18 @@ def test_accelerate_launch_runs_the_command(model: Path, images: Path, found: Pa
     assert done.returncode == 0, done.stderr
     assert "device: 3 processes" in done.stdout
     assert (tmp_path / "out.csv").read_bytes() == found.read_bytes()
+
+
+def test_what_decides_on_a_row_is_part_of_what_it_depends_on(model: Path, tmp_path: Path) -> None:
+    """An unfinished table is not continued with another threshold, or other files."""
+    own, accelerator = load_model(model), group.join_group()
+    other = load_model(saved(tmp_path, Threshold(0.6, "validation", 0.95), Calibration(0.5, -0.1)))
+    asked: list[tuple[SavedModel, int, str, Path | None]] = [
+        (own, 8, "images", None), (other, 8, "images", None), (own, 4, "images", None), (own, 8, "others", None),
+        (own, 8, "images", tmp_path),
+    ]  # fmt: skip
+    keys = [
+        json.dumps(what_rows_depend_on(saved, accelerator, batch, given, maps)) for saved, batch, given, maps in asked
+    ]
+    assert len(set(keys)) == len(asked)
+    assert version("torch") in keys[0]

@@ -21,8 +21,12 @@ from sklearn.metrics import accuracy_score, log_loss, precision_score, recall_sc
 from skindist.cli import main, train
 from skindist.errors import UserError
 from skindist.evaluation.frozen import Frozen
+from skindist.inference.single import probabilities
+from skindist.inference.sources import load_model
+from skindist.optim import learning_rate
 from skindist.parsing import parse_config
 from skindist.prediction.evaluate import evaluate
+from skindist.recipe import OptimConfig
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, prepare_data
 from skindist.training import trainer
@@ -102,8 +106,39 @@ def test_results_tell_how_they_came_about(run: Path) -> None:
     stop = results["early_stopping"]
     ends = {event["epoch"]: event["val/loss"] for event in events(run) if "val/loss" in event}
     assert stop["best"] == ends[stop["best_epoch"]] == pytest.approx(results["val"]["loss"]["value"], abs=1e-6)
+    assert stop["first_epoch"] == 2, "until then the rate is above half of its peak"
     assert torch.__version__.startswith(results["versions"]["torch"])
     assert results["images_per_second"] > 0
+
+
+def test_the_best_epoch_is_tested_and_saved_not_the_last(run: Path, demo: Path, tmp_path: Path) -> None:
+    """No epoch is better by 100 than the first one. The curve's points are means of the steps since the one before."""
+    folder, early = tmp_path / "run", {"first_epoch": 1, "min_delta": 100, "patience": 1, "monitor": "val/auroc"}
+    more = [f"--early_stopping.{key}={value}" for key, value in early.items()]
+    more += ["--evaluation.views=2", "--train.log_every=1", "--tracking.wandb=disabled"]
+    assert train(flags(demo, folder, *more)) == 0
+    stop = json.loads((folder / "results.json").read_text())["early_stopping"]
+    assert (stop["best_epoch"], stop["epochs"], stop["stopped_early"]) == (1, 2, False)
+    assert (stop["min_delta"], stop["mode"]) == (100, "max")
+    steps = [event for event in events(folder) if "train/loss" in event]
+    assert [event["train/lr"] for event in steps] == [learning_rate(step, 3, 2, OptimConfig()) for step in range(6)]
+    losses, points = (
+        [event["train/loss"] for event in events(each) if "train/loss" in event] for each in (folder, run)
+    )
+    pairs = [losses[:2], losses[2:3], losses[3:5], losses[5:]]
+    assert points == pytest.approx([sum(pair) / len(pair) for pair in pairs])
+    saved = load_file(folder / "model/model.safetensors")
+    best, last = (
+        split_weights(load_file(folder / f"checkpoints/step-0000000{step}/model.safetensors"))[1] for step in (3, 6)
+    )
+    assert all(torch.equal(best[name], tensor) for name, tensor in saved.items())
+    assert not all(torch.equal(last[name], tensor) for name, tensor in saved.items())
+    model = load_model(folder)
+    assert model.description.views == 2
+    tested = rows(folder / "predictions-test.csv")
+    pictures = [Image.open(demo / row["path"]) for row in tested]
+    expected = probabilities(model, pictures)
+    assert [float(row["probability"]) for row in tested] == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_the_operating_point_can_be_computed_again(run: Path) -> None:
@@ -191,7 +226,7 @@ def test_the_saved_model_loads_with_transformers(run: Path) -> None:
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = timm.create_model(f"local-dir:{run / 'model'}", pretrained=True).eval()(images)
-        assert torch.equal(model(images).logits, expected)
+        torch.testing.assert_close(model(images).logits, expected, rtol=0, atol=1e-6)
 
 
 def test_bad_files_and_metadata_of_a_run(demo: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"inference.graph", "inference.single", "report.pictures"},
     {"prediction.outcome", "prediction.pictures", "prediction.stress"},
     {"tracking.wandb_sink", "training.results", "training.saving", "inference.sources", "inference.table"},
-    {"inference.seeing", "inference.batches"},
+    {"inference.seeing", "inference.seen", "inference.batches"},
     {"tracking.other_trackers", "training.restoring"},
     {"training.tracker"},
     {

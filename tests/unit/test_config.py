@@ -151,6 +151,10 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, content: bytes, sa
         (["predict", "M", "I", "--over"], "--over; nearest: --overwrite"),
         (["audit", "D", "--metdata", "x"], "--metdata x; nearest: --metadata"),
         (["folds", "--seds", "3"], "--seds; nearest: --seeds"),
+        (
+            ["predict", "M", "1.png", "2.png", "3.png", "4.png", "--out=x.csv"],
+            "2.png and 2 more; is a pattern not in quotes?",
+        ),
         (["evaluate", "M", "D", "--qqqqqq", "3"], "--qqqqqq 3; --help lists them all"),
     ],
 )

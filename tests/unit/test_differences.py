@@ -70,5 +70,15 @@ def test_a_small_or_uncertain_change_of_the_malignant_share_is_none() -> None:
     assert not few["malignant_share"]["differs"]  # 24 to 76 %
 
 
+def test_a_rare_class_that_is_rarer_here_is_said() -> None:
+    """5 % and 0.4 %: of ten images that are called malignant, one was, and now it is one of a hundred."""
+    traits = summary([image(0)]).traits
+    found = compare(TrainingSet(950, 50, traits), [image(int(number < 8)) for number in range(2000)])
+    assert found["malignant_share"]["differs"]
+    assert found["note"].endswith("0.4% are malignant, in training 5.0%")
+    none = compare(TrainingSet(950, 50, traits), [image(0)] * 2000)
+    assert none["malignant_share"]["differs"]
+
+
 def test_a_summary_is_plain_data() -> None:
     assert asdict(summary([image(1)]))["traits"]["blue"] == [90.0] * 3

@@ -77,9 +77,10 @@ def test_smoothed_labels_are_those_of_both_classes() -> None:
     assert loss.item() == pytest.approx(0.9 * surely + 0.1 * hardly, abs=1e-5)
 
 
-def test_dropout_is_a_function_of_the_step() -> None:
-    def loss(step: int) -> float:
+def test_dropout_is_a_function_of_the_step_and_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loss(step: int, rank: int = 0) -> float:
         learner, batch, config = learner_and_batch("--model.drop_rate=0.5")
+        monkeypatch.setattr(type(learner.accelerator), "process_index", rank)
         nn.init.ones_(head_weight(learner.module)).data[0] = -1
         set_train_mode(learner.model, True)
         torch.rand(step * 7)
@@ -87,6 +88,7 @@ def test_dropout_is_a_function_of_the_step() -> None:
 
     assert loss(3) == loss(3)
     assert loss(3) != loss(4)
+    assert loss(3) != loss(3, rank=1)
 
 
 def test_frozen_batchnorm_keeps_its_statistics() -> None:

@@ -237,6 +237,30 @@ def test_a_share_of_grouped_images_counts_as_many_as_do_not_repeat_each_other(al
     assert found.interval == "wilson over groups"
 
 
+def test_a_share_of_images_that_stand_alone_is_wilsons_though_others_are_grouped() -> None:
+    p, y, lesions = [0.1] * 20 + [0.9] * 5, [0] * 15 + [1] * 10, [0, 0, *range(2, 25)]
+    found = estimates(p, y, seed=0, groups=lesions)
+    assert found["sensitivity"] == Estimate(0.5, *wilson(5, 10), n=10, interval="wilson")
+    assert found["specificity"].interval == "wilson over groups"
+    assert found["accuracy"].low < wilson(20, 25)[0] + 0.01
+
+
+def test_grouped_images_never_count_for_more_than_there_are() -> None:
+    """Each lesion has one image that is called rightly: resamples show no more spread than four tosses."""
+    p, y = [0.1, 0.9] * 10 + [0.1], [0] * 21
+    found = estimates(p, y, seed=0, groups=[*np.arange(10).repeat(2), 10])["specificity"]
+    low, high = wilson(11, 21)
+    assert found.low <= low + 1e-9
+    assert found.high >= high - 1e-9
+
+
+def test_wilson_takes_shares_of_numbers_that_are_not_whole() -> None:
+    """By hand, for 3 of 4.5: z = 1.959964; (2/3 + z^2/9) / (1 + z^2/4.5) +- ..."""
+    z, n, share = 1.959963985, 4.5, 2 / 3
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    assert wilson(3, 4.5) == pytest.approx(((middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)))
+
+
 def test_the_accuracy_of_grouped_images_counts_with_another_share_of_malignant_ones() -> None:
     """One in five malignant images is found, nearly no benign one is wrong, and one image has a copy."""
     rng, covered = np.random.default_rng(0), 0

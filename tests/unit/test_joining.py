@@ -7,18 +7,25 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from skindist.cli import main, split_command
 from skindist.config import Config
-from skindist.data.prepare import prepare
+from skindist.data.inspection import Facts
+from skindist.data.prepare import Prepared, prepare
 from skindist.data.split import Row, cut_into_folds
 from skindist.errors import UserError
+from skindist.evaluation.calibration import Calibration
+from skindist.evaluation.known import Known
 from skindist.folds import run_folds
-from skindist.inference.joining import doubted, join_runs, predicted
+from skindist.inference.joining import Member, by_seed, common_rows, doubted, frozen_on, join_runs, predicted
 from skindist.parsing import parse_config
 from skindist.report.model_card import header
 from skindist.run.folder import Run
@@ -127,6 +134,57 @@ def test_a_cross_validation_judges_each_image_by_the_run_that_did_not_train_on_i
     threshold = said["operating_point"]["threshold"]
     malignant = sorted((pooled[path] for path in pooled if labels[path] == "malignant"), reverse=True)
     assert threshold == pytest.approx(malignant[math.ceil(0.95 * len(malignant)) - 1])
+
+
+def member(scores: dict[str, float], seed: int = 0, fold: int | None = None, rows: list[Row] = ROWS) -> Member:
+    """A run of which no more is asked than what it says of its validation images."""
+    config = Config.from_dict({"data": {"fold": fold}, "run": {"seed": seed}})
+    frozen: Any = SimpleNamespace(frozen=SimpleNamespace(calibration=Calibration(2.0)))
+    return Member(Run(Path("run")), config, frozen, rows, {}, {"val": scores})
+
+
+def test_each_seed_has_the_figures_of_its_own_runs() -> None:
+    data: Any = Prepared(ROWS, [Facts("")] * 5)
+    folds = [{"a": 0.9, "b": 0.2}, {"c": 0.8, "d": 0.1}]
+    others = [{"a": 0.1, "b": 0.9}, {"c": 0.2, "d": 0.7}]
+    members = [member(scores, seed, fold) for seed, of in enumerate((folds, others)) for fold, scores in enumerate(of)]
+    assert [(row["seed"], row["auroc"]["value"], row["auroc"]["n"]) for row in by_seed(members, data, 0)] == [
+        (0, 1.0, 4), (1, 0.0, 4)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("folds", "expected"), [((0, 1), True), ((None, None), False), ((2, 2), False)])
+def test_only_where_single_members_speak_is_the_mean_of_all_another_thing(
+    folds: tuple[int | None, ...], expected: bool
+) -> None:
+    found = predicted(ROWS, [{"a": 0.9, "b": 0.2, "c": 0.3, "d": 0.1}])
+    known = Known(found.labels, np.array(list("abcd")), [Facts("")] * 4, [{}] * 4)
+    frozen = frozen_on([member({}, fold=fold) for fold in folds], found, known, 0.5, 0)
+    assert frozen.threshold.value == pytest.approx(0.9), "half of the malignant ones"
+    assert ("expect a sensitivity above the target" in (frozen.threshold.note or "")) == expected
+
+
+def test_an_image_is_one_of_training_if_any_member_was_trained_on_it() -> None:
+    first = [replace(row, split="val") if row.path == "a" else row for row in ROWS]
+    second = [replace(row, split="val") if row.path in "ab" else row for row in ROWS]
+    found = common_rows([member({}, rows=first), member({}, rows=second)])
+    assert [row.split for row in found] == ["val", "train", "train", "train", "test"]
+
+
+def test_runs_with_other_settings_are_not_joined(crossed: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(crossed, tmp_path / "copy"))
+    config = copy / "runs/seed-0-fold-1/config.yaml"
+    config.write_text(config.read_text().replace("label_smoothing: 0.1", "label_smoothing: 0.2"))
+    with pytest.raises(UserError, match=r"seed-0-fold-1: was run with other settings \(train.label_smoothing"):
+        run_folds([sys.executable, "-c", "raise"], 2, 1, copy)
+    config.write_text(config.read_text().replace("sensitivity: 0.95", "sensitivity: 0.8"))
+    with pytest.raises(UserError, match=r"cannot be one ensemble: --evaluation.sensitivity is 0.95 and 0.8"):
+        join_runs([copy / f"runs/seed-0-fold-{fold}" for fold in range(2)], tmp_path / "out")
+
+
+def test_a_mistake_of_the_user_is_not_told_to_go_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"fold-0\.log$"):
+        run_folds([sys.executable, "-c", "import sys; print('error: --x'); sys.exit(2)"], 2, 1, tmp_path, only=0)
 
 
 @pytest.mark.slow

@@ -38,7 +38,10 @@ def draw(n: int, seed: int, skill: float = 2.0, planted: float = 0.0, share: flo
     return Predictions(np.arange(n), rng.normal(skill * labels - 1, 1), labels), known
 
 
-def judged(val: Part, test: Part, train: Known | None, config: EvaluationConfig = CONFIG) -> dict[str, Any]:
+AWAY = "the training images are not at hand"
+
+
+def judged(val: Part, test: Part, train: Known | str, config: EvaluationConfig = CONFIG) -> dict[str, Any]:
     return judge(freeze(*val, config, 0), val, test, train, config, 0)
 
 
@@ -139,7 +142,7 @@ def test_what_makes_a_model_not_clearly_better(own: Estimate, gain: Estimate, wi
 
 def test_threshold_and_temperature_do_not_depend_on_test() -> None:
     val = draw(150, 0)
-    first, second = (judged(val, draw(200, seed), None) for seed in (1, 2))
+    first, second = (judged(val, draw(200, seed), AWAY) for seed in (1, 2))
     for key in ("threshold", "threshold_interval", "validation", "note"):
         assert first["operating_point"][key] == second["operating_point"][key]
     assert first["calibration"]["temperature"] == second["calibration"]["temperature"]
@@ -149,10 +152,11 @@ def test_threshold_and_temperature_do_not_depend_on_test() -> None:
 def test_the_threshold_is_of_the_calibrated_probability() -> None:
     val, test = draw(400, 0), draw(300, 1)
     val = (replace(val[0], logits=val[0].logits * 3), val[1])
-    found = judged(val, test, None)
-    temperature, threshold = found["calibration"]["temperature"], found["operating_point"]["threshold"]
-    assert temperature != 1
-    called = 1 / (1 + np.exp(-test[0].logits / temperature)) >= threshold
+    found = judged(val, test, AWAY)
+    fitted, threshold = found["calibration"], found["operating_point"]["threshold"]
+    assert fitted["temperature"] > 1.3
+    assert abs(fitted["bias"]) > 0.1
+    called = 1 / (1 + np.exp(-(test[0].logits / fitted["temperature"] + fitted["bias"]))) >= threshold
     hit = found["operating_point"]["test"]["sensitivity"]
     assert hit["value"] == pytest.approx(called[test[0].labels == 1].mean())
     assert found["test"]["loss"]["value"] == found["calibration"]["test"]["after"]["loss"]
@@ -161,7 +165,7 @@ def test_the_threshold_is_of_the_calibrated_probability() -> None:
 
 def test_the_prevalence_moves_predictive_values_alone() -> None:
     val, test = draw(150, 0), draw(200, 1)
-    own, rare = (judged(val, test, None, EvaluationConfig(prevalence=p)) for p in (None, 0.01))
+    own, rare = (judged(val, test, AWAY, EvaluationConfig(prevalence=p)) for p in (None, 0.01))
     assert rare["operating_point"]["prevalence"] == 0.01
     assert own["operating_point"]["prevalence"] is None
     for part in ("validation", "test"):
@@ -173,9 +177,42 @@ def test_the_prevalence_moves_predictive_values_alone() -> None:
 def test_known_groups_widen_what_is_said() -> None:
     val, test = draw(150, 0), draw(200, 1)
     pairs = (test[0], replace(test[1], groups=np.array([f"g{index // 2}" for index in range(200)])))
-    found = judged(val, pairs, None)
+    found = judged(val, pairs, AWAY)
     assert {row["interval"] for row in found["operating_point"]["test"].values()} == {"wilson over groups"}
     assert found["operating_point"]["validation"]["ppv"]["interval"] == "wilson"
+
+
+def test_known_groups_count_in_subgroups_and_where_the_threshold_is_chosen() -> None:
+    """Each image three times, as one lesion."""
+    val, test = (take(draw(120, seed), np.repeat(np.arange(120), 3)) for seed in (0, 1))
+    alone = [(part[0], replace(part[1], groups=np.arange(360).astype(str))) for part in (val, test)]
+    lesions, images = (freeze(*part, CONFIG, 0).threshold.interval for part in (val, alone[0]))
+    assert lesions
+    assert images
+    assert lesions[1] - lesions[0] > images[1] - images[0]
+    sexes = ["female", "male"] * 180
+    for part, interval in ((test, "group bootstrap"), (alone[1], "bootstrap")):
+        found = judged(val, with_metadata(part, sex=sexes), AWAY)["subgroups"]
+        assert {row["auroc"]["interval"] for row in found} == {interval}
+
+
+def take(part: Part, rows: NDArray[np.int64]) -> Part:
+    """These images, some of them several times."""
+    found, known = part
+    predictions = Predictions(np.arange(len(rows)), found.logits[rows], found.labels[rows])
+    facts, metadata = [known.facts[row] for row in rows], [known.metadata[row] for row in rows]
+    return predictions, Known(known.labels[rows], known.groups[rows], facts, metadata)
+
+
+def test_the_baseline_knows_the_most_frequent_sources_of_training() -> None:
+    """Two clinics have nearly all images, and most labels. 60 others come before them in the alphabet."""
+    parts = []
+    for seed in (1, 2):
+        part = draw(600, seed)
+        clinics = [f"a{index}" if index % 10 == 0 else f"z{label}" for index, label in enumerate(part[1].labels)]
+        parts.append(with_metadata(part, source=clinics))
+    found = judged(draw(150, 0), parts[0], parts[1][1])
+    assert found["shortcut"]["families"]["source"] > 0.9
 
 
 def test_subgroups_have_their_own_figures_or_too_few_images() -> None:
@@ -184,7 +221,7 @@ def test_subgroups_have_their_own_figures_or_too_few_images() -> None:
     sexes = ["female", "male"] * 145 + ["na"] * 5 + ["other words"] * 3 + ["more words"] * 2
     test = with_metadata(test, age=ages, sex=sexes, patient_id=[f"p{index % 20}" for index in range(300)],
                          hospital=["north", "south"] * 150)  # fmt: skip
-    found = judged(val, test, None)
+    found = judged(val, test, AWAY)
     rows = {(row["column"], row["value"]): row for row in found["subgroups"]}
     assert {column for column, _ in rows} == {"age", "sex"}, "ids and other columns are nobody's business"
     assert [value for column, value in rows if column == "age"] == ["0 to 29", "60 to 74", "75 or more", "unknown"]
@@ -203,7 +240,7 @@ def test_subgroups_have_their_own_figures_or_too_few_images() -> None:
 def test_image_size_is_a_subgroup_where_there_are_few() -> None:
     val, (test, known) = draw(150, 0), draw(300, 1)
     facts = [each._replace(width=300 if index % 2 else 256) for index, each in enumerate(known.facts)]
-    found = judged(val, (test, replace(known, facts=facts)), None)
+    found = judged(val, (test, replace(known, facts=facts)), AWAY)
     assert [(row["column"], row["value"], row["n"]) for row in found["subgroups"]] == [
         ("image size", "256 x 256", 150), ("image size", "300 x 256", 150),
     ]  # fmt: skip
@@ -213,7 +250,7 @@ def test_image_size_is_a_subgroup_where_there_are_few() -> None:
 @pytest.mark.parametrize(
     ("age", "band"),
     [("0", "0 to 29"), ("29.9", "0 to 29"), ("30", "30 to 44"), ("74", "60 to 74"), ("75", "75 or more"),
-     ("", ""), ("old", ""), ("-1", ""), ("999", ""), ("nan", "")],
+     ("90+", "75 or more"), ("", ""), ("old", ""), ("-1", ""), ("999", ""), ("nan", "")],
 )  # fmt: skip
 def test_age_bands(age: str, band: str) -> None:
     assert age_band(age) == band
@@ -223,6 +260,7 @@ def test_what_is_rare_names_nobody() -> None:
     values = ["face"] * 5 + ["a patient's name"] * 4 + [""]
     assert pool([*values, "another's"]).tolist() == ["face"] * 5 + ["other"] * 4 + ["unknown", "other"]
     assert pool(values).tolist() == ["face"] * 5 + ["unknown"] * 5, "four others might point to somebody, too"
+    assert pool(["Male", "male", "male", "MALE", "male"]).tolist() == ["male"] * 5
     assert len(set(pool([str(index // 5) for index in range(200)]).tolist())) == 13
 
 
@@ -231,13 +269,13 @@ def test_a_frozen_model_judges_elsewhere() -> None:
     val, test = draw(150, 0), draw(200, 1)
     frozen = freeze(*val, CONFIG, 0)
     again = Frozen.from_dict(json.loads(json.dumps(frozen.to_dict())))
-    here, there = judged(val, test, None), judge(again, None, test, None, CONFIG, 0)
+    here, there = judged(val, test, AWAY), judge(again, None, test, AWAY, CONFIG, 0)
     assert there["test"] == here["test"]
     assert there["operating_point"]["test"] == here["operating_point"]["test"]
     assert there["operating_point"]["validation"] is None
     assert "val" not in there
     assert there["shortcut"]["verdict"] == UNTOLD
-    assert "training images are not at hand" in there["verdict"]
+    assert there["verdict"].endswith(f"cannot be told: {AWAY}.")
     assert frozen.to_dict()["class_names"] == ["benign", "malignant"]
 
 
@@ -330,5 +368,5 @@ def test_a_target_is_said_as_it_was_given() -> None:
     val, test = draw(150, 0), draw(200, 1)
     config = replace(CONFIG, sensitivity=0.975)
     assert (
-        "for a sensitivity of 97.5% it finds" in judge(freeze(*val, config, 0), val, test, None, config, 0)["verdict"]
+        "for a sensitivity of 97.5% it finds" in judge(freeze(*val, config, 0), val, test, AWAY, config, 0)["verdict"]
     )

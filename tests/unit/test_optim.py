@@ -1,5 +1,6 @@
 """Optimizers by name, and the learning rate as a function of the step."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,10 @@ def test_cosine_ends_at_zero() -> None:
     config = OptimConfig(lr=2.0, schedule="cosine", warmup_epochs=0)
     rates = [learning_rate(step, 4, 2, config) for step in (0, 2, 4, 6, 8)]
     assert rates == pytest.approx([2.0, 1 + 0.5**0.5, 1.0, 1 - 0.5**0.5, 0.0])
+
+
+def test_cosine_after_warm_up_ends_at_zero() -> None:
+    config = OptimConfig(lr=1.0, schedule="cosine", warmup_epochs=1.25)
+    rates = [learning_rate(step, 4, 3, config) for step in range(13)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5:] == pytest.approx([(1 + math.cos(math.pi * step / 7)) / 2 for step in range(8)])

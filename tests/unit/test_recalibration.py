@@ -48,8 +48,29 @@ def test_what_is_shown_is_of_the_other_half_with_each_judgement() -> None:
     shown = ~halves(of, 0)
     assert told["fitted_on"] == told["shown_on"] == {"benign": 100, "malignant": 50}
     assert told["frozen"]["sensitivity"]["value"] == (logits[shown & (labels == 1)] >= 0).mean()
-    again = 1 / (1 + np.exp(-logits[shown] / told["temperature"]))
+    again = 1 / (1 + np.exp(-(logits[shown] / told["temperature"] + told["bias"])))
     assert told["refitted"]["sensitivity"]["value"] == (again[labels[shown] == 1] >= told["threshold"]).mean()
     assert told["refitted"]["sensitivity"]["value"] > told["frozen"]["sensitivity"]["value"]
-    assert told["temperature"] > 1.5
+    # These logits are 3 z - 2, and the true log-odds of z are 2.4 z - ln 2: 0.8 logit + 0.91
+    assert told["temperature"] == pytest.approx(1 / 0.8, rel=0.15)
+    assert told["bias"] == pytest.approx(0.91, abs=0.2)
     assert told["refitted"]["loss"] < told["frozen"]["loss"]
+
+
+def test_groups_and_prevalence_count_on_the_half_that_is_shown() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 0, 1, 1], 50)
+    found = Predictions(np.arange(200), rng.normal(size=200) + labels, labels)
+    lesions = [str(at // 2) for at in range(200)]
+    frozen = Frozen(Calibration(), Threshold(0.5, "validation", 0.9))
+    told = recalibrate(frozen, found, known(labels.tolist(), lesions), EvaluationConfig(prevalence=0.02), 0)
+    assert told["frozen"]["sensitivity"]["interval"] == "wilson over groups"
+    assert told["frozen"]["ppv"]["interval"] == "mover"
+
+
+def test_why_nothing_was_fitted_is_said() -> None:
+    labels = np.array([0] * 30 + [1] * 8)
+    found = Predictions(np.arange(38), np.arange(38) / 10, labels)
+    frozen = Frozen(Calibration(), Threshold(0.5, "validation", 0.9))
+    told = recalibrate(frozen, found, known(labels.tolist(), [str(at) for at in range(38)]), EvaluationConfig(), 0)
+    assert "not calibrated: 15 benign and 4 malignant validation images" in told["note"]

@@ -319,7 +319,7 @@ def test_leaks_and_quarantine_are_told(run: Run, tmp_path: Path) -> None:
     (leaky.path / "quarantine.csv").write_text("path,reason\nbenign/Jane Doe.png,truncated\n")
     leaky.write_results({**leaky.results(), "left_out": 1})
     text = Reader(run_page(leaky)).text
-    assert "1 of the test images belongs together with a training image" in text
+    assert "Leaks: 1 of the test images belong together with a training image, 0 others with a validation image" in text
     assert "1 image was left out" in text
     assert "Jane Doe" in text
     assert "Jane Doe" not in run_page(leaky, pictures=False)

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from skindist.data.inspection import Facts
 from skindist.data.scan import ImageFile
-from skindist.data.split import Row, describe, fingerprint, make_split, read_split, refuse_changed_images, write_split
+from skindist.data.split import (
+    Row,
+    describe,
+    fingerprint,
+    leaked,
+    make_split,
+    read_split,
+    refuse_changed_images,
+    write_split,
+)
 from skindist.errors import UserError
 
 SHARES = (0.90, 0.05, 0.05)
@@ -160,3 +169,9 @@ def test_a_changed_or_missing_image_is_refused_on_resume() -> None:
     changed = [image(found[0].path, 0, content="other"), *found[2:]]
     with pytest.raises(UserError, match=r"--run.resume: images changed or gone since the run began: 2 "):
         refuse_changed_images(rows, changed)
+
+
+def test_leaks_are_counted_once() -> None:
+    groups = {"train": "aab", "val": "bcc", "test": "abccd"}
+    rows = [Row(f"{split}{at}", 0, split, group, "") for split in groups for at, group in enumerate(groups[split])]
+    assert leaked(rows) == {"train": 2, "val": 2}

@@ -1,0 +1,105 @@
+"""What a model has seen before of the images that it is tested on: their bytes, their pictures, their patients."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from skindist.data.duplicates import near_duplicates, straddling
+from skindist.data.loading import sample_ids
+from skindist.data.metadata import IDS
+from skindist.data.prepare import Prepared, prepare_again
+from skindist.data.split import Row
+from skindist.data.survey import look_into
+from skindist.errors import UserError
+from skindist.evaluation.known import Known
+from skindist.prediction.outcome import known_of
+from skindist.recipe import DataConfig
+from skindist.run.folder import Run
+from skindist.wording import plural
+
+COUNTED = ("train", "val", "near_duplicates", "patients")
+
+
+def training_data(run: Run | None) -> Prepared | None:
+    """The images of a run, with what their table says; None where they are not at hand as they were."""
+    try:
+        return prepare_again(run.config().data, run.split()) if run else None
+    except UserError:
+        return None
+
+
+def seen_in_training(run: Run | None, trained: Prepared | None, tested: DataConfig, data: Prepared) -> dict[str, Any]:
+    """How many of the images the run was trained on, or chosen by, as far as that is known.
+
+    Args:
+        trained: the run's images; None: not at hand.
+
+    Returns:
+        "train" and "val", images with the bytes of one of theirs; "near_duplicates", images that show the same picture
+        as one of theirs in other bytes; "patients", other images of a patient or lesion of theirs: numbers or null;
+        "note": one sentence.
+    """
+    if run is None:
+        note = "not known whether the model was trained on these images: only its run folder could tell"
+        return dict.fromkeys(COUNTED) | {"note": note}
+    known = {row.sha256: row.split for row in run.split() if row.split != "test"}
+    train, val = (sum(known.get(row.sha256) == split for row in data.rows) for split in ("train", "val"))
+    near = near_duplicates_of(set(known), run.config().data, {row.sha256 for row in data.rows}, tested)
+    people = of_the_same_people(trained, data, set(known)) if trained else None
+    of_all, said = f"of {plural(len(data.rows), 'image')}", []
+    if train + val:
+        said.append(f"{train + val:,} {of_all} were used to train or choose the model")
+    if near:
+        said.append(f"{near:,} {of_all} show the same picture as one that was")
+    if people:
+        said.append(f"{people:,} {of_all} are of a patient or lesion of one that was")
+    note = f"{', and '.join(said)}: the figures flatter"
+    if not said:
+        note = "no image is among those of training and validation"
+        note += (
+            ", which are not at hand to look for near-duplicates" if near is None else ", nor a near-duplicate of one"
+        )
+        note += "" if people is None else ", nor of a patient or lesion of one"
+    return dict(zip(COUNTED, (train, val, near, people), strict=True)) | {"note": note}
+
+
+def baseline_images(trained: Prepared | None, seen: dict[str, Any]) -> Known | str:
+    """What is known of the images to train the shortcut baseline on; else why there can be none."""
+    if trained is None:
+        return "the training images, or their table, are not at hand as they were, so there is no baseline"
+    if met := sum(seen[name] or 0 for name in ("train", "near_duplicates", "patients")):
+        return f"the baseline would be trained on the same images, or patients, as {met:,} of these"
+    return known_of(trained, sample_ids(trained.rows, "train"))
+
+
+def near_duplicates_of(known: set[str], trained: DataConfig, ours: set[str], tested: DataConfig) -> int | None:
+    """How many images of a set show the same picture as one that is known, in other bytes; None if the known ones are
+    not at hand. Both are given by SHA-256, and by the folder that they are in."""
+    try:
+        then = [image for image in look_into(trained).images if image.sha256 in known]
+    except UserError:
+        return None
+    if {image.sha256 for image in then} != known:
+        return None
+    now = [image for image in look_into(tested).images if image.sha256 in ours - known]
+    links = straddling(near_duplicates([*then, *now]), [False] * len(then) + [True] * len(now))
+    return len({member for link in links for member in link.members if member >= len(then)})
+
+
+def of_the_same_people(trained: Prepared, data: Prepared, known: set[str]) -> int | None:
+    """How many images, beside those with known bytes, are of a patient or lesion of a training or validation image;
+    None where the tables do not tell."""
+    theirs = ids_of(trained, [row for row in trained.rows if row.split != "test"])
+    ours = ids_of(data, data.rows)
+    columns = {column for column, _ in set().union(*theirs)} & {column for column, _ in set().union(*ours)}
+    if not columns:
+        return None
+    met = set().union(*theirs)
+    return sum(bool(ids & met) for row, ids in zip(data.rows, ours, strict=True) if row.sha256 not in known)
+
+
+def ids_of(data: Prepared, rows: Sequence[Row]) -> list[set[tuple[str, str]]]:
+    """Patient and lesion of each image, as far as the table tells: a column and what is in it."""
+    positions = {row.path: position for position, row in enumerate(data.rows)}
+    known = known_of(data, [positions[row.path] for row in rows])
+    values = {column: known.values(column) for column in IDS}
+    return [{(column, values[column][at]) for column in IDS if values[column][at]} for at in range(len(rows))]
