@@ -146,8 +146,8 @@ def write_evaluation(
         explain=asked.explain,
     )
     trained = training_data(source.run)
-    seen = seen_in_training(source.run, trained, images_of, data)
-    results = judge(frozen, None, (found, known), baseline_images(trained, seen), config, seed)
+    seen, met = seen_in_training(source.run, trained, images_of, data)
+    results = judge(frozen, None, (found, known), baseline_images(trained, met), config, seed)
     results |= {
         "stress": stress_of(frozen, found, disturbed, known, seed),
         "differences": differences(description.trained_on, known),

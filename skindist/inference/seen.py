@@ -16,6 +16,7 @@ from skindist.recipe import DataConfig
 from skindist.run.folder import Run
 from skindist.wording import plural
 
+Id = tuple[str, str]  # a column, and what is in it
 COUNTED = ("train", "val", "near_duplicates", "patients")
 
 
@@ -27,7 +28,9 @@ def training_data(run: Run | None) -> Prepared | None:
         return None
 
 
-def seen_in_training(run: Run | None, trained: Prepared | None, tested: DataConfig, data: Prepared) -> dict[str, Any]:
+def seen_in_training(
+    run: Run | None, trained: Prepared | None, tested: DataConfig, data: Prepared
+) -> tuple[dict[str, Any], set[str]]:
     """How many of the images the run was trained on, or chosen by, as far as that is known.
 
     Args:
@@ -36,15 +39,16 @@ def seen_in_training(run: Run | None, trained: Prepared | None, tested: DataConf
     Returns:
         "train" and "val", images with the bytes of one of theirs; "near_duplicates", images that show the same picture
         as one of theirs in other bytes; "patients", other images of a patient or lesion of theirs: numbers or null;
-        "note": one sentence.
+        "note": one sentence. And the SHA-256 of those of their images that were met again in one of these ways.
     """
     if run is None:
         note = "not known whether the model was trained on these images: only its run folder could tell"
-        return dict.fromkeys(COUNTED) | {"note": note}
+        return dict.fromkeys(COUNTED) | {"note": note}, set()
     known = {row.sha256: row.split for row in run.split() if row.split != "test"}
     train, val = (sum(known.get(row.sha256) == split for row in data.rows) for split in ("train", "val"))
-    near = near_duplicates_of(set(known), run.config().data, {row.sha256 for row in data.rows}, tested)
-    people = of_the_same_people(trained, data, set(known)) if trained else None
+    ours = {row.sha256 for row in data.rows}
+    near, near_theirs = near_duplicates_of(set(known), run.config().data, ours, tested)
+    people, people_theirs = of_the_same_people(trained, data, set(known)) if trained else (None, set())
     of_all, said = f"of {plural(len(data.rows), 'image')}", []
     if train + val:
         said.append(f"{train + val:,} {of_all} were used to train or choose the model")
@@ -59,46 +63,56 @@ def seen_in_training(run: Run | None, trained: Prepared | None, tested: DataConf
             ", which are not at hand to look for near-duplicates" if near is None else ", nor a near-duplicate of one"
         )
         note += "" if people is None else ", nor of a patient or lesion of one"
-    return dict(zip(COUNTED, (train, val, near, people), strict=True)) | {"note": note}
+    counts = dict(zip(COUNTED, (train, val, near, people), strict=True))
+    return counts | {"note": note}, set(known) & ours | near_theirs | people_theirs
 
 
-def baseline_images(trained: Prepared | None, seen: dict[str, Any]) -> Known | str:
-    """What is known of the images to train the shortcut baseline on; else why there can be none."""
+def baseline_images(trained: Prepared | None, met: set[str]) -> Known | str:
+    """What is known of the images to train the shortcut baseline on, without those that it would meet again in the
+    test; else why there can be none.
+
+    Args:
+        met: as `seen_in_training` gives them.
+    """
     if trained is None:
         return "the training images, or their table, are not at hand as they were, so there is no baseline"
-    if met := sum(seen[name] or 0 for name in ("train", "near_duplicates", "patients")):
-        return f"the baseline would be trained on the same images, or patients, as {met:,} of these"
-    return known_of(trained, sample_ids(trained.rows, "train"))
+    return known_of(
+        trained, [number for number in sample_ids(trained.rows, "train") if trained.rows[number].sha256 not in met]
+    )
 
 
-def near_duplicates_of(known: set[str], trained: DataConfig, ours: set[str], tested: DataConfig) -> int | None:
+def near_duplicates_of(
+    known: set[str], trained: DataConfig, ours: set[str], tested: DataConfig
+) -> tuple[int | None, set[str]]:
     """How many images of a set show the same picture as one that is known, in other bytes; None if the known ones are
-    not at hand. Both are given by SHA-256, and by the folder that they are in."""
+    not at hand. And the SHA-256 of those. Both sets are given by SHA-256, and by the folder that they are in."""
     try:
         then = [image for image in look_into(trained).images if image.sha256 in known]
     except UserError:
-        return None
+        return None, set()
     if {image.sha256 for image in then} != known:
-        return None
+        return None, set()
     now = [image for image in look_into(tested).images if image.sha256 in ours - known]
     links = straddling(near_duplicates([*then, *now]), [False] * len(then) + [True] * len(now))
-    return len({member for link in links for member in link.members if member >= len(then)})
+    members = {member for link in links for member in link.members}
+    theirs = {then[member].sha256 for member in members if member < len(then)}
+    return sum(member >= len(then) for member in members), theirs
 
 
-def of_the_same_people(trained: Prepared, data: Prepared, known: set[str]) -> int | None:
+def of_the_same_people(trained: Prepared, data: Prepared, known: set[str]) -> tuple[int | None, set[str]]:
     """How many images, beside those with known bytes, are of a patient or lesion of a training or validation image;
-    None where the tables do not tell."""
-    theirs = ids_of(trained, [row for row in trained.rows if row.split != "test"])
-    ours = ids_of(data, data.rows)
-    columns = {column for column, _ in set().union(*theirs)} & {column for column, _ in set().union(*ours)}
-    if not columns:
-        return None
-    met = set().union(*theirs)
-    return sum(bool(ids & met) for row, ids in zip(data.rows, ours, strict=True) if row.sha256 not in known)
+    None where the tables do not tell. And the SHA-256 of all training and validation images of such people."""
+    rows = [row for row in trained.rows if row.split != "test"]
+    theirs, ours = ids_of(trained, rows), ids_of(data, data.rows)
+    of_them, of_us = set[Id]().union(*theirs), set[Id]().union(*ours)
+    if not {column for column, _ in of_them} & {column for column, _ in of_us}:
+        return None, set()
+    count = sum(bool(ids & of_them) for row, ids in zip(data.rows, ours, strict=True) if row.sha256 not in known)
+    return count, {row.sha256 for row, ids in zip(rows, theirs, strict=True) if ids & of_us}
 
 
-def ids_of(data: Prepared, rows: Sequence[Row]) -> list[set[tuple[str, str]]]:
-    """Patient and lesion of each image, as far as the table tells: a column and what is in it."""
+def ids_of(data: Prepared, rows: Sequence[Row]) -> list[set[Id]]:
+    """Patient and lesion of each image, as far as the table tells."""
     positions = {row.path: position for position, row in enumerate(data.rows)}
     known = known_of(data, [positions[row.path] for row in rows])
     values = {column: known.values(column) for column in IDS}

@@ -197,7 +197,7 @@ def test_its_own_test_images_give_what_the_run_found(run: Path, demo: Path, tmp_
     told = results(tmp_path / "out")
     assert (told["seen_in_training"]["train"], told["seen_in_training"]["val"]) == (36, 12)
     assert "48 of 60 images were used to train or choose the model" in told["verdict"]
-    assert told["shortcut"]["note"] == "the baseline would be trained on the same images, or patients, as 36 of these"
+    assert told["shortcut"]["verdict"] == "cannot be told", "no image is left to train the baseline on"
 
 
 def test_the_baseline_is_trained_on_the_training_images_and_a_prevalence_counts(

@@ -1,7 +1,5 @@
 """What a model has seen of other images: who of the patients, as far as the tables tell."""
 
-from typing import Any
-
 import pytest
 
 from skindist.data.inspection import Facts
@@ -32,21 +30,20 @@ def test_other_images_of_the_same_people(
     trained: list[dict[str, str]], tested: list[dict[str, str]], expected: int | None
 ) -> None:
     """The first tested image has the bytes of a training image, and is counted as such."""
-    assert of_the_same_people(images("train", *trained), images("test", *tested, known="same"), {"same"}) == expected
+    data = images("test", *tested, known="same")
+    assert of_the_same_people(images("train", *trained), data, {"same"})[0] == expected
 
 
 def test_a_test_image_of_the_run_is_nobody_it_was_trained_on() -> None:
     there = images("test", {"patient_id": "p"})
-    assert of_the_same_people(there, images("test", {"patient_id": "p"}), set()) is None
+    assert of_the_same_people(there, images("test", {"patient_id": "p"}), set()) == (None, set())
 
 
-def test_no_baseline_is_judged_on_what_it_knows() -> None:
-    data = images("train", {}, {})
-    seen: dict[str, Any] = {"train": 0, "val": 3, "near_duplicates": None, "patients": 0}
-    found = baseline_images(data, seen)
+def test_no_baseline_is_judged_on_what_it_learnt_from() -> None:
+    trained = images("train", {"patient_id": "p"}, {"patient_id": "q"}, {"patient_id": "p", "lesion_id": "l"}, {})
+    _, met = of_the_same_people(trained, images("test", {"patient_id": "q"}, {"lesion_id": "l"}), set())
+    assert met == {"train-1", "train-2"}
+    found = baseline_images(trained, met)
     assert not isinstance(found, str)
-    assert found.labels.tolist() == [0, 1]
-    assert baseline_images(data, seen | {"train": 1, "patients": 2}) == (
-        "the baseline would be trained on the same images, or patients, as 3 of these"
-    )
-    assert "not at hand" in str(baseline_images(None, seen))
+    assert found.groups.tolist() == ["train-0", "train-3"]
+    assert "not at hand" in str(baseline_images(None, met))
