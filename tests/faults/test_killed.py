@@ -75,7 +75,7 @@ def kill_at_random_calls(world_size: int, seed: int, demo: Path, folder: Path) -
     return kills
 
 
-@pytest.mark.parametrize("world_size", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 4)), 3])
+@pytest.mark.parametrize("world_size", [1, 3])
 def test_killed_at_random_calls(demo: Path, tmp_path: Path, whole: Whole, world_size: int) -> None:
     kills = kill_at_random_calls(world_size, 0, demo, tmp_path)
     assert kills >= 3

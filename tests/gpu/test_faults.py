@@ -10,17 +10,21 @@ from tests.gpu.conftest import CPUS, GPUS, Note, Place, need_gpus
 from tests.helpers import jobs as any_jobs
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes
 
+ON_GPUS = pytest.mark.gpu
+NO_MEMORY = "rank 1 of 2: out of memory with 6 images at a time"
+
 
 @pytest.mark.parametrize(
-    "place", [pytest.param(CPUS, marks=pytest.mark.slow), pytest.param(GPUS, marks=pytest.mark.gpu)], ids=str
-)
-@pytest.mark.parametrize(
-    ("what", "words", "seconds"),
+    ("place", "what", "words", "seconds"),
     [
-        ("kill", "rank 1 of 2 was killed, or its machine failed", 60),
-        ("hang", "rank 1 of 2 did not answer within --run.timeout_minutes", 120),
-        ("out of memory", "rank 1 of 2: out of memory with 6 images at a time", 60),
+        pytest.param(GPUS, "kill", "rank 1 of 2 was killed, or its machine failed", 60, marks=pytest.mark.gpu),
+        pytest.param(
+            GPUS, "hang", "rank 1 of 2 did not answer within --run.timeout_minutes", 120, marks=pytest.mark.gpu
+        ),
+        pytest.param(GPUS, "out of memory", NO_MEMORY, 60, marks=pytest.mark.gpu),
+        pytest.param(CPUS, "out of memory", NO_MEMORY, 60, marks=pytest.mark.slow),  # tests/faults has the others
     ],
+    ids=str,
 )
 def test_all_end_in_time(
     demo: Path, tmp_path: Path, place: Place, note: Note, what: str, words: str, seconds: float

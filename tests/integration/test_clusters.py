@@ -30,6 +30,7 @@ def assert_can_go_on(words: Sequence[str]) -> None:
     assert config.run.dir
 
 
+@pytest.mark.extra
 def test_the_train_job_is_one_of_the_published_schema() -> None:
     """The models are made of it, and drop what they do not know."""
     models = pytest.importorskip("kubeflow_trainer_api.models", reason="needs kubeflow-trainer-api")
@@ -58,6 +59,7 @@ def test_the_train_job_starts_torchrun_as_the_runtime_tells_it(monkeypatch: pyte
     assert_can_go_on(asked.training_script_args[1:])
 
 
+@pytest.mark.extra
 def test_skypilot_takes_its_file() -> None:
     sky = pytest.importorskip("sky", reason="needs skypilot")
     assert sky.Task.from_yaml(str(SKYPILOT)).num_nodes == 2

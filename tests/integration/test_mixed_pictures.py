@@ -124,6 +124,7 @@ def test_timm_agrees(found: Found, model: Path) -> None:
         assert calibrated(said) == pytest.approx(expected, abs=promised(path)), path
 
 
+@pytest.mark.extra
 def test_transformers_agrees(found: Found, model: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs transformers (pip install -e '.[dev]')")
     pipeline = transformers.pipeline("image-classification", model=str(model))
@@ -137,6 +138,7 @@ def promised(path: Path) -> float:
     return 5e-3 if path.name == "camera.jpg" else 1e-5
 
 
+@pytest.mark.extra
 def test_onnx_agrees(found: Found, model: Path, tmp_path: Path) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=f"needs {package} (pip install -e '.[export]')")

@@ -376,6 +376,7 @@ def test_python(check: Check, code: str) -> None:
     exec(compile(code, "page", "exec"), {})
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("typed", [typed for page in PAGES for typed in blocks(page, "pycon")])
 def test_what_is_typed_into_python_runs_with_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):

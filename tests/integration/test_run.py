@@ -219,6 +219,7 @@ def test_the_cards_own_lines_give_the_probability_and_the_decision(
         )
 
 
+@pytest.mark.extra
 def test_the_saved_model_loads_with_transformers(run: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForImageClassification.from_pretrained(run / "model").eval()

@@ -18,6 +18,7 @@ from tests.helpers import jobs
 from tests.helpers.ranks import run_ranks
 
 
+@pytest.mark.extra
 def test_tensorboard_holds_each_point_of_the_record_once(demo: Path, tmp_path: Path) -> None:
     """Of a run on two ranks that was killed, and went on from a checkpoint before what it had logged."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

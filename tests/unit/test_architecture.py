@@ -1,6 +1,7 @@
 """The house's rules, read from the imports: layers, no cycle, Accelerate in one room, public names that exist."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -83,6 +84,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
 ]
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     paths = [path for path in ROOT.rglob("*.py") if path.name != "__init__.py"]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text()) for path in paths}
@@ -99,8 +101,8 @@ def imports(tree: ast.Module) -> set[str]:
 
 
 def edges() -> dict[str, set[str]]:
-    known = modules()
-    return {name: {other for other in known if f"skindist.{other}" in imports(tree)} for name, tree in known.items()}
+    found = {name: imports(tree) for name, tree in modules().items()}
+    return {name: {other for other in found if f"skindist.{other}" in names} for name, names in found.items()}
 
 
 def test_every_module_has_a_layer() -> None:

@@ -72,6 +72,7 @@ def test_the_graph_resizes_and_crops_as_the_data_path(height: int, width: int, i
         assert torch.equal(found, expected.float())
 
 
+@pytest.mark.extra
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_an_exported_model_says_what_skindist_says(
     model: Path, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]

@@ -191,6 +191,7 @@ def test_only_as_many_workers_as_shared_memory_has_room_for(caplog: pytest.LogCa
     assert [workers_that_fit(8, 64, 224, local, 400 << 20) for local in (2, 8, 9)] == [4, 1, 0]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
 def test_a_run_asks_how_much_shared_memory_is_free(
     demo: Path, prepared: Prepared, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,6 +205,7 @@ def test_a_run_asks_how_much_shared_memory_is_free(
     assert caplog.text.count("--shm-size 1g") == 2
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
 def test_a_launchers_signals_do_not_take_the_loader_workers(images: LesionImages) -> None:
     """SIGTERM, SIGUSR1 and SIGINT from another process; the training process itself ends them."""
     keys = [[(0, number)] for number in range(12)]

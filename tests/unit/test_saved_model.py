@@ -87,6 +87,7 @@ def calibrated(probability: float) -> float:
     return 1 / (1 + math.exp(-logit))
 
 
+@pytest.mark.extra
 def test_timm_and_transformers_give_the_same_probabilities_of_image_files(folder: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     weights = load_file(folder / "model.safetensors")
