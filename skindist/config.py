@@ -24,7 +24,7 @@ class RunConfig(Section):
     """The run: where it writes, its seed, how it resumes."""
 
     dir: str | None = setting(None, path=True, free=True)
-    """Folder of the run; null: runs/<time>-<process>-<model>."""
+    """Folder of the run; null: runs/<time>-<pid>-<model>."""
     seed: int = setting(0, lambda n: n >= 0, "0 or more")
     """Seed of the split, the order of images, the augmentation and dropout."""
     resume: Literal["auto", "never", "must"] = setting("auto", free=True)
@@ -70,7 +70,7 @@ class TrackingConfig(Section):
     to: str = "wandb"
     """Trackers, with commas between them: wandb, tensorboard, trackio, mlflow, or another that Accelerate knows."""
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with an API key, else offline."""
+    """auto: what WANDB_MODE says; else online with an API key, and offline without one."""
     project: str = "skindist"
     """Project in W&B, trackio and MLflow."""
     name: str | None = None

@@ -25,7 +25,7 @@ class DataConfig(Section):
     """Data: a folder with the class folders benign/ and malignant/, or the same under train/, val/ and test/."""
 
     path: str | None = setting(None, path=True)
-    """Folder of images; a folder already split into train/, val/ and test/ keeps its split."""
+    """Required: folder of images; a folder already split into train/, val/ and test/ keeps its split."""
     metadata: str | None = setting(None, path=True)
     """CSV file with one row an image, found by file name or ISIC id: patient_id, lesion_id, age, sex, site, ..."""
     label_column: str | None = None

@@ -34,7 +34,7 @@ def unpack(source: str, out: Path | None = None, image_column: str | None = None
 
     Args:
         source: A .parquet or .tar file, a folder of such, or OWNER/NAME on the Hugging Face Hub.
-        out: New folder for images/ and metadata.csv.
+        out: Required: new folder for images/ and metadata.csv.
         image_column: Column of the images; null: the only one there is.
     """
     if out is None:

@@ -36,7 +36,7 @@ def evaluate_elsewhere(  # the parser would look for `skindist.evaluate`, anothe
         model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
         data: Folder with the class folders, or of any layout with a column of labels; of a folder or a table that is
             split into train, val and test, test alone is used.
-        out: New folder for figures, predictions and report.
+        out: Required: new folder for figures, predictions and report.
         metadata: CSV file with patient_id, lesion_id and more, as for --data.metadata.
         recalibrate: Fit threshold and calibration on half of the images, too, and show them on the other half.
         stress: Disturb the images, too (ink, hair, blur, ...), and say what that changes.
@@ -87,7 +87,7 @@ def predict(
     Args:
         model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
         input: Folder of images (any layout), one image, a quoted pattern, or a CSV file with a column `path`.
-        out: New file for the rows: .csv, .jsonl or .parquet.
+        out: Required: new file for the rows: .csv, .jsonl or .parquet.
         overwrite: Replace the file that is there.
         explain: New folder for a heat map of each image, as PNG.
         views: Positions in which each image is seen, from 1 to 8; null: as many as the model was judged with.
@@ -106,7 +106,7 @@ def export(model: str, out: Path | None = None, overwrite: bool = False) -> None
 
     Args:
         model: Run folder, its model/ folder, or the id of a repository on the Hugging Face Hub.
-        out: FILE.onnx, for onnxruntime and others; or FILE.pt2, for torch.export.load.
+        out: Required: FILE.onnx, for onnxruntime and others; or FILE.pt2, for torch.export.load.
         overwrite: Replace the file if it exists.
     """
     if out is None:
@@ -119,7 +119,7 @@ def export(model: str, out: Path | None = None, overwrite: bool = False) -> None
 def push(model: str, repository: str, public: bool = False, yes: bool = False) -> None:
     """Send a saved model and its card to the Hugging Face Hub; what would be sent is shown first.
 
-    Three files are sent, and nothing else: config.json, model.safetensors and README.md.
+    Nothing is sent but config.json, model.safetensors and README.md; of an ensemble, those of each member.
 
     Args:
         model: Run folder, or its model/ folder.

@@ -25,7 +25,7 @@ def folds(
         command: Words of the command.
         folds: Folds.
         seeds: Seeds, from 0; each has all folds.
-        out: Folder of the runs, the ensemble and folds.json.
+        out: Required: folder of the runs, the ensemble and folds.json.
         at_once: Runs side by side, each with a GPU or its share of the cores.
         only: Number of one run, from 0, to be run alone: seed times folds plus fold. For a job array; the command
             without it then makes the ensemble.
@@ -45,7 +45,7 @@ def ensemble(runs: Sequence[Path], out: Path | None = None) -> None:
 
     Args:
         runs: Run folders.
-        out: New folder for the model, its figures and its page.
+        out: Required: new folder for the model, its figures and its page.
     """
     if out is None:
         raise UserError("--out is missing: give a new folder for the ensemble")
@@ -60,8 +60,8 @@ def verify_resume(command: Sequence[str], steps: int = 6, kills: int = 2, folder
 
     COMMAND is yours, word for word, with its launcher, all on this machine: skindist verify-resume -- accelerate launch
     --config_file accelerate_config.yaml --num_processes 2 launch/train.py --data.path lesions. It runs for a few steps
-    in new run folders, each step saved, W&B off: once whole, and once killed on the way (SIGKILL to all its processes)
-    and started again. Exit status: 0 exact, 1 not exact, 2 a mistake.
+    in new run folders, each step saved, W&B off: once killed on the way (SIGKILL to all its processes) and started
+    again, and once whole. Exit status: 0 exact, 1 not exact, 2 a mistake.
 
     Args:
         command: Words of the command.

@@ -30,7 +30,7 @@ def load_model(model: str | Path, views: int | None = None) -> SavedModel:
         views: positions in which it sees each image; None: those that it was judged with.
 
     Raises:
-        UserError: there is none, it is damaged, or of another kind or a newer skindist; no so many views.
+        UserError: there is none, it is damaged, or of another kind or a newer skindist; not so many views.
     """
     folder = find_model(str(model)).folder
     description = read_description(folder).seen_in(views)

@@ -1,6 +1,7 @@
 """When memory runs out: what to say, and how many images fit."""
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -78,9 +79,11 @@ def dead_workers_explained() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
+        forked = multiprocessing.get_start_method() == "fork"
+        guard = "" if forked else '; a script that calls fit needs if __name__ == "__main__":, as workers import it'
         raise OutOfMemory(
             "a loader worker was killed: its machine or container has too little memory, or shared memory (docker run "
-            "--shm-size 2g); give more, or choose fewer --data.num_workers"
+            f"--shm-size 2g); give more, or choose fewer --data.num_workers{guard}"
         ) from error
 
 

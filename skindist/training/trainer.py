@@ -1,7 +1,8 @@
 """`fit`: the story of one run. `launch/train.py` calls it; so can a script or a notebook:
 
 from skindist import Config, DataConfig, fit
-results = fit(Config(data=DataConfig(path="lesions")))
+if __name__ == "__main__":  # loader processes may import the file again
+    results = fit(Config(data=DataConfig(path="lesions")))
 """
 
 import dataclasses

@@ -97,7 +97,8 @@ def folder(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (here / name).symlink_to(ROOT / name)
     (here / "lesions").symlink_to(demo)
     rows = [f"{file.relative_to(demo)},{file.stem},{DX[file.parent.name]}" for file in demo.glob("*/*")]
-    (here / "ham.csv").write_text("\n".join(["path,lesion_id,dx", *rows]))
+    for table in ("ham.csv", "patients.csv"):
+        (here / table).write_text("\n".join(["path,lesion_id,dx", *rows]))
     run = here / "RUN"
     assert cli.train([*TINY, f"--data.path={demo}", f"--run.dir={run}", *WHOLE]) == 0
     shutil.copytree(run, here / "OTHER", symlinks=True)
@@ -210,6 +211,8 @@ class Check:
         self.script(asked.training_script, asked.training_script_args)
 
     def python(self, words: Sequence[str]) -> None:
+        if words[0] == "-c":
+            return exec(compile(words[1].replace("=True", "=False"), "a page", "exec"), {})
         if words[0].startswith("-"):
             return self.run_by_ci(words)
         self.script(words[0], words[1:])
@@ -251,7 +254,7 @@ class Check:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         extras = [extra for word in words for extra in re.findall(r"\[(\w+)\]", word)]
         assert words[0] == "install"
-        assert words[1].startswith("skindist[") or ("-e" in words and words[-1][0] == ".")
+        assert words[1].startswith("skindist[") or words[-1][0] == "." or words[1:] == ["/path/to/this/folder"]
         assert set(extras) <= set(project["optional-dependencies"])
 
     def wandb(self, words: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """Running out of memory: what is said, and how the largest micro-batch is found."""
 
+import multiprocessing
 from dataclasses import dataclass
 
 import pytest
@@ -8,7 +9,13 @@ import torch
 from skindist.data.loading import Batch
 from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
-from skindist.prediction.memory import advised, images_at_a_time, is_out_of_memory, largest_that_fits
+from skindist.prediction.memory import (
+    advised,
+    dead_workers_explained,
+    images_at_a_time,
+    is_out_of_memory,
+    largest_that_fits,
+)
 from skindist.prediction.predictor import Predictor
 
 
@@ -114,3 +121,13 @@ def test_a_real_refusal_of_the_machine_is_recognised() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(refused.value)
+
+
+@pytest.mark.parametrize(("method", "names_the_script"), [("fork", False), ("spawn", True), ("forkserver", True)])
+def test_where_workers_import_the_script_it_may_be_the_cause(
+    monkeypatch: pytest.MonkeyPatch, method: str, names_the_script: bool
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
+    with pytest.raises(OutOfMemory, match="a loader worker was killed") as told, dead_workers_explained():
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+    assert ("__main__" in str(told.value)) == names_the_script
