@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def refuse_within(place: Path, flag: str, images: str | None) -> None:
         )
 
 
-def refuse_bad_file(out: Path, suffixes: Sequence[str], overwrite: bool) -> None:
+def refuse_bad_file(out: Path, suffixes: Collection[str], overwrite: bool) -> None:
     """Raise UserError unless what `--out` says can become a file of one of these kinds: before the work, not after."""
     if out.suffix.lower() not in suffixes:
         *most, last = suffixes

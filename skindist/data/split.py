@@ -21,6 +21,7 @@ from skindist.randomness import Stream, generator
 from skindist.wording import plural
 
 SPLITS = ("train", "val", "test")
+PARTS = {"train": "training", "val": "validation", "test": "test"}  # what splits are called in sentences
 LABELS = {name: label for label, name in enumerate(CLASSES)}
 
 

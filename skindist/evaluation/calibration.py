@@ -64,11 +64,9 @@ def fit_calibration(validation: Predictions) -> Calibration:
 
     logarithm, bias = minimize(loss_and_slopes, np.zeros(2), jac=True, method="BFGS").x.tolist()
     temperature = math.exp(logarithm)
-    for beyond, limit, side in (
-        (temperature > LARGEST, LARGEST, "above"), (temperature < 1 / LARGEST, 1 / LARGEST, "below"),
-    ):  # fmt: skip
-        if beyond:
-            return Calibration(note=f"not calibrated: on validation the temperature would be {side} {limit:g}")
+    if not 1 / LARGEST <= temperature <= LARGEST:
+        beyond = f"above {LARGEST:g}" if temperature > LARGEST else f"below {1 / LARGEST:g}"
+        return Calibration(note=f"not calibrated: on validation the temperature would be {beyond}")
     return Calibration(temperature, bias, fitted_on=len(labels))
 
 

@@ -48,7 +48,7 @@ def export_model(model: str, out: Path, overwrite: bool = False) -> None:
         UserError: a mistake in the model or the file's name, a package is missing, or the file would say otherwise than
             the model.
     """
-    refuse_bad_file(out, tuple(WRITERS), overwrite)
+    refuse_bad_file(out, WRITERS, overwrite)
     if out.suffix.lower() == ".onnx":
         require("export", "onnx", "onnxruntime", "onnxscript")
     saved = load_model(model)

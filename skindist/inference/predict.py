@@ -116,7 +116,7 @@ def look(given: str, out: Path, overwrite: bool, maps: Path | None) -> int:
     Raises:
         UserError: there is none, or no file.
     """
-    refuse_bad_file(out, tuple(WRITERS), overwrite)
+    refuse_bad_file(out, WRITERS, overwrite)
     if maps and expanded(given).is_dir() and maps.resolve().is_relative_to(expanded(given).resolve()):
         raise UserError(f"--explain {maps}: lies in {given}, so that its pictures would be predicted; give another")
     if maps and maps.exists() and not maps.is_dir():
@@ -190,7 +190,7 @@ def open_table(out: Path, overwrite: bool, depends_on: Mapping[str, str | None],
     """The table, once nobody else writes it. Raises UserError where it cannot be, or has come to be meanwhile."""
     with ExitStack() as stack:
         table = stack.enter_context(GrowingTable(out, depends_on, batch))
-        refuse_bad_file(out, tuple(WRITERS), overwrite)
+        refuse_bad_file(out, WRITERS, overwrite)
         stack.pop_all()
     return table
 

@@ -7,7 +7,6 @@ from skindist.data.duplicates import near_duplicates, straddling
 from skindist.data.loading import sample_ids
 from skindist.data.metadata import IDS
 from skindist.data.prepare import Prepared, prepare_again
-from skindist.data.split import Row
 from skindist.data.survey import look_into
 from skindist.errors import UserError
 from skindist.evaluation.known import Known
@@ -102,18 +101,17 @@ def near_duplicates_of(
 def of_the_same_people(trained: Prepared, data: Prepared, known: set[str]) -> tuple[int | None, set[str]]:
     """How many images, beside those with known bytes, are of a patient or lesion of a training or validation image;
     None where the tables do not tell. And the SHA-256 of all training and validation images of such people."""
-    rows = [row for row in trained.rows if row.split != "test"]
-    theirs, ours = ids_of(trained, rows), ids_of(data, data.rows)
+    numbers = [*sample_ids(trained.rows, "train"), *sample_ids(trained.rows, "val")]
+    theirs, ours = ids_of(trained, numbers), ids_of(data, range(len(data.rows)))
     of_them, of_us = set[Id]().union(*theirs), set[Id]().union(*ours)
     if not {column for column, _ in of_them} & {column for column, _ in of_us}:
         return None, set()
     count = sum(bool(ids & of_them) for row, ids in zip(data.rows, ours, strict=True) if row.sha256 not in known)
-    return count, {row.sha256 for row, ids in zip(rows, theirs, strict=True) if ids & of_us}
+    return count, {trained.rows[number].sha256 for number, ids in zip(numbers, theirs, strict=True) if ids & of_us}
 
 
-def ids_of(data: Prepared, rows: Sequence[Row]) -> list[set[Id]]:
-    """Patient and lesion of each image, as far as the table tells."""
-    positions = {row.path: position for position, row in enumerate(data.rows)}
-    known = known_of(data, [positions[row.path] for row in rows])
-    values = {column: known.values(column) for column in IDS}
-    return [{(column, values[column][at]) for column in IDS if values[column][at]} for at in range(len(rows))]
+def ids_of(data: Prepared, numbers: Sequence[int]) -> list[set[Id]]:
+    """Patient and lesion of each of these images, as far as the table tells."""
+    known = known_of(data, numbers)
+    columns = {column: known.values(column) for column in IDS}
+    return [{(column, values[at]) for column, values in columns.items() if values[at]} for at in range(len(numbers))]

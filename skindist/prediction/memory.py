@@ -125,15 +125,16 @@ def images_at_a_time(predictor: Predictor, image_size: int, most: int) -> int:
     """
     if predictor.accelerator.device.type == "cpu":
         return most
-
-    def attempt(count: int) -> None:
-        with torch.inference_mode():
-            predictor.logits(black_images(count, image_size), for_prediction(predictor.judged))
-
-    found = largest_that_fits(predictor.accelerator, most, attempt)
+    found = largest_that_fits(predictor.accelerator, most, lambda count: try_prediction(predictor, count, image_size))
     if found < most and predictor.accelerator.is_main_process:
         log.info(f"memory: {plural(found, 'image')} at a time")
     return found
+
+
+@torch.inference_mode()
+def try_prediction(predictor: Predictor, count: int, image_size: int) -> None:
+    """Predict so many black images."""
+    predictor.logits(black_images(count, image_size), for_prediction(predictor.judged))
 
 
 def black_images(count: int, image_size: int) -> Batch:

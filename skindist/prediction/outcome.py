@@ -12,14 +12,13 @@ import torch
 
 from skindist.data.prepare import Prepared
 from skindist.data.scan import CLASSES
-from skindist.data.split import Row, leaked
+from skindist.data.split import PARTS, Row, leaked
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
 from skindist.run.folder import PREDICTED
 from skindist.wording import plural
 
-NAMES = {"train": "training", "val": "validation"}
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "accelerate", "datasets", "evaluate", "wandb", "numpy")
 
 
@@ -57,7 +56,7 @@ def tell_leaks(results: dict[str, Any], rows: Sequence[Row]) -> None:
     if not any(leaks.values()):
         return
     tested = sum(row.split == "test" for row in rows)
-    parts = [f"{count:,} with a {NAMES[split]} image" for split, count in leaks.items() if count]
+    parts = [f"{count:,} with a {PARTS[split]} image" for split, count in leaks.items() if count]
     results["verdict"] += (
         f" Of the {plural(tested, 'test image')} some belong together with others (copies, one lesion or one patient), "
         f"{' and '.join(parts)}: the figures flatter."

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skindist.config import Config, marked
-from skindist.data.split import leaked
+from skindist.data.split import PARTS, leaked
 from skindist.evaluation.metrics import METRICS
 from skindist.recipe import DataConfig
 from skindist.report.html import Table, attempt
 from skindist.report.words import figure_text
 from skindist.run.folder import Run
 from skindist.wording import plural
-
-PARTS = {"train": "training", "val": "validation", "test": "test"}
 
 
 def early_stopping_story(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from skindist.data.split import PARTS
 from skindist.evaluation import bands
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, UNDEFINED
 from skindist.report import history, plots
@@ -133,7 +134,7 @@ def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mappi
     for name, title in (("loss", "loss"), ("auroc", "AUROC")):
         series = {split: points(events, f"{split}/{name}") for split in ("train", "val")}
         if series["val"]:
-            labels = {history.PARTS[split]: line for split, line in series.items()}
+            labels = {PARTS[split]: line for split, line in series.items()}
             drawn[f"curve-{name}"] = plots.curve(f"curve-{name}", title, labels, best)
     return drawn
 

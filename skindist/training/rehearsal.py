@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from skindist.config import Config
-from skindist.folding import for_prediction
-from skindist.prediction.memory import advised, black_images, largest_that_fits
+from skindist.prediction.memory import advised, black_images, largest_that_fits, try_prediction
 from skindist.training.cuda_graph import capture, hindrance
 from skindist.training.engine import set_train_mode
 from skindist.training.learner import Learner
@@ -74,8 +73,8 @@ def find_eval_batch_size(learner: Learner, image_size: int, most: int) -> int:
     """The same for the prediction of so many images, which may be far more than training holds at a time."""
 
     def attempt(count: int) -> None:
-        with room_for_the_optimizer(learner), torch.inference_mode():
-            learner.logits(black_images(count, image_size), for_prediction(learner.judged))
+        with room_for_the_optimizer(learner):
+            try_prediction(learner, count, image_size)
 
     return largest_that_fits(learner.accelerator, most, attempt)
 

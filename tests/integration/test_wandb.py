@@ -311,14 +311,20 @@ def fail_twice(folder: Path) -> None:
         assert {run_id: run.exit_code for run_id, run in server.runs.items()} == {"failing2": 1}
 
 
-@pytest.mark.slow
-def test_a_run_that_fails_leaves_no_service_behind(tmp_path: Path) -> None:
-    code = f"from tests.integration.test_wandb import *; fail_twice(Path({str(tmp_path)!r}))"
+def in_a_new_process(function: Callable[[Path], None], folder: Path) -> str:
+    """What a function of this module prints, which must end well: W&B keeps a process to itself."""
+    code = f"from tests.integration.test_wandb import *; {function.__name__}(Path({str(folder)!r}))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=clean({}), cwd=ROOT, timeout=120, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("W&B stopped (no answer within 4 s)") == 1
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_leaves_no_service_behind(tmp_path: Path) -> None:
+    said = in_a_new_process(fail_twice, tmp_path)
+    assert said.count("W&B stopped (no answer within 4 s)") == 1
     assert json.loads((tmp_path / "metrics.jsonl").read_text())["train/loss"] == 1.0
     (file,) = tmp_path.glob("wandb/run-*-failing1/*.wandb")
     assert b"train/loss" in file.read_bytes()
@@ -364,8 +370,4 @@ def switch_on(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_wandb_that_is_switched_on_later_gets_the_steps_before(tmp_path: Path) -> None:
-    code = f"from tests.integration.test_wandb import *; switch_on(Path({str(tmp_path)!r}))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=clean({}), cwd=ROOT, timeout=120, check=False
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    in_a_new_process(switch_on, tmp_path)

@@ -44,10 +44,9 @@ def test_where_not_even_one_fits_the_image_is_too_large() -> None:
 
 @dataclass
 class Small(Predictor):
-    """A predictor for whose device, which is said to be a GPU, `room` images are enough."""
+    """A predictor on whose device `room` images find room."""
 
     room: int = 0
-    device: str = "cuda"
 
     def logits(self, batch: Batch, module: torch.nn.Module) -> torch.Tensor:
         room_for(self.room, [])(len(batch.ids_B))  # type: ignore[operator]
