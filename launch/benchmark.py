@@ -77,6 +77,7 @@ from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.training.engine import set_train_mode, train_step
 from skindist.training.learner import Learner
+from skindist.training.rehearsal import capture_steps
 from skindist.training.saving import Saver
 from skindist.training.state import TrainState
 from skindist.training.trainer import build_learner
@@ -128,13 +129,14 @@ def loader(data: Path, folder: Path) -> list[Figure]:
 
 def training(data: Path, folder: Path) -> list[Figure]:
     """The engine's steps fed by the loader, and the same steps on one batch that is in memory already."""
-    config, accelerator = Config(model=ModelConfig(pretrained=False)), join_group()
-    learner, device, processes = build_learner(accelerator, config), accelerator.device, accelerator.num_processes
+    config = Config(model=ModelConfig(pretrained=False))
+    learner = learner_in_training(config)
+    accelerator = learner.accelerator
+    device, processes = accelerator.device, accelerator.num_processes
     workers = loader_workers(config.data, device, this_launch().local_world_size)
     prepared = prepare(DataConfig(path=str(data)), seed=0)
     ours = endless(training_loader(data, prepared, workers, device, rank=accelerator.process_index, ranks=processes))
     held, steps = next(ours), 200 if device.type == "cuda" else 8
-    set_train_mode(learner.model, False)
     speeds = side_by_side(
         lambda: processes * speed(lambda: take_steps(learner, config, islice(ours, steps))),
         lambda: processes * speed(lambda: take_steps(learner, config, [held] * steps)),
@@ -148,7 +150,7 @@ def training(data: Path, folder: Path) -> list[Figure]:
 def plain(data: Path, folder: Path) -> list[Figure]:
     """The engine's steps with all defaults, and those of the loop that most users write: files, float32, no more."""
     config, prepared = Config(model=ModelConfig(pretrained=False)), prepare(DataConfig(path=str(data)), seed=0)
-    learner = build_learner(join_group(), config)
+    learner = learner_in_training(config)
     accelerator = learner.accelerator
     device, workers = accelerator.device, loader_workers(config.data, accelerator.device, 1)
     steps = 200 if device.type == "cuda" else 8
@@ -166,7 +168,6 @@ def plain(data: Path, folder: Path) -> list[Figure]:
             optimizer.step()
         return steps * BATCH
 
-    set_train_mode(learner.model, False)
     speeds = side_by_side(
         lambda: speed(lambda: take_steps(learner, config, islice(ours, steps))), lambda: speed(plain_steps)
     )
@@ -225,14 +226,20 @@ def shared(data: Path, folder: Path) -> list[Figure]:
 def profile_step() -> str:
     """What the time of three training steps on one batch goes to: the operations that take most, in a table."""
     config = Config(model=ModelConfig(pretrained=False))
-    learner = build_learner(join_group(), config)
-    batch = black_images(BATCH, SIZE)
-    set_train_mode(learner.model, False)
+    learner, batch = learner_in_training(config), black_images(BATCH, SIZE)
     take_steps(learner, config, [batch] * 3)
     with torch.profiler.profile() as profiler:
         take_steps(learner, config, [batch] * 3)
     by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     return str(profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=50))
+
+
+def learner_in_training(config: Config) -> Learner:
+    """What a run trains, when its steps begin."""
+    learner = build_learner(join_group(), config)
+    capture_steps(learner, config, [BATCH * learner.accelerator.num_processes])
+    set_train_mode(learner.model, False)
+    return learner
 
 
 def take_steps(learner: Learner, config: Config, batches: Iterable[Batch]) -> int:
@@ -247,11 +254,10 @@ def take_steps(learner: Learner, config: Config, batches: Iterable[Batch]) -> in
 def checkpoint(data: Path, folder: Path) -> list[Figure]:
     """How long training waits for a checkpoint of EfficientNet-B0 and Adadelta, and what it costs beside the steps."""
     config = Config(model=ModelConfig(pretrained=False))
-    learner = build_learner(join_group(), config)
+    learner = learner_in_training(config)
     device, steps = learner.accelerator.device, 200 if torch.cuda.is_available() else 10
     batch = black_images(BATCH, SIZE)
     state, stopping, waits = TrainState(), EarlyStopping(2, 0.001, "min"), []
-    set_train_mode(learner.model, False)
 
     def steps_and_save(saver: Saver | None) -> int:
         images = take_steps(learner, config, [batch] * steps)

@@ -137,9 +137,8 @@ class TrainConfig(Section):
     """Keep BatchNorm statistics as they are in the starting weights."""
     freeze_backbone: bool = False
     """Keep all starting weights, and BatchNorm statistics, and learn the head alone (a linear probe)."""
-    cuda_graph: bool = setting(False, free=True)
-    """On one GPU, capture a step's passes once and launch them as one: the same bits, and less waiting for the CPU. It
-    takes memory for a second batch."""
+    cuda_graph: bool = setting(True, free=True)
+    """On a GPU, capture a step's passes once and launch them as one: the same bits, and less waiting for the CPU."""
     deterministic: bool = setting(True, free=True)
     """On a GPU, choose kernels that add up in the same order each time, so that a run can be repeated bit for bit."""
     sync_batchnorm: bool = False

@@ -74,8 +74,12 @@ class LesionImages(Dataset[Batch]):
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
     """Images in each global batch of an epoch, one optimizer step each: equal parts of at most `batch_size`."""
-    steps = -(-images // batch_size)
-    return [images // steps + (step < images % steps) for step in range(steps)]
+    return equal_parts(images, -(-images // batch_size))
+
+
+def equal_parts(images: int, parts: int) -> list[int]:
+    """So many images in so many parts, which differ by one at most: the larger ones come first."""
+    return [images // parts + (part < images % parts) for part in range(parts)]
 
 
 def global_batches(ids: NDArray[np.int64], batch_size: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:

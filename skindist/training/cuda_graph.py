@@ -7,73 +7,82 @@ next, and waits most of the time. What was captured as a CUDA graph costs the CP
 
 import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from skindist.recipe import TrainConfig
+
+Graphs = Mapping[torch.Size, Callable[[Tensor], Tensor]]
+"""A module's captured forward pass over images of each shape: what it gives leads to its captured backward pass."""
 
 log = logging.getLogger("skindist")
 
 
-@dataclass(frozen=True)
-class CudaGraph:
-    """A captured forward pass, with its backward pass, over images of one shape: others, as of batches that hold one
-    image more or less, take the usual way."""
-
-    forward: Callable[[Tensor], Tensor]
-    shape: torch.Size
-
-
 def hindrance(train: TrainConfig, images: int, world_size: int) -> str | None:
-    """Why a step cannot be captured, if so: DDP's hooks would take part in the capture, and gradients of several passes
-    would add up in memory that each pass writes anew."""
-    if world_size > 1:
-        return f"there are {world_size} processes"
-    return "a batch is accumulated from several passes" if train.passes(images, world_size) > 1 else None
+    """Why a step over so many images cannot be captured, if so: gradients of several passes would add up in memory that
+    each pass writes anew, and no pass may wait for another process."""
+    if train.passes(images, world_size) > 1:
+        return "a batch is accumulated from several passes"
+    return "BatchNorm is synchronised" if train.sync_batchnorm and world_size > 1 else None
 
 
-def capture(module: nn.Module, images_BCHW: Tensor) -> CudaGraph | None:
-    """Capture the passes of a module in training mode, as Accelerate has prepared it. It changes no weight and no
-    statistic.
+def capture(module: nn.Module, batches: Sequence[Tensor]) -> Graphs:
+    """Capture the passes of a module in training mode, as Accelerate has prepared it, over images of the shape of each
+    of the batches, (B, C, H, W). It changes no weight and no statistic.
 
     Returns:
-        None, with a warning, where the model cannot be captured, or where its graph would leave too little memory to
-        hold a batch outside of it.
+        Nothing, with a warning, where the model cannot be captured, or where its graphs would take more memory than
+        they leave.
     """
-    bare = _Bare(module)
-    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    room = free_memory()
-    # The graph keeps the nodes that take gradients, and they keep the stream of the capture: steps wait for both.
+    names, weights = zip(*module.named_parameters(), strict=True)
+    # The nodes that take the gradients of the weights belong to another stream, and DDP waits at them: the captured
+    # passes have leaves of their own, in the same memory.
+    leaves = [weight.detach().requires_grad_(weight.requires_grad) for weight in weights]
+
+    def passes(images_BCHW: Tensor, *leaves: Tensor) -> Tensor:
+        logits_BK: Tensor = functional_call(module, dict(zip(names, leaves, strict=True)), images_BCHW)
+        return logits_BK
+
+    def replay(graph: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda images_BCHW: graph(images_BCHW, *weights)
+
+    # Those leaves stay on the stream of the capture: steps wait for both, which costs nothing.
     warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    room, pool, graphs = free_memory(), torch.cuda.graph_pool_handle(), {}
     try:
-        torch.cuda.make_graphed_callables(bare, (images_BCHW,))
+        for images_BCHW in batches:  # they never run at the same time, and share their memory
+            graph: Any = torch.cuda.make_graphed_callables(passes, (images_BCHW, *leaves), pool=pool)
+            graphs[images_BCHW.shape] = replay(graph)
     except RuntimeError as error:
-        renew_generator(images_BCHW.device)
+        renew_generator(weights[0].device)
         log.warning(f"--train.cuda_graph is not used: {str(error).splitlines()[0]}")
-        return None
+        return {}
     finally:
         for name, buffer in module.named_buffers():
             buffer.copy_(before[name])
     left = free_memory()
     if left < room - left:
         log.warning(f"--train.cuda_graph is not used: it leaves {left / 2**30:.1f} GiB of the GPU's memory")
-        return None
-    return CudaGraph(bare.forward, images_BCHW.shape)
+        return {}
+    return graphs
 
 
-class _Bare(nn.Module):
-    """Calls a module; what is captured replaces its own forward, and not the module's."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = self.module(images_BCHW)
-        return logits_BK
+@contextmanager
+def replayed(module: nn.Module, graphs: Graphs, shape: torch.Size) -> Iterator[None]:
+    """Inside it, the module replays what was captured over images of that shape, if it was, in place of its own forward
+    pass. DDP, which calls the module, takes part as usual."""
+    own = module.forward
+    module.forward = graphs.get(shape, own)
+    try:
+        yield
+    finally:
+        module.forward = own
 
 
 def free_memory() -> int:

@@ -1,6 +1,5 @@
 """What the loop works on: a model that learns, with its optimizer and averaged weights."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -9,13 +8,13 @@ from torch import Tensor, nn
 
 from skindist.precision import DepthwiseInFloat32
 from skindist.prediction.predictor import Predictor
-from skindist.training.cuda_graph import CudaGraph
+from skindist.training.cuda_graph import Graphs, replayed
 
 
 @dataclass(kw_only=True)
 class Learner(Predictor):
     """What is trained and with what: the prepared (wrapped) model beside its bare module, the prepared optimizer, and
-    the running average of the weights and the captured step, if there are any; then what it has done in this process.
+    the running average of the weights and the captured steps, if there are any; then what it has done in this process.
 
     `pending` holds the loss and accuracy of steps, still on the device; `unaveraged` each rank's BatchNorm statistics
     from the end of an epoch to the next step, (ranks, values); `steps` counts those that this process has taken.
@@ -24,7 +23,7 @@ class Learner(Predictor):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     average: ModelEmaV3 | None = None
-    graph: CudaGraph | None = None
+    graphs: Graphs = field(default_factory=dict)
     pending: list[Tensor] = field(default_factory=list)
     unaveraged: Tensor | None = None
     steps: int = 0
@@ -38,10 +37,8 @@ class Learner(Predictor):
         """What the prepared model gives in the precision of training, (B, 2)."""
         accelerator = self.accelerator
         on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        graph = self.graph if self.graph and self.graph.shape == images_BCHW.shape else None
-        forward = graph.forward if graph else self.model
-        with DepthwiseInFloat32() if on_cpu else nullcontext():
-            logits_BK: Tensor = forward(images_BCHW)
+        with DepthwiseInFloat32() if on_cpu else replayed(self.module, self.graphs, images_BCHW.shape):
+            logits_BK: Tensor = self.model(images_BCHW)
         return logits_BK
 
     @property

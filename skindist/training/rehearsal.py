@@ -2,13 +2,14 @@
 capture a step of a GPU."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from skindist.config import Config
+from skindist.data.loading import equal_parts
 from skindist.prediction.memory import advised, black_images, largest_that_fits, try_prediction
 from skindist.training.cuda_graph import capture, hindrance
 from skindist.training.engine import set_train_mode
@@ -41,18 +42,19 @@ def rehearse(learner: Learner, count: int, image_size: int) -> None:
         learner.optimizer.zero_grad(set_to_none=True)
 
 
-def capture_step(learner: Learner, config: Config, images: int) -> None:
-    """Let a GPU replay the passes over a batch of so many images, where that is asked for and can be."""
+def capture_steps(learner: Learner, config: Config, sizes: Sequence[int]) -> None:
+    """Let a GPU replay this process's passes over global batches of these sizes, where that is asked for and can be."""
     accelerator, train = learner.accelerator, config.train
     if not train.cuda_graph or accelerator.device.type != "cuda":
         return
-    if reason := hindrance(train, images, accelerator.num_processes):
-        if accelerator.is_main_process:
-            log.warning(f"--train.cuda_graph is not used: {reason}")
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    if reason := hindrance(train, max(sizes), ranks):
+        log.info(f"--train.cuda_graph is not used: {reason}")
         return
     set_train_mode(learner.model, train.keeps_statistics)
-    images_BCHW, _ = learner.to_device(black_images(images, config.data.image_size))
-    learner.graph = capture(learner.module, images_BCHW)
+    mine = sorted({equal_parts(size, ranks)[rank] for size in sizes} - {0, 1}, reverse=True)  # those may be refused
+    batches = [learner.to_device(black_images(count, config.data.image_size))[0] for count in mine]
+    learner.graphs = capture(learner.module, batches)
 
 
 def find_micro_batch_size(learner: Learner, image_size: int, most: int) -> int:

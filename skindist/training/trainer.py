@@ -7,7 +7,6 @@ if __name__ == "__main__":  # loader processes may import the file again
 
 import dataclasses
 import logging
-import statistics
 from typing import Any
 
 import torch
@@ -50,7 +49,7 @@ from skindist.training.engine import train_one_epoch
 from skindist.training.interruption import Interruptions
 from skindist.training.learner import Learner
 from skindist.training.loss import class_weights
-from skindist.training.rehearsal import capture_step, find_eval_batch_size, find_micro_batch_size, warm_up
+from skindist.training.rehearsal import capture_steps, find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
 from skindist.training.saving import Saver
 from skindist.training.tracker import Tracker
@@ -91,7 +90,6 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     loaders = build_loaders(learner, config, data)
     wandb_id = decide(accelerator, claim, run, config, data, lock, may_take_hours=True)
 
-    warm_up(learner, config.data.image_size)
     state, stopping = restore(run, learner, config, data.rows)
     contact = Contact(accelerator.device, config.run.timeout_minutes)
     with (
@@ -198,7 +196,7 @@ def running_average(module: torch.nn.Module, decay: float) -> ModelEmaV3:
 
 
 def settle_memory(learner: Learner, config: Config, images: int) -> Config:
-    """Capture a step over as many images as most batches have, where that can be. Return the config with what fits for
+    """Lay out what steps need in memory: DDP's buckets, and what a GPU replays. Return the config with what fits for
     `train.micro_batch_size: auto`, the same on every rank; in evaluation, too, no more images at a time than fit.
 
     Args:
@@ -209,7 +207,8 @@ def settle_memory(learner: Learner, config: Config, images: int) -> Config:
     if auto:
         found = find_micro_batch_size(learner, size, -(-max(batches) // learner.accelerator.num_processes))
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
-    capture_step(learner, config, statistics.mode(batches))
+    warm_up(learner, size)
+    capture_steps(learner, config, batches)
     if auto:
         predicted = find_eval_batch_size(learner, size, config.train.eval_batch_size)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, eval_batch_size=predicted))

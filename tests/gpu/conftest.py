@@ -17,21 +17,31 @@ ROWS = pytest.StashKey[list[Row]]()
 
 @dataclass(frozen=True)
 class Place:
-    """A kind of device, and how many processes, with one each."""
+    """A kind of device, and how many processes: with one each, or all with the same."""
 
     device: str
     processes: int
+    shared: bool = False
+
+    @property
+    def gpus(self) -> int:
+        """How many it needs."""
+        return 0 if self.device == "cpu" else 1 if self.shared else self.processes
 
     def __str__(self) -> str:
+        if self.shared:
+            return f"{self.processes} processes on one GPU"
         kind = "GPU" if self.device == "cuda" else "CPU process"
         return f"{self.processes} {kind}{'' if self.processes == 1 else 'es' if kind.endswith('s') else 's'}"
 
     def run(self, folder: Path, precision: str, function: Any, *args: Any) -> list[Any]:
         """What `function(*args)` returns on each process."""
-        return run_ranks(self.processes, folder, jobs.on, self.device, precision, function, *args)
+        where = "shared" if self.shared else self.device
+        return run_ranks(self.processes, folder, jobs.on, where, precision, function, *args)
 
 
 CPU, CPUS, GPU, GPUS = (Place(device, processes) for device in ("cpu", "cuda") for processes in (1, 2))
+SHARED = Place("cuda", 2, shared=True)
 
 
 def need_gpus(count: int) -> None:
@@ -44,14 +54,14 @@ def need_gpus(count: int) -> None:
     params=[
         CPU,
         pytest.param(CPUS, marks=pytest.mark.slow),
-        *(pytest.param(place, marks=pytest.mark.gpu) for place in (GPU, GPUS)),
+        *(pytest.param(place, marks=pytest.mark.gpu) for place in (GPU, GPUS, SHARED)),
     ],
     ids=str,
 )
 def place(request: pytest.FixtureRequest) -> Place:
     """Where to try it."""
     found: Place = request.param
-    need_gpus(found.processes if found.device == "cuda" else 0)
+    need_gpus(found.gpus)
     return found
 
 

@@ -16,25 +16,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from skindist.config import Config
 from skindist.data.loading import Batch
-from skindist.distributed import group
+from skindist.distributed import group, peers
 from skindist.launcher import this_launch
 from skindist.prediction.memory import black_images
 from skindist.recipe import DataConfig, ModelConfig, TrainConfig
 from skindist.run.folder import Run
 from skindist.training import cuda_graph, engine, rehearsal, trainer
-from skindist.training.rehearsal import capture_step
+from skindist.training.rehearsal import capture_steps
 from skindist.training.tracker import Tracker
 from tests.helpers import jobs
 from tests.helpers.faults import replace
 
 
 def on(device: str, precision: str, function: Callable[..., Any], *args: Any) -> Any:
-    """Run a function on a process that sees no GPU, or all, in a precision."""
+    """Run a function on a process that sees no GPU, or all, or shares one with the others, in a precision."""
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if device == "shared":
+        share_a_gpu()
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     this_launch.cache_clear()
     return function(*args)
+
+
+def share_a_gpu() -> None:
+    """Let processes train on the same GPU, which skindist refuses, as NCCL does: gloo takes what travels."""
+    original = peers.this_peer
+
+    def this_peer(device: str, precision: str, local_rank: int) -> peers.Peer:
+        return dataclasses.replace(original(device, precision, local_rank), gpu_id=f"part {local_rank}")
+
+    replace(group, "this_peer", this_peer)
+    torch.distributed.get_default_backend_for_device = lambda device: "gloo"
 
 
 class NoAnswer(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -109,7 +122,7 @@ def images_per_second(deterministic: bool, captured: bool, count: int, size: int
     train = TrainConfig(batch_size=all_together, deterministic=deterministic, cuda_graph=captured)
     config = Config(DataConfig(image_size=size), ModelConfig(pretrained=False), train=train)
     learner = trainer.build_learner(accelerator, config)
-    capture_step(learner, config, all_together)
+    capture_steps(learner, config, [all_together])
     batch = black_images(count, size)
     if accelerator.device.type == "cuda":
         batch = Batch(*(tensor.pin_memory() for tensor in batch))
@@ -130,16 +143,15 @@ def captured_steps(data: Path, run: Path, *flags: str) -> int:
     """A whole run; how many of its steps replayed a CUDA graph."""
     original, steps = cuda_graph.capture, itertools.count()
 
-    def capture(*args: Any) -> Any:
-        graph = original(*args)
-        if graph is None:
-            return None
-
+    def counted(replay: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def forward(images_BCHW: Tensor) -> Tensor:
             next(steps)
-            return graph.forward(images_BCHW)
+            return replay(images_BCHW)
 
-        return dataclasses.replace(graph, forward=forward)
+        return forward
+
+    def capture(*args: Any) -> Any:
+        return {shape: counted(replay) for shape, replay in original(*args).items()}
 
     replace(rehearsal, "capture", capture)
     jobs.fit(data, run, *flags)
@@ -150,3 +162,34 @@ def observe_in_float32(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     """What `observe` sees, with convolutions in float32 where a GPU would take TF32."""
     torch.backends.cudnn.allow_tf32 = False
     return jobs.observe(data, run, *flags)
+
+
+def weights_after_steps(name: str, size: int, captured: bool, hook: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Three optimizer steps of any model, from scratch, over batches of 6, 5 and 6 images: how many of them replayed a
+    graph, and the weights after them.
+
+    Args:
+        hook: what the model calls after its forward pass.
+    """
+    accelerator = group.join_group()
+    train = TrainConfig(batch_size=6, cuda_graph=captured)
+    config = Config(DataConfig(image_size=size), ModelConfig(name, pretrained=False, drop_rate=0.2), train=train)
+    learner = trainer.build_learner(accelerator, config)
+    if hook:
+        learner.module.register_forward_hook(hook)
+    capture_steps(learner, config, [6, 5])
+    engine.set_train_mode(learner.model, False)
+    generator, replays = torch.Generator().manual_seed(0), 0
+    for step, count in enumerate((6, 5, 6)):
+        pixels = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+        batch = black_images(count, size)._replace(images_BCHW=pixels)
+        replays += pixels.shape in learner.graphs
+        assert engine.train_step(learner, [batch], count, step, config).isfinite().all()
+    weights = {key: tensor.cpu() for key, tensor in learner.module.state_dict().items()}
+    group.leave_group(accelerator)
+    return {"replays": replays, "weights": weights}
+
+
+def ask_the_device(module: Any, inputs: Any, logits_BK: Tensor) -> Tensor:
+    """A hook that waits for the device, which no capture may do; it changes nothing."""
+    return logits_BK if logits_BK.isfinite().all() else logits_BK.nan_to_num()

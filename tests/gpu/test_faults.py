@@ -29,7 +29,7 @@ NO_MEMORY = "rank 1 of 2: out of memory with 6 images at a time"
 def test_all_end_in_time(
     demo: Path, tmp_path: Path, place: Place, note: Note, what: str, words: str, seconds: float
 ) -> None:
-    need_gpus(place.processes if place.device == "cuda" else 0)
+    need_gpus(place.gpus)
     run, begun = tmp_path / "run", time.monotonic()
     launcher = launch(place.processes, [what, 1, 4], demo, run, "--run.timeout_minutes=0.5")
     errors, said = ended(launcher, run)

@@ -1,6 +1,7 @@
 """When a step is captured, and what takes its way. No GPU: what torch would capture is a stand-in."""
 
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,20 +11,25 @@ from torch import Tensor, nn
 
 from skindist.recipe import TrainConfig
 from skindist.training import cuda_graph
-from skindist.training.cuda_graph import CudaGraph, capture, hindrance
+from skindist.training.cuda_graph import Graphs, capture, hindrance
 from skindist.training.learner import Learner
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Captures in place of torch: one warm-up pass, and a forward that gives 100. Returns the free bytes to be told."""
+    """Captures a linear layer in place of torch: one warm-up pass, and a graph that adds 100. Returns the free bytes to
+    be told."""
     free = [100, 60]
 
-    def make_graphed_callables(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        module(*args)
-        module.forward = lambda images_BCHW: torch.full((len(images_BCHW), 1), 100.0)
+    def make_graphed_callables(
+        passes: Callable[..., Tensor], args: tuple[Tensor, ...], pool: str
+    ) -> Callable[..., Tensor]:
+        assert pool == "shared"
+        passes(*args)
+        return lambda images_BCHW, *weights: nn.functional.linear(images_BCHW.flatten(1), *weights) + 100
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "shared")
     monkeypatch.setattr(cuda_graph, "free_memory", lambda: free.pop(0))
     return free
 
@@ -45,61 +51,84 @@ def images(count: int) -> Tensor:
         (TrainConfig(), 1, None),
         (TrainConfig(batch_size=32, micro_batch_size=32), 1, None),
         (TrainConfig(batch_size=32, micro_batch_size=31), 1, "a batch is accumulated from several passes"),
-        (TrainConfig(), 2, "there are 2 processes"),
+        (TrainConfig(), 2, None),
+        (TrainConfig(batch_size=32, micro_batch_size=15), 2, "a batch is accumulated from several passes"),
+        (TrainConfig(sync_batchnorm=True), 1, None),
+        (TrainConfig(sync_batchnorm=True), 2, "BatchNorm is synchronised"),
     ],
 )
-def test_one_pass_of_one_process_can_be_captured(train: TrainConfig, processes: int, reason: str | None) -> None:
+def test_one_pass_of_a_process_can_be_captured(train: TrainConfig, processes: int, reason: str | None) -> None:
     assert hindrance(train, 32, processes) == reason
 
 
 def test_capturing_changes_no_statistics(stand_in: list[int]) -> None:
     module = model()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    assert capture(module, images(2)) is not None
+    assert set(capture(module, [images(3), images(2)])) == {images(3).shape, images(2).shape}
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
 
-def learner(module: nn.Module, graph: CudaGraph | None) -> Learner:
-    """What learns in float32 on a CPU, with a graph."""
+def learner(module: nn.Module, graphs: Graphs) -> Learner:
+    """What learns in float32 on a CPU, with graphs."""
     accelerator: Any = SimpleNamespace(device=torch.device("cpu"), mixed_precision="no")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-    return Learner(accelerator, module, lambda images, colours: images, model=module, optimizer=optimizer, graph=graph)
+    return Learner(
+        accelerator, module, lambda images, colours: images, model=module, optimizer=optimizer, graphs=graphs
+    )
 
 
-def test_images_of_that_shape_take_the_graph_and_others_do_not(stand_in: list[int]) -> None:
+def test_images_of_those_shapes_take_the_graph_and_others_do_not(stand_in: list[int]) -> None:
     module = model().eval()
-    graph = capture(module, images(2))
-    assert graph is not None
-    for count in (1, 2, 3):
+    graphs = capture(module, [images(3), images(2)])
+    for count in (1, 2, 3, 4):
         usual = module(images(count))
-        logits = learner(module, graph).logits_to_learn_from(images(count))
-        assert (logits == 100).all() if count == 2 else torch.equal(logits, usual)
+        logits = learner(module, graphs).logits_to_learn_from(images(count))
+        torch.testing.assert_close(logits, usual + 100 if count in (2, 3) else usual, atol=1e-3, rtol=0)
         assert torch.equal(module(images(count)), usual)
 
 
+def test_gradients_reach_the_weights_of_the_model_as_they_are_now(stand_in: list[int]) -> None:
+    linear = nn.Linear(4, 1)
+    linear.bias.requires_grad_(False)
+    module = nn.Sequential(nn.Flatten(), linear)
+    graphs = capture(module, [images(1)])
+    assert linear.weight.grad is None
+    with torch.no_grad():
+        linear.weight.fill_(2.0)
+        linear.bias.fill_(1.0)
+    logits = learner(module, graphs).logits_to_learn_from(images(1))
+    assert logits.item() == 2 * (0 + 1 + 2 + 3) + 1 + 100
+    torch.autograd.backward(logits)
+    assert linear.weight.grad is not None
+    assert linear.weight.grad.tolist() == [[0, 1, 2, 3]]
+    assert linear.bias.grad is None
+
+
 def test_what_accelerate_has_put_in_its_place_stays(stand_in: list[int]) -> None:
-    module, own = model(), lambda images_BCHW: images_BCHW
-    module.forward = own
-    graph = capture(module, images(2))
-    assert (learner(module, graph).logits_to_learn_from(images(2)) == 100).all()
+    module = model().eval()
+    usual = module.forward
+    own = module.forward = lambda images_BCHW: 2 * usual(images_BCHW)
+    graphs = capture(module, [images(2)])
+    logits = learner(module, graphs).logits_to_learn_from(images(2))
+    assert (logits > 100).all()
     assert module.forward is own
 
 
-def test_a_graph_that_takes_more_than_it_leaves_is_not_kept(
+def test_graphs_that_take_more_than_they_leave_are_not_kept(
     stand_in: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     stand_in[:] = [100 * 2**30, 49 * 2**30]
     with caplog.at_level(logging.WARNING, "skindist"):
-        assert capture(model(), images(2)) is None
+        assert not capture(model(), [images(2)])
     assert caplog.messages == ["--train.cuda_graph is not used: it leaves 49.0 GiB of the GPU's memory"]
 
 
 def test_a_model_that_cannot_be_captured_trains_all_the_same(
     stand_in: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(module: nn.Module, args: tuple[Any, ...]) -> None:
-        module(*args)
+    def refuse(passes: Callable[..., Tensor], args: tuple[Any, ...], pool: str) -> None:
+        passes(*args)
         raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
 
     renewed: list[torch.device] = []
@@ -107,7 +136,7 @@ def test_a_model_that_cannot_be_captured_trains_all_the_same(
     monkeypatch.setattr(cuda_graph, "renew_generator", renewed.append)
     module = model()
     with caplog.at_level(logging.WARNING, "skindist"):
-        assert capture(module, images(2)) is None
+        assert not capture(module, [images(2)])
     assert caplog.messages == ["--train.cuda_graph is not used: operation not permitted when stream is capturing"]
     assert renewed == [torch.device("cpu")]
     assert module.state_dict()["0.num_batches_tracked"] == 0
