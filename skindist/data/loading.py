@@ -187,7 +187,8 @@ def eval_batches(ids: Sequence[int], batch_size: int, rank: int, world_size: int
 
 def make_loader(images: Dataset[Batch], batches: Any, device: torch.device, num_workers: int) -> DataLoader[Any]:
     """A loader that yields `Batch`: workers live on from epoch to epoch and work ahead; memory is pinned where the
-    device copies from it."""
+    device copies from it. There are no more workers than batches."""
+    num_workers = min(num_workers, len(batches))
     if num_workers:  # at its end, Python sends SIGTERM to those that are left, and would wait for them for ever
         multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)
     return DataLoader(

@@ -205,6 +205,15 @@ def test_a_run_asks_how_much_shared_memory_is_free(
     assert caplog.text.count("--shm-size 1g") == 2
 
 
+@pytest.mark.parametrize(("batches", "workers"), [(0, 0), (1, 1), (2, 2), (3, 2)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
+def test_no_worker_is_started_for_nothing(images: LesionImages, batches: int, workers: int) -> None:
+    keys = [[(0, number)] for number in range(batches)]
+    loader = make_loader(images, keys, CPU, num_workers=2)
+    assert loader.num_workers == workers
+    assert [batch.ids_B.item() for batch in loader] == list(range(batches))
+
+
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
 def test_a_launchers_signals_do_not_take_the_loader_workers(images: LesionImages) -> None:
     """SIGTERM, SIGUSR1 and SIGINT from another process; the training process itself ends them."""
