@@ -77,8 +77,10 @@ def capture(module: nn.Module, batches: Sequence[Tensor]) -> Graphs:
 def replayed(module: nn.Module, graphs: Graphs, shape: torch.Size) -> Iterator[None]:
     """Inside it, the module replays what was captured over images of that shape, if it was, in place of its own forward
     pass. DDP, which calls the module, takes part as usual."""
-    own = module.forward
-    module.forward = graphs.get(shape, own)
+    if shape not in graphs:
+        yield
+        return
+    own, module.forward = module.forward, graphs[shape]
     try:
         yield
     finally:
