@@ -200,13 +200,12 @@ def evaluation(data: Path, folder: Path) -> list[Figure]:
 def shared(data: Path, folder: Path) -> list[Figure]:
     """Training on a CPU while another program uses one core, and with one thread less while none does."""
     config, cores = Config(model=ModelConfig(pretrained=False)), available_cores()
-    learner = build_learner(join_group(), config)
+    learner = learner_in_training(config)
     if learner.accelerator.device.type != "cpu" or cores == 1:
         return [
             Figure("training while another program uses a core", "", "", "for two or more CPU cores, without a GPU")
         ]
     batch = black_images(BATCH, 64)  # small ones: threads wait for each other often
-    set_train_mode(learner.model, False)
 
     def steps(threads: int, busy: bool) -> float:
         torch.set_num_threads(threads)
@@ -357,8 +356,7 @@ def probe(name: str, data: str, begun: str) -> None:
     batches = training_loader(Path(data), prepared, workers=0, size=64)
     if name == "memory":
         config = Config(model=ModelConfig(pretrained=False))
-        learner = build_learner(join_group(), config)
-        set_train_mode(learner.model, False)
+        learner = learner_in_training(config)
         epoch = iter(batches)
         take_steps(learner, config, islice(epoch, 3))
         for _ in epoch:

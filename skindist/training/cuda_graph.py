@@ -36,8 +36,8 @@ def capture(module: nn.Module, batches: Sequence[Tensor]) -> Graphs:
     of the batches, (B, C, H, W). It changes no weight and no statistic.
 
     Returns:
-        Nothing, with a warning, where the model cannot be captured, or where its graphs would take more memory than
-        they leave.
+        None of them, with a warning, where the model cannot be captured, or where its graphs would take more memory
+        than they leave.
     """
     names, weights = zip(*module.named_parameters(), strict=True)
     # The nodes that take the gradients of the weights belong to another stream, and DDP waits at them: the captured
@@ -51,7 +51,7 @@ def capture(module: nn.Module, batches: Sequence[Tensor]) -> Graphs:
     def replay(graph: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda images_BCHW: graph(images_BCHW, *weights)
 
-    # Those leaves stay on the stream of the capture: steps wait for both, which costs nothing.
+    # torch warms up on one stream and captures on another, and may warn of it at the leaves, where nothing is added up.
     warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream does not match")
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     room, pool, graphs = free_memory(), torch.cuda.graph_pool_handle(), {}

@@ -1,5 +1,5 @@
 """Passes that change nothing, before training begins: to settle DDP's buckets, to find how many images fit, and to
-capture a step of a GPU."""
+capture the steps of a GPU."""
 
 import logging
 from collections.abc import Iterator, Sequence

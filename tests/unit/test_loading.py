@@ -14,6 +14,7 @@ from PIL import Image
 from skindist.data.loading import (
     LesionImages,
     TrainBatches,
+    equal_parts,
     eval_batches,
     global_batches,
     loader_workers,
@@ -203,6 +204,20 @@ def test_a_run_asks_how_much_shared_memory_is_free(
         loaders = build_loaders(learner, config, prepared)
         assert [loader.num_workers for loader in (loaders.train.loader, loaders.val.loader)] == [workers] * 2
     assert caplog.text.count("--shm-size 1g") == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "parts", "sizes"), [(8, 2, [4, 4]), (7, 2, [4, 3]), (5, 3, [2, 2, 1]), (1, 2, [1, 0])]
+)
+def test_parts_are_those_that_processes_get(count: int, parts: int, sizes: list[int]) -> None:
+    """A GPU captures steps over as many images as its process will have."""
+    assert equal_parts(count, parts) == sizes
+    if count >= parts:
+        batches = [
+            TrainBatches(range(count), TrainConfig(batch_size=count), seed=0, rank=rank, world_size=parts)
+            for rank in range(parts)
+        ]
+        assert [len(part) for mine in batches for part in mine] == sizes
 
 
 @pytest.mark.parametrize(("batches", "workers"), [(0, 0), (1, 1), (2, 2), (3, 2)])
