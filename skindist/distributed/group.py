@@ -17,7 +17,6 @@ from skindist.distributed.peers import check_peers, sharing_cores, this_peer
 from skindist.errors import TrainingError, UserError
 from skindist.launcher import (
     OTHER_INDEX,
-    THREADS,
     check_device,
     check_processes,
     choose_precision,
@@ -57,13 +56,10 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
     peers = host.gather(me)
     for warning in check_peers(peers):
         log.warning(warning)
-    threads = choose_threads(launch.threads, device, available_cores(), sharing_cores(me, peers))
-    if threads:
-        torch.set_num_threads(threads)
-        os.environ.setdefault(THREADS, str(threads))  # else Accelerate sets another number, and warns
     visible, used = torch.cuda.device_count(), launch.local_world_size
     if device == "cuda" and launch.local_rank >= visible:
         os.environ[OTHER_INDEX] = "true"
+    warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir is newer than torch 2.8
     accelerator = Accelerator(
         cpu=device == "cpu",  # Accelerate takes a group of CPU processes for one only if told so
@@ -71,6 +67,9 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
         log_with=log_with,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
+    threads = choose_threads(launch.threads, device, available_cores(), sharing_cores(me, peers))
+    if threads:
+        torch.set_num_threads(threads)  # after Accelerate, which has set another number where nothing was said
     accelerator.gradient_accumulation_steps = 1  # it may be told another number, and would divide each gradient by it
     check_processes(launch, accelerator.num_processes)
     if accelerator.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):

@@ -20,6 +20,11 @@ def test_the_timeout_arrives_and_one_patient_group_serves_all(tmp_path: Path) ->
         assert before == after == 3
 
 
+def test_ranks_share_the_cores_and_leave_the_number_out_of_the_environment(tmp_path: Path) -> None:
+    """There, commands that a notebook starts after a training would take it for the user's."""
+    assert run_ranks(2, tmp_path, jobs.threads_of, 6) == [(3, False, [])] * 2
+
+
 def test_rows_travel_as_tensors(tmp_path: Path) -> None:
     """As predictions do: in rank order, to the bit, also where a rank has none. No row is pickled."""
     rows = [[[7.0, 1 / 3, 0.0]], [], [[number, 0.1 * number, 1.0] for number in range(40)]]

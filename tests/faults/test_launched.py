@@ -17,7 +17,7 @@ import pytest
 from skindist.run.checkpoint import is_intact
 from tests.conftest import Observe, Whole
 from tests.helpers import jobs
-from tests.helpers.commands import LAUNCH, ROOT, TINY, shell
+from tests.helpers.commands import LAUNCH, ROOT, TINY
 from tests.helpers.ranks import run_ranks
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 
@@ -47,7 +47,7 @@ def launch(
         *LAUNCH, *options, f"--num_processes={ranks}", str(FAULTY), *TINY, f"--data.path={data}", f"--run.dir={run}",
         "--tracking.wandb=disabled", *FLAGS, *flags,
     ]  # fmt: skip
-    env = shell() | {"FAULT": json.dumps(fault), "PYTHONPATH": str(ROOT)} | env
+    env = os.environ | {"FAULT": json.dumps(fault), "PYTHONPATH": str(ROOT)} | env
     with as_many_cores_as_ranks(ranks):
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 

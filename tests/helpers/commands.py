@@ -23,15 +23,6 @@ TINY = [
 """Flags of a run that takes a second of training."""
 
 
-THREADS = os.environ.get("OMP_NUM_THREADS")  # when the tests begin
-
-
-def shell() -> dict[str, str]:
-    """The environment of a user's shell: without the number of threads that a run in this process has chosen."""
-    env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    return env | ({"OMP_NUM_THREADS": THREADS} if THREADS else {})
-
-
 def flags(demo: Path, run: Path, *more: str) -> list[str]:
     """Those of such a run, in its folder."""
     return [*TINY, f"--data.path={demo}", f"--run.dir={run}", *more]

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import islice
@@ -321,6 +322,18 @@ def timeouts(minutes: float) -> list[Any]:
         group.on_each_machine(accelerator, lambda: 1)
     limits = [each._get_backend(torch.device("cpu")).options._timeout for each in groups]
     return [limits, before, torch.distributed.get_pg_count()]
+
+
+def threads_of(cores: int) -> tuple[int, bool, list[str]]:
+    """A rank's threads on a machine of so many cores where nobody named a number, whether its environment names one
+    then, and what Python warned of."""
+    os.environ.pop("OMP_NUM_THREADS")
+    os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    replace(group, "available_cores", lambda: cores)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        group.join_group()
+    return torch.get_num_threads(), "OMP_NUM_THREADS" in os.environ, [str(warning.message) for warning in warned]
 
 
 def gathered(rows: list[list[list[float]]]) -> tuple[list[list[float]], int]:

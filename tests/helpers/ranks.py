@@ -13,6 +13,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.helpers.jobs"])
@@ -42,7 +43,6 @@ def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *ar
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the server when it starts
     ranks: list[BaseProcess] = []
     for rank in range(world_size):
         env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
@@ -52,7 +52,8 @@ def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *ar
         files = folder / f"rank{rank}.log", folder / f"result{rank}.pkl"
         files[1].unlink(missing_ok=True)
         ranks.append(SERVER.Process(target=_rank, args=(words, *files, function, args)))
-        ranks[-1].start()
+        with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # read by the server when it starts
+            ranks[-1].start()
     return ranks
 
 

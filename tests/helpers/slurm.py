@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.helpers.commands import ROOT, shell
+from tests.helpers.commands import ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "taskset")
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -49,7 +49,7 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.env = shell() | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
+        self.env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
 
     def run(self, *words: str, cwd: Path = ROOT, **env: str) -> str:
         """The output of a command of Slurm's."""
