@@ -76,6 +76,7 @@ class OtherTrackers:
         if name not in TRIED:
             log.info(f"{name}: skindist sends it no path and no name, but what it sends by itself was not looked at")
         first, more = options.get(name, (project, {}))
+        switched_on_late = name == "tensorboard" and not (run.path / name).exists() and run.record.exists()
         try:
             tracker = LOGGER_TYPE_TO_CLASS[name](first, **more)
             tracker.start()
@@ -90,6 +91,8 @@ class OtherTrackers:
                 tracker.tracker.add_text("config", f"| setting | value |\n| --- | --- |\n{rows}")
             else:
                 tracker.store_init_configuration(plain)
+            for event in run.metrics() if switched_on_late else ():
+                tracker.log(_numbers(event), step=int(event["global_step"]))
             self.trackers[name] = tracker
         except Exception as error:  # no common base: each has its own
             log.warning(f"{name} cannot be used ({first_line(error)}); the record of the run is {run.record}")
@@ -106,13 +109,13 @@ class OtherTrackers:
 
     def log(self, values: Event) -> None:
         """Send one event."""
-        self._send({name: value for name, value in values.items() if value is not None}, values["global_step"])
+        self._send(_numbers(values), values["global_step"])
 
     def finish(self, results: Mapping[str, Any], global_step: int) -> None:
         """Send the test figures with the ends of their 95 % intervals."""
         test = results["test"]
         figures = {f"test/{name}{part}": test[name][key] for name in METRICS for part, key in SUMMARY_PARTS.items()}
-        self._send({name: value for name, value in figures.items() if value is not None}, global_step)
+        self._send(_numbers(figures), global_step)
 
     def _send(self, values: Mapping[str, float], step: float) -> None:
         for name, tracker in list(self.trackers.items()):
@@ -121,3 +124,8 @@ class OtherTrackers:
             except Exception as error:
                 log.warning(f"{name} stopped ({first_line(error)}); the run goes on, and its own record is whole")
                 del self.trackers[name]
+
+
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    """Those values that there are: a figure of no images is None."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [
-    sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch",
+    sys.executable, "-m", "accelerate.commands.launch",
     f"--config_file={ROOT / 'accelerate_config.yaml'}", "--main_process_port=0",
 ]  # fmt: skip
 TINY = [

@@ -19,16 +19,18 @@ from tests.helpers.ranks import run_ranks
 
 
 @pytest.mark.extra
-def test_tensorboard_holds_each_point_of_the_record_once(demo: Path, tmp_path: Path) -> None:
-    """Of a run on two ranks that was killed, and went on from a checkpoint before what it had logged."""
+@pytest.mark.parametrize("at_first", ["tensorboard", ""])
+def test_tensorboard_holds_each_point_of_the_record_once(demo: Path, tmp_path: Path, at_first: str) -> None:
+    """Of a run on two ranks that was killed, and went on from a checkpoint before what it had logged; also if
+    TensorBoard was switched on only then."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder, words = tmp_path / "run", ("--tracking.to=tensorboard", "--train.epochs=3", "--early_stopping.patience=3")
-    run_ranks(2, tmp_path / "first", jobs.fit_until, 6, demo, folder, *words)
+    run_ranks(2, tmp_path / "first", jobs.fit_until, 6, demo, folder, *words, f"--tracking.to={at_first}")
     newest = Run(folder).newest_checkpoint()
     assert newest
     shutil.rmtree(newest)
     run_ranks(2, tmp_path / "second", jobs.fit_and_watch, demo, folder, *words)
-    assert len(list(folder.glob("tensorboard/events*"))) == 2, "one writer for each start"
+    assert len(list(folder.glob("tensorboard/events*"))) == 1 + bool(at_first), "one writer for each start"
 
     found: Any = accumulator.EventAccumulator(str(folder / "tensorboard"))
     found.Reload()
