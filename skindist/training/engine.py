@@ -100,7 +100,8 @@ def train_step(
 ) -> Tensor:
     """One optimizer step over this rank's part of a global batch of `size` images.
 
-    A step whose loss or gradient is not finite changes nothing where `train.non_finite` says skip.
+    A step whose loss or gradient is not finite changes no weight and no mean of BatchNorm where `train.non_finite` says
+    skip.
 
     Returns:
         On the device, (3,): this rank's part of the batch's mean loss, and of its share of right answers; the

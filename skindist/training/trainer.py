@@ -122,6 +122,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
             tracker.log_epoch(state, metrics)
             saver.save(state, stopping)
 
+        learner.graphs = {}  # their memory is free for what follows
         load_best(saver, learner, state.best_step)
         learner.views = config.evaluation.views
         final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}

@@ -186,8 +186,26 @@ def weights_after_steps(name: str, size: int, captured: bool, hook: Callable[...
         replays += pixels.shape in learner.graphs
         assert engine.train_step(learner, [batch], count, step, config).isfinite().all()
     weights = {key: tensor.cpu() for key, tensor in learner.module.state_dict().items()}
+    on_cuda = accelerator.device.type == "cuda"
+    usual_stream = not on_cuda or torch.cuda.current_stream() == torch.cuda.default_stream()
     group.leave_group(accelerator)
-    return {"replays": replays, "weights": weights}
+    return {"replays": replays, "weights": weights, "usual stream": usual_stream}
+
+
+def memory_of_graphs(counts: list[list[int]], size: int) -> list[int]:
+    """Bytes that a GPU holds when EfficientNet-B0's passes are captured over each list of numbers of images; last,
+    when none of them is held."""
+    accelerator = group.join_group()
+    config = Config(DataConfig(image_size=size), ModelConfig(pretrained=False), train=TrainConfig(batch_size=64))
+    learner = trainer.build_learner(accelerator, config)
+    held = []
+    for each in [*counts, []]:
+        learner.graphs = {}
+        if each:
+            capture_steps(learner, config, each)
+        held.append(cuda_graph.memory()[0])
+    group.leave_group(accelerator)
+    return held
 
 
 def ask_the_device(module: Any, inputs: Any, logits_BK: Tensor) -> Tensor:

@@ -137,12 +137,23 @@ def test_models_are_captured(tmp_path: Path, note: Note, name: str, size: int) -
 
 
 @pytest.mark.gpu
+def test_graphs_share_memory_and_give_it_back(tmp_path: Path, note: Note) -> None:
+    need_gpus(1)
+    one, two, none = GPU.run(tmp_path, "bf16", jobs.memory_of_graphs, [[32], [32, 31]], 224)[0]
+    assert one < two < 1.2 * one
+    assert none < 0.5 * one
+    observed = f"{one / 2**30:.2f} GiB for 32 images, {two / 2**30:.2f} for 32 and 31, {none / 2**30:.2f} without"
+    note("memory of CUDA graphs", GPU, "those of two sizes share it; what is dropped is free", observed)
+
+
+@pytest.mark.gpu
 def test_a_model_that_cannot_be_captured_trains_all_the_same(tmp_path: Path, note: Note) -> None:
     need_gpus(1)
     job = (jobs.weights_after_steps, "test_resnet", 32)
     ours = GPU.run(tmp_path / "ours", "bf16", *job, True, jobs.ask_the_device)[0]
     usual = GPU.run(tmp_path / "usual", "bf16", *job, False)[0]
     assert ours["replays"] == 0
+    assert ours["usual stream"]
     assert "--train.cuda_graph is not used" in (tmp_path / "ours" / "rank0.log").read_text()
     for key, weight in usual["weights"].items():
         assert torch.equal(weight, ours["weights"][key]), key

@@ -1,13 +1,18 @@
 """When a step is captured, and what takes its way. No GPU: what torch would capture is a stand-in."""
 
+import copy
 import logging
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from skindist.recipe import TrainConfig
 from skindist.training import cuda_graph
@@ -15,23 +20,57 @@ from skindist.training.cuda_graph import Graphs, capture, hindrance
 from skindist.training.learner import Learner
 
 
+class StandIn:
+    """Captures on a CPU as a GPU does: what was launched is done again over the same memory, and its results are
+    written where the first ones lie. `memory` is what is told of it before and after: held by us, and free."""
+
+    def __init__(self) -> None:
+        self.memory = [(10, 100), (50, 60)]
+        self.places: list[tuple[object, object]] = []
+        self.graphs: list[weakref.ref[Any]] = []
+        self.forwards: dict[nn.Module, Any] = {}
+        self.computed: dict[int, Tensor] = {}
+
+    def captured(
+        self, pool: object, stream: object, function: Callable[..., Any], *args: Tensor
+    ) -> tuple[Callable[[], None], Any]:
+        self.places.append((pool, stream))
+        result = function(*args)
+
+        def graph() -> None:
+            with torch.enable_grad():
+                again = function(*(self.computed.get(id(tensor), tensor) for tensor in args))
+            for old, new in zip(as_tuple(result), as_tuple(again), strict=True):
+                self.computed[id(old)] = new
+                old.data.copy_(new.data)
+
+        self.graphs.append(weakref.ref(graph))
+        return graph, result
+
+    def functional_call(self, module: nn.Module, weights: dict[str, Tensor], images_BCHW: Tensor) -> Tensor:
+        """The module's own forward pass, also while another takes its place."""
+        with patch.object(module, "forward", self.forwards.setdefault(module, module.forward)):
+            logits: Tensor = functional_call(module, weights, images_BCHW)
+        return logits
+
+
+def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else result
+
+
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Captures a linear layer in place of torch: one warm-up pass, and a graph that adds 100. Returns the free bytes to
-    be told."""
-    free = [100, 60]
-
-    def make_graphed_callables(
-        passes: Callable[..., Tensor], args: tuple[Tensor, ...], pool: str
-    ) -> Callable[..., Tensor]:
-        assert pool == "shared"
-        passes(*args)
-        return lambda images_BCHW, *weights: nn.functional.linear(images_BCHW.flatten(1), *weights) + 100
-
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", make_graphed_callables)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "shared")
-    monkeypatch.setattr(cuda_graph, "free_memory", lambda: free.pop(0))
-    return free
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """What captures in place of torch."""
+    stand_in = StandIn()
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "stream")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(cuda_graph, "captured", stand_in.captured)
+    monkeypatch.setattr(cuda_graph, "functional_call", stand_in.functional_call)
+    monkeypatch.setattr(cuda_graph, "memory", lambda: stand_in.memory.pop(0))
+    return stand_in
 
 
 def model() -> nn.Module:
@@ -55,18 +94,20 @@ def images(count: int) -> Tensor:
         (TrainConfig(batch_size=32, micro_batch_size=15), 2, "a batch is accumulated from several passes"),
         (TrainConfig(sync_batchnorm=True), 1, None),
         (TrainConfig(sync_batchnorm=True), 2, "BatchNorm is synchronised"),
+        (TrainConfig(sync_batchnorm=True, freeze_batchnorm=True), 2, None),
     ],
 )
 def test_one_pass_of_a_process_can_be_captured(train: TrainConfig, processes: int, reason: str | None) -> None:
     assert hindrance(train, 32, processes) == reason
 
 
-def test_capturing_changes_no_statistics(stand_in: list[int]) -> None:
+def test_capturing_changes_no_statistics(stand_in: StandIn) -> None:
     module = model()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     assert set(capture(module, [images(3), images(2)])) == {images(3).shape, images(2).shape}
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+    assert stand_in.places == [("pool", "stream")] * 4, "graphs of several streams would share no memory"
 
 
 def learner(module: nn.Module, graphs: Graphs) -> Learner:
@@ -78,18 +119,19 @@ def learner(module: nn.Module, graphs: Graphs) -> Learner:
     )
 
 
-def test_images_of_those_shapes_take_the_graph_and_others_do_not(stand_in: list[int]) -> None:
+def test_images_of_those_shapes_take_the_graph_and_others_do_not(stand_in: StandIn) -> None:
     module = model().eval()
     graphs = capture(module, [images(3), images(2)])
     for count in (1, 2, 3, 4):
         usual = module(images(count))
         logits = learner(module, graphs).logits_to_learn_from(images(count))
-        replayed = images(count).flatten(1).sum(1, keepdim=True) + 100
-        assert torch.equal(logits, replayed if count in (2, 3) else usual)
+        assert torch.equal(logits, usual)
         assert torch.equal(module(images(count)), usual)
+        assert logits.grad_fn is not None
+        assert (logits.grad_fn.name() == "ReplayBackward") == (count in (2, 3))
 
 
-def test_gradients_reach_the_weights_of_the_model_as_they_are_now(stand_in: list[int]) -> None:
+def test_gradients_reach_the_weights_of_the_model_as_they_are_now(stand_in: StandIn) -> None:
     linear = nn.Linear(4, 1)
     linear.bias.requires_grad_(False)
     module = nn.Sequential(nn.Flatten(), linear)
@@ -98,46 +140,68 @@ def test_gradients_reach_the_weights_of_the_model_as_they_are_now(stand_in: list
     with torch.no_grad():
         linear.weight.fill_(2.0)
         linear.bias.fill_(1.0)
-    logits = learner(module, graphs).logits_to_learn_from(images(1))
-    assert logits.item() == 2 * (0 + 1 + 2 + 3) + 1 + 100
-    torch.autograd.backward(logits)
+    logits = learner(module, graphs).logits_to_learn_from(images(1) + 1)
+    assert logits.item() == 2 * (1 + 2 + 3 + 4) + 1
+    torch.autograd.backward(3 * logits)
     assert linear.weight.grad is not None
-    assert linear.weight.grad.tolist() == [[0, 1, 2, 3]]
+    assert linear.weight.grad.tolist() == [[3, 6, 9, 12]]
     assert linear.bias.grad is None
 
 
-def test_what_accelerate_has_put_in_its_place_stays(stand_in: list[int]) -> None:
+def test_steps_of_two_shapes_in_turn_are_the_usual_ones(stand_in: StandIn) -> None:
+    """With BatchNorm in training mode and an optimizer of its own state, to the bit."""
+    torch.manual_seed(0)
+    usual = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    module = copy.deepcopy(usual)
+    learners = learner(usual, {}), learner(module, capture(module, [images(3), images(2)]))
+    for step, count in enumerate((3, 2, 2, 3)):
+        for each in learners:
+            torch.autograd.backward(each.logits_to_learn_from(images(count).sin() + step).square().sum())
+            each.optimizer.step()
+            each.optimizer.zero_grad()
+    for name, tensor in usual.state_dict().items():
+        assert torch.equal(tensor, module.state_dict()[name]), name
+
+
+def test_what_accelerate_has_put_in_its_place_stays(stand_in: StandIn) -> None:
     module = model().eval()
     usual = module.forward
     own = module.forward = lambda images_BCHW: 2 * usual(images_BCHW)
+    expected = module(images(2))
     graphs = capture(module, [images(2)])
-    logits = learner(module, graphs).logits_to_learn_from(images(2))
-    assert logits.tolist() == [[0 + 1 + 2 + 3 + 100], [4 + 5 + 6 + 7 + 100]]
+    assert torch.equal(learner(module, graphs).logits_to_learn_from(images(2)), expected)
     assert module.forward is own
 
 
 def test_graphs_that_take_more_than_they_leave_are_not_kept(
-    stand_in: list[int], caplog: pytest.LogCaptureFixture
+    stand_in: StandIn, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stand_in[:] = [100 * 2**30, 49 * 2**30]
+    """Whatever others take of the same GPU meanwhile: what counts is what is held by us, and what is left."""
+    stand_in.memory = [(10, 2**37), (10 + 49 * 2**30, 49 * 2**30), (10, 2**37), (11 + 49 * 2**30, 49 * 2**30)]
+    assert capture(model(), [images(2)])
     with caplog.at_level(logging.WARNING, "skindist"):
         assert not capture(model(), [images(2)])
     assert caplog.messages == ["--train.cuda_graph is not used: it leaves 49.0 GiB of the GPU's memory"]
+    assert [graph() for graph in stand_in.graphs] == [None] * 4, "unused ones hold no memory, without a collection"
 
 
 def test_a_model_that_cannot_be_captured_trains_all_the_same(
-    stand_in: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(passes: Callable[..., Tensor], args: tuple[Any, ...], pool: str) -> None:
-        passes(*args)
-        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+    """Also if its second shape is the one that fails."""
+    cleaned: list[object] = []
 
-    renewed: list[torch.device] = []
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", refuse)
-    monkeypatch.setattr(cuda_graph, "renew_generator", renewed.append)
+    def captured(pool: object, stream: object, function: Callable[..., Any], *args: Tensor) -> Any:
+        if len(stand_in.graphs) == 2:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+        return stand_in.captured(pool, stream, function, *args)
+
+    monkeypatch.setattr(cuda_graph, "captured", captured)
+    monkeypatch.setattr(cuda_graph, "clean_up", lambda device, pool: cleaned.append((device, pool)))
     module = model()
     with caplog.at_level(logging.WARNING, "skindist"):
-        assert not capture(module, [images(2)])
+        assert not capture(module, [images(3), images(2)])
     assert caplog.messages == ["--train.cuda_graph is not used: operation not permitted when stream is capturing"]
-    assert renewed == [torch.device("cpu")]
+    assert cleaned == [(torch.device("cpu"), "pool")]
     assert module.state_dict()["0.num_batches_tracked"] == 0
+    assert [graph() for graph in stand_in.graphs] == [None] * 2
