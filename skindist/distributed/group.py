@@ -17,6 +17,7 @@ from skindist.distributed.peers import check_peers, sharing_cores, this_peer
 from skindist.errors import TrainingError, UserError
 from skindist.launcher import (
     OTHER_INDEX,
+    THREADS,
     check_device,
     check_processes,
     choose_precision,
@@ -59,7 +60,7 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
     visible, used = torch.cuda.device_count(), launch.local_world_size
     if device == "cuda" and launch.local_rank >= visible:
         os.environ[OTHER_INDEX] = "true"
-    warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+    warnings.filterwarnings("ignore", message=f"{THREADS}/MKL_NUM_THREADS unset")
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # its heir is newer than torch 2.8
     accelerator = Accelerator(
         cpu=device == "cpu",  # Accelerate takes a group of CPU processes for one only if told so
