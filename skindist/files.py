@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -66,9 +67,14 @@ def is_occupied(folder: Path) -> bool:
 
 
 def refuse_occupied(out: Path) -> None:
-    """Raise UserError unless `whole_folder` may become what `--out` says."""
+    """Raise UserError unless `whole_folder` may become what `--out` says: before the work, not after."""
     if is_occupied(out):
         raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+    near = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=near).cleanup()
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be made ({error.strerror}: {near}); give another folder") from None
 
 
 def refuse_within(place: Path, flag: str, images: str | None) -> None:

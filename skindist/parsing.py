@@ -49,6 +49,7 @@ def in_one_line(message: str) -> str:
     """What the parser says, in one line that begins with the flag that is wrong."""
     message = re.sub(r'^Parser key "([\w.]+)": Expected a', r"--\1: expected", " ".join(message.split()))
     message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
+    message = re.sub(r"expected float\. Got value: (-?(nan|inf))$", r"must be a finite number. Got value: \1", message)
     message = re.sub(r'^Parser key "config"', "--config", message)
     if surplus := re.match(r"unrecognized arguments: ([^-]\S*)((?: \S+){2,})$", message):
         more = len(surplus[2].split())

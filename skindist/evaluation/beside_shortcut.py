@@ -75,6 +75,8 @@ def why_not_better(own: Estimate, its: Estimate, gain: Estimate, within: list[di
     Three things are asked of it: an AUROC surely above chance; one surely above the baseline's, on the same images;
     and, among images of one source, at least half of what it is above chance in all.
     """
+    if own.high < 0.5:
+        return "the model itself is surely below chance: are labels swapped, or are these images of another kind?"
     if own.low <= 0.5:
         return "the model itself is not surely above chance"
     if gain.high < 0:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from skindist.data.scan import CLASSES
-from skindist.evaluation.counts import called_malignant
+from skindist.evaluation.counts import Labels, Probabilities, called_malignant
 from skindist.evaluation.intervals import estimates
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.resampling import Groups
@@ -27,14 +27,15 @@ def figures(
         groups=groups,
         prevalence=prevalence,
     )
+    matrix = confusion_matrix(predictions.probabilities, predictions.labels, threshold)
     metrics = {name: asdict(estimate) for name, estimate in found.items()}
-    return {**metrics, "confusion_matrix": confusion_matrix(predictions, threshold), "threshold": threshold}
+    return {**metrics, "confusion_matrix": matrix, "threshold": threshold}
 
 
-def confusion_matrix(predictions: Predictions, threshold: float) -> dict[str, dict[str, int]]:
+def confusion_matrix(probabilities: Probabilities, labels: Labels, threshold: float) -> dict[str, dict[str, int]]:
     """Counts by true class, then by predicted class."""
-    guesses = called_malignant(predictions.probabilities, threshold)
+    guesses = called_malignant(probabilities, threshold)
     return {
-        true: {guess: int(((predictions.labels == t) & (guesses == g)).sum()) for g, guess in enumerate(CLASSES)}
+        true: {guess: int(((labels == t) & (guesses == g)).sum()) for g, guess in enumerate(CLASSES)}
         for t, true in enumerate(CLASSES)
     }

@@ -52,9 +52,9 @@ def seen_in_training(
     if train + val:
         said.append(f"{train + val:,} {of_all} were used to train or choose the model")
     if near:
-        said.append(f"{near:,} {of_all} show the same picture as one that was")
+        said.append(f"{near:,} {of_all} show the same picture as one of training or validation")
     if people:
-        said.append(f"{people:,} {of_all} are of a patient or lesion of one that was")
+        said.append(f"{people:,} {of_all} are of a patient or lesion of training or validation")
     note = f"{', and '.join(said)}: the figures flatter"
     if not said:
         note = "no image is among those of training and validation"

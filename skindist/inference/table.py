@@ -41,10 +41,13 @@ class GrowingTable:
         """Take up an unfinished table, or begin one.
 
         Raises:
-            UserError: another process writes it, or an unfinished one depends on something else.
+            UserError: it cannot be written, another process writes it, or an unfinished one depends on something else.
         """
         self.out, self.part = out, part_of(out)
-        self._descriptor = os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            self._descriptor = os.open(self.part, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError as error:
+            raise UserError(f"--out {out}: cannot be written ({error.strerror}); give another file") from None
         try:
             self.kept = self._take_up(json.dumps(depends_on), depends_on, batch)
         except BaseException:

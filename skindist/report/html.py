@@ -61,7 +61,7 @@ def attempt(read: Callable[[], T]) -> T | None:
     try:
         return read()
     except Damaged as error:
-        log.warning(f"{error}; the page is without it")
+        log.warning(f"{error}; what it tells is left out")
     except UserError:
         pass
     return None

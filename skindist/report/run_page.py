@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from skindist.data.split import PARTS
 from skindist.evaluation import bands
+from skindist.evaluation.figures import confusion_matrix
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, UNDEFINED
 from skindist.report import history, plots
 from skindist.report.html import Table, attempt, render, thumbnail, write_page
@@ -66,6 +67,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         name=run.path.resolve().name if pictures else None,
         model=(settings.get("model") or {}).get("name", "a model"),
         pictures=pictures,
+        matrix=confusion_matrix(test.probabilities, test.labels, threshold) if test else None,
         cases=cases,
         shown=any(case.thumbnail for _, members in cases for case in members),
         figures=figure_rows(results.get("test", {}), benign := all_benign(test, prevalence)),

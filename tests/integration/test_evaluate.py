@@ -225,7 +225,7 @@ def test_a_training_image_that_was_encoded_again_is_found(
     assert {name: told["seen_in_training"][name] for name in ("train", "val", "near_duplicates")} == {
         "train": 0, "val": 0, "near_duplicates": 3
     }  # fmt: skip
-    assert "3 of 57 images show the same picture as one that was" in told["verdict"]
+    assert "3 of 57 images show the same picture as one of training or validation" in told["verdict"]
 
 
 def test_a_model_in_a_folder_that_is_no_run_is_evaluated(run: Path, elsewhere: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def test_fp16_on_cpu_is_refused_on_2_processes(demo: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-ACCELERATE = LAUNCH[:4]
+ACCELERATE = LAUNCH[:3]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 NO_SUCH_FOLDER = "no such folder"
 STARTED_ONE = (

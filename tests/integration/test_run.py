@@ -434,6 +434,12 @@ def other_config(demo: Path, tmp: Path) -> list[str]:
     return []
 
 
+def images_there(demo: Path, tmp_path: Path) -> list[str]:
+    for name in ("benign", "train"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    return []
+
+
 def no_run(demo: Path, tmp: Path) -> list[str]:
     (tmp / "run/model").mkdir(parents=True)
     (tmp / "run/results.json").write_text("mine")
@@ -456,6 +462,7 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (other_config, "optim.lr 0.7 -> 0.1"),
     (no_metadata, "nowhere.csv: no such file"),
     (no_cache, "a file: Not a directory; give another folder"),
+    (images_there, "holds images (benign, train), and no run; give another folder"),
     (no_run, "holds no run (config.yaml is missing), but what a run would write over (results.json, model)"),
     (lambda *_: ["--model.name=test_vit"], "--data.image_size 32: test_vit takes images of 160 pixels alone; give 160"),
     (
@@ -466,7 +473,7 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
 NAMES = [
     "missing", "not given", "empty", "one class", "one image", "unknown flag", "unknown model", "no network",
     "other weights", "unknown optimizer", "no images at a time", "nothing to resume", "other config", "no metadata",
-    "no cache", "another folder", "another size", "one image at a time",
+    "no cache", "images", "another folder", "another size", "one image at a time",
 ]  # fmt: skip
 
 

@@ -107,7 +107,7 @@ def test_to_dict_is_plain_yaml() -> None:
         (["--data.fractions=[1.0,0.0,0.0]"], "--data.fractions"),
         (["--optim.lr=.inf"], "--optim.lr inf: must be above 0"),
         (["--optim.lr=0"], "--optim.lr 0.0: must be above 0"),
-        (["--optim.lr=nan"], "--optim.lr: expected float. Got value: nan"),
+        (["--optim.lr=nan"], "--optim.lr: must be a finite number. Got value: nan"),
         (["--data.num_workers=-1"], "--data.num_workers -1"),
         (["--early_stopping.patience=0"], "--early_stopping.patience 0"),
         (["--early_stopping.monitor=val/f1"], "--early_stopping.monitor"),

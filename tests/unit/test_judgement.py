@@ -117,6 +117,7 @@ GAIN = Estimate(0.2, 0.1, 0.3, 300)
     [
         (ABOVE, GAIN, [], None),
         (replace(ABOVE, low=0.49), GAIN, [], "not surely above chance"),
+        (Estimate(0.3, 0.2, 0.49, 300), GAIN, [], "surely below chance: are labels swapped"),
         (ABOVE, replace(GAIN, low=-0.01), [], "may be chance"),
         (ABOVE, Estimate(-0.3, -0.4, -0.2, 300), [], "the shortcut is better, by 0.300 (0.200 to 0.400)"),
         (ABOVE, GAIN, [(0.55, 0.45, 0.65)], "among images of one source its AUROC is only 0.55"),

@@ -142,7 +142,7 @@ def test_every_figure_is_computed_again_from_the_predictions(run: Run, page: Rea
             members = (tables["test"][rest[0]] == rest[1]).to_numpy()
             expected = again(y[members], p[members], rest[2], threshold)
         elif first == "confusion":
-            counts = sk.confusion_matrix(y, p >= 0.5)
+            counts = sk.confusion_matrix(y, p >= threshold)
             names = {"benign": 0, "malignant": 1}
             expected = counts[names[rest[0]], names[rest[1]]]
         elif key == "shortcut.difference":
@@ -281,7 +281,7 @@ def test_a_damaged_part_is_named_on_the_console(
     file.write_text(file.read_text().replace("0.", "x.", 1))
     assert MISSING[part] in Reader(run_page(damaged)).text
     assert re.search(f"{part}|predictions of test", caplog.text)
-    assert "the page is without it" in caplog.text
+    assert "what it tells is left out" in caplog.text
 
 
 def test_a_gain_that_is_too_little_to_count_is_told(run: Run) -> None:
