@@ -6,10 +6,12 @@ The processes are forked from a server that has imported everything once: a star
 import multiprocessing
 import os
 import pickle
+import random
 import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -37,12 +39,20 @@ def _rank(env: dict[str, str], log: Path, result: Path, function: Callable[..., 
         os._exit(1)
 
 
+def free_port() -> int:
+    """A port that nobody listens at, below those that the kernel gives to connections: it stays free until it is
+    used."""
+    for port in random.SystemRandom().sample(range(20_000, 29_000), 100):
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("", port))
+            return port
+    raise OSError("no free port between 20000 and 29000")
+
+
 def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[BaseProcess]:
     """Start `function(*args)` on each rank; its words go to `folder`/rank0.log and so on."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks: list[BaseProcess] = []
     for rank in range(world_size):
         env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
