@@ -56,3 +56,10 @@ def test_an_error_in_the_work_leaves_nothing_and_stays_what_it_is(tmp_path: Path
     with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "out") as inside:
         (inside / "small").write_text(str(1 / 0))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--out /proc/new/deep: cannot be made \(.*: /proc\); give another folder$"):
+        refuse_occupied(Path("/proc/new/deep"))
+    refuse_occupied(tmp_path / "new" / "deep")
+    assert not list(tmp_path.iterdir()), "trying leaves nothing"
