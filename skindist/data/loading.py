@@ -6,6 +6,7 @@ and nothing else.
 
 import logging
 import multiprocessing.util
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -205,9 +206,13 @@ def make_loader(images: Dataset[Batch], batches: Any, device: torch.device, num_
 
 def heed_only_the_parent(worker: int) -> None:
     """In a loader worker: the signals of a scheduler, a launcher or a keyboard are for the process that trains, which
-    still needs its images."""
+    still needs its images. A worker whose parent was killed before this call ends: torch looks for a change of the
+    parent from here on alone, and would let it live for ever."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent and multiprocessing.get_start_method() == "fork" and os.getppid() != parent.pid:
+        os._exit(1)
 
 
 def _kill_workers() -> None:

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import itertools
+import multiprocessing
 import os
 import pickle
 import signal
@@ -26,7 +27,7 @@ from torch import nn
 from skindist.cli import main, show_log, train
 from skindist.config import CheckpointConfig, Config
 from skindist.data.listing import Item
-from skindist.data.loading import Batch
+from skindist.data.loading import Batch, heed_only_the_parent
 from skindist.distributed import buffers, ending, group, host
 from skindist.distributed.contact import Contact
 from skindist.errors import Stopped, TrainingError, UserError
@@ -452,6 +453,21 @@ def status_when_a_loader_worker_dies(killer: int, data: Path, run: Path, *flags:
     replace(engine, "train_step", train_step)
     more = ["--data.num_workers=1", "--train.batch_size=2", "--tracking.wandb=disabled"]  # more steps than are ready
     return train([*TINY, f"--data.path={data}", f"--run.dir={run}", *more, *flags])
+
+
+def leave_an_orphan(pipe: Path) -> None:
+    """A process that dies while a loader worker of its own begins; that one says whether it lives on."""
+    me = os.getpid()
+
+    def begin() -> None:
+        with pipe.open("w") as words:
+            while os.getppid() == me:
+                time.sleep(0.01)
+            heed_only_the_parent(0)
+            words.write("lives on")
+
+    multiprocessing.get_context("fork").Process(target=begin).start()
+    os.kill(me, signal.SIGKILL)
 
 
 def joins_twice() -> list[int]:

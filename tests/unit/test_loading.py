@@ -1,5 +1,6 @@
 """Batches: who gets which images, and that what they look like is a function of (seed, epoch, sample id)."""
 
+import os
 import signal
 import subprocess
 from itertools import chain
@@ -30,6 +31,7 @@ from skindist.errors import UserError
 from skindist.prediction import loaders as module
 from skindist.recipe import DataConfig, TrainConfig
 from skindist.training.trainer import build_learner, build_loaders
+from tests.helpers import jobs
 from tests.helpers.jobs import tiny_config
 from tests.helpers.ranks import end_ranks, start_ranks
 
@@ -247,6 +249,14 @@ def test_a_launchers_signals_do_not_take_the_loader_workers(images: LesionImages
     for worker in workers:
         worker.join(30)
         assert worker.exitcode == 0
+
+
+def test_a_worker_whose_parent_was_killed_as_it_began_ends_too(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (process,) = start_ranks(1, tmp_path, jobs.leave_an_orphan, pipe)
+    assert pipe.read_text() == ""
+    assert end_ranks([process]) == [-signal.SIGKILL]
 
 
 def leave_a_loader_behind(store: Path, rows: list[Row]) -> None:
