@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from skindist.run.checkpoint import (
 )
 from tests.conftest import Observe, Whole
 from tests.helpers import faults, jobs
-from tests.helpers.commands import TINY
+from tests.helpers.commands import PATIENCE, TINY
 from tests.helpers.ranks import end_ranks, run_ranks, said, start_ranks
-from tests.helpers.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
+from tests.helpers.same_bytes import FLAGS, STEPS, assert_same_bytes, newest, saved_step
 from tests.unit.test_checkpoint import example
 
 CALLS_A_STEP = 20_000  # of Python functions, in a rank's main thread: loading, training, saving; more at an epoch's end
@@ -52,7 +53,7 @@ def die_before_step(victim: int, step: int, data: Path, run: Path) -> None:
 def killed(world_size: int, victim: int, folder: Path, function: Any, *args: Any) -> bool:
     """Start ranks; when the victim is dead, kill the others in the same instant. Whether it died by SIGKILL."""
     ranks = start_ranks(world_size, folder, function, *args)
-    ranks[victim].join(120)
+    ranks[victim].join(PATIENCE)
     died = ranks[victim].exitcode == -signal.SIGKILL
     for rank in ranks:
         if died:
@@ -61,12 +62,12 @@ def killed(world_size: int, victim: int, folder: Path, function: Any, *args: Any
     return died
 
 
-def kill_at_random_calls(world_size: int, seed: int, demo: Path, folder: Path) -> int:
-    """Kill a run while it starts, then at three steps, each time somewhere in the Python code; then let it end."""
+def kill_at_random_calls(world_size: int, seed: int, steps: Iterable[int], demo: Path, folder: Path) -> int:
+    """Kill a run while it starts, then at some of its steps, each time somewhere in the Python code; then let it
+    end."""
     random = np.random.default_rng([world_size, seed])
-    points = [-1, *sorted(random.choice(9, 3, replace=False).tolist())]
     kills = 0
-    for number, step in enumerate(points):
+    for number, step in enumerate([-1, *steps]):
         calls = int(random.integers(1, CALLS_A_STEP))
         victim = int(random.integers(world_size))
         args = (victim, step, calls, demo, folder / "run")
@@ -77,13 +78,12 @@ def kill_at_random_calls(world_size: int, seed: int, demo: Path, folder: Path) -
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_killed_at_random_calls(demo: Path, tmp_path: Path, whole: Whole, world_size: int) -> None:
-    kills = kill_at_random_calls(world_size, 0, demo, tmp_path)
+    kills = kill_at_random_calls(world_size, 0, (1, 4, 7), demo, tmp_path)
     assert kills >= 3
     assert_same_bytes(tmp_path / "run", whole(world_size)[0])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_killed_at_a_hundred_random_calls(
     demo: Path, tmp_path: Path, whole: Whole, observe: Observe, world_size: int
@@ -92,7 +92,7 @@ def test_killed_at_a_hundred_random_calls(
     kills, seed = 0, 0
     while kills < 25:
         seed += 1
-        kills += kill_at_random_calls(world_size, seed, demo, tmp_path / str(seed))
+        kills += kill_at_random_calls(world_size, seed, range(3 * STEPS), demo, tmp_path / str(seed))
         same = assert_same_bytes(tmp_path / str(seed) / "run", whole(world_size)[0])
     words = "{kills} kills in {runs} runs on {ranks} processes each: the same bytes in {same} files"
     observe("kill -9 of all ranks at a random call", words, kills=kills, runs=seed, ranks=str(world_size), same=same)

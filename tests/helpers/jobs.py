@@ -1,6 +1,7 @@
 """What the ranks of a test do; they return plain values, and the tests compare those between ranks and group sizes."""
 
 import ctypes
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -50,6 +51,7 @@ from tests.helpers.faults import replace
 LATE = ("skindist.evaluation.modules", "scipy.optimize", "scipy.sparse.csgraph", "scipy.stats", "faiss", "captum.attr")
 for name in LATE:  # what a process imports when it needs it: the server has it for all ranks
     importlib.import_module(name)
+gc.freeze()  # it stays for good: a rank that looked for garbage in it would copy its pages
 
 
 def tiny_config(data: Path, run: Path, *flags: str) -> Config:
