@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Whole
-from tests.helpers.commands import LAUNCH, ROOT, flags
+from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, flags
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes
 
 PORT = "29500"
@@ -65,7 +65,7 @@ def meet(machines: list[str], folder: Path, first: str, **env: str) -> list[str]
         start(machines, folder, rank, sys.executable, "-c", MEET, str(rank), RANK=str(rank), **place, **env)
         for rank in range(2)
     ]
-    return [rank.communicate(timeout=200)[0].strip() for rank in ranks]
+    return [rank.communicate(timeout=PATIENCE)[0].strip() for rank in ranks]
 
 
 def start(machines: list[str], folder: Path, number: int, *command: str, **env: str) -> "subprocess.Popen[str]":
@@ -105,20 +105,19 @@ def launch(machines: list[str], demo: Path, folder: Path, **env: str) -> list["s
     return launchers
 
 
-@pytest.mark.timeout(600)
 def test_a_cable_cut_in_mid_epoch_ends_both_machines_and_the_run_goes_on_when_it_is_back(
     machines: list[str], demo: Path, tmp_path: Path, whole: Whole
 ) -> None:
     cut = {"FAULT": json.dumps(["command", 0, 4]), "COMMAND": "ip link set cable0 down"}
     launchers = launch(machines, demo, tmp_path, **cut)
-    said = [launcher.communicate(timeout=200)[0] for launcher in launchers]
+    said = [launcher.communicate(timeout=PATIENCE)[0] for launcher in launchers]
     subprocess.run(["ip", "-n", machines[0], "link", "set", "cable0", "up"], check=True)
     for rank, (launcher, words) in enumerate(zip(launchers, said, strict=True)):
         assert launcher.returncode != 0
         line = f"rank {1 - rank} of 2 did not answer within --run.timeout_minutes; rank {rank} lost contact with it"
         assert line in "\n".join(words.splitlines()[-4:]), words
     launchers = launch(machines, demo, tmp_path, FAULT=json.dumps(["raise", 0, 1000]))
-    first, second = (launcher.communicate(timeout=200)[0] for launcher in launchers)
+    first, second = (launcher.communicate(timeout=PATIENCE)[0] for launcher in launchers)
     assert [launcher.returncode for launcher in launchers] == [0, 0], first + second
     assert "resumed after epoch 1" in first
     assert_same_bytes(tmp_path / "run", whole(2)[0])

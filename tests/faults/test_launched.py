@@ -17,7 +17,7 @@ import pytest
 from skindist.run.checkpoint import is_intact
 from tests.conftest import Observe, Whole
 from tests.helpers import jobs
-from tests.helpers.commands import LAUNCH, ROOT, TINY
+from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, TINY
 from tests.helpers.ranks import run_ranks
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 
@@ -64,8 +64,8 @@ def processes_of(run: Path) -> list[psutil.Process]:
 
 def ended(launcher: "subprocess.Popen[str]", run: Path) -> tuple[list[str], str]:
     """Wait for the end of the launcher and of all that it started; the error lines, and all that was said."""
-    out, errors = launcher.communicate(timeout=200)
-    psutil.wait_procs(processes_of(run), timeout=60)
+    out, errors = launcher.communicate(timeout=PATIENCE)
+    psutil.wait_procs(processes_of(run), timeout=PATIENCE)
     assert processes_of(run) == [], "a process outlived its run"
     return [line for line in errors.splitlines() if line.startswith("error: ")], out + errors
 

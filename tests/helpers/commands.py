@@ -10,6 +10,8 @@ LAUNCH = [
     sys.executable, "-m", "accelerate.commands.launch",
     f"--config_file={ROOT / 'accelerate_config.yaml'}", "--main_process_port=0",
 ]  # fmt: skip
+PATIENCE = 600
+"""Seconds that a command may take, even where a start takes ten times as long as usual; what takes more hangs."""
 TINY = [
     "--model.name=test_resnet",
     "--model.pretrained=false",
@@ -34,7 +36,7 @@ def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
         [str(word) for word in command],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         env=os.environ | env,
         stdin=subprocess.DEVNULL,
         check=False,

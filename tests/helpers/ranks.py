@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tests.helpers.commands import PATIENCE
+
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.helpers.jobs"])
 
@@ -67,7 +69,7 @@ def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *ar
     return ranks
 
 
-def end_ranks(ranks: list[BaseProcess], seconds: float = 240) -> list[int | None]:
+def end_ranks(ranks: list[BaseProcess], seconds: float = PATIENCE) -> list[int | None]:
     """Wait until all have ended by themselves; the exit status of each, None where it had to be killed."""
     for process in ranks:
         process.join(seconds)

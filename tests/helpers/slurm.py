@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import PATIENCE, ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "taskset")
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -54,7 +54,7 @@ class Slurm:
     def run(self, *words: str, cwd: Path = ROOT, **env: str) -> str:
         """The output of a command of Slurm's."""
         done = subprocess.run(
-            words, cwd=cwd, env=self.env | env, capture_output=True, text=True, timeout=60, check=False
+            words, cwd=cwd, env=self.env | env, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert done.returncode == 0, f"{words}: {done.stderr}{self.logs()}"
         return done.stdout
@@ -64,7 +64,7 @@ class Slurm:
         lines = self.run("scontrol", "--oneliner", "show", "job", number).splitlines()
         return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
 
-    def wait(self, number: str, state: str, restarts: int = 0, seconds: float = 200) -> list[dict[str, str]]:
+    def wait(self, number: str, state: str, restarts: int = 0, seconds: float = PATIENCE) -> list[dict[str, str]]:
         """Until all tasks of a job are in a state, and were requeued so often."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -135,8 +135,8 @@ def slurm_cluster(folder: Path) -> Iterator[Slurm]:
 
 
 def wait_until(is_so: Callable[[], bool], slurm: Slurm) -> None:
-    """Look again and again, for a minute."""
-    end = time.monotonic() + 60
+    """Look again and again."""
+    end = time.monotonic() + PATIENCE
     while not is_so():
         assert time.monotonic() < end, slurm.logs()
         time.sleep(0.2)
@@ -149,7 +149,7 @@ def ready(slurm: Slurm) -> str:
         env=slurm.env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     return done.stdout + done.stderr

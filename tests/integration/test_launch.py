@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from skindist.cli import main, train
-from tests.helpers.commands import LAUNCH, ROOT, flags, launch, run
+from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, flags, launch, run
 from tests.helpers.ranks import run_ranks, said
 from tests.integration.test_run import BAD_INPUT, NAMES
 
@@ -136,7 +136,7 @@ def test_the_fault_is_the_last_thing_on_the_screen(tmp_path: Path, launcher: lis
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         env=os.environ | {"HF_HOME": str(tmp_path), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
         check=False,
     )

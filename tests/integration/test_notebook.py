@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from skindist.run.folder import Run
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import PATIENCE, ROOT
 
 NOTEBOOK = ROOT / "launch/quickstart.ipynb"
 SMALL = {
@@ -39,7 +39,7 @@ def test_all_cells_run(processes: int, demo: Path, tmp_path: Path) -> None:
     assert values.keys() < names
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     resources = {"metadata": {"path": str(tmp_path)}}
-    nbclient.NotebookClient(notebook, timeout=200, kernel_name="python3", resources=resources).execute()
+    nbclient.NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3", resources=resources).execute()
 
     results = Run(tmp_path / "runs/quickstart").results()
     assert results["world_size"] == processes

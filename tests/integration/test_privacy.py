@@ -1,7 +1,6 @@
 """Canaries: unique words planted wherever a name could hide, and searched for in all that may leave the house."""
 
 import gzip
-import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 
-from tests.helpers.commands import ROOT, TINY
+from tests.helpers.commands import PATIENCE, ROOT, TINY
 from tests.helpers.wandb_server import WandbServer
 from tests.integration.test_wandb import Done, train, upload_to
 
@@ -75,7 +74,8 @@ def planted(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
     save_file(timm.create_model("test_resnet").state_dict(), weights)
     for place in ("cwd", "script", "HOME", "TMPDIR"):
         (root / CANARY[place]).mkdir()
-    shutil.copy(ROOT / "launch/train.py", root / CANARY["script"])
+    patient = f"from skindist.tracking import wandb_sink\nwandb_sink.GRACE = {PATIENCE}\n"  # W&B starts late, too
+    (root / CANARY["script"] / "train.py").write_text(patient + (ROOT / "launch/train.py").read_text())
     env = {name: CANARY[name] for name in IN_ENV} | {name: str(root / CANARY[name]) for name in ("HOME", "TMPDIR")}
     words = [*TINY, f"--data.path={data}", f"--data.metadata={metadata}", f"--model.weights={weights}"]
     return Planted(root, [*words, f"--data.cache_dir={root / CANARY['cache']}"], env)

@@ -15,7 +15,7 @@ from skindist.parsing import parse_config
 from skindist.run.opening import choose_folder
 from tests.conftest import Observe
 from tests.helpers import jobs
-from tests.helpers.commands import LAUNCH, ROOT, TINY
+from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, TINY
 from tests.helpers.ranks import run_ranks
 from tests.helpers.same_bytes import assert_same_bytes, newest
 
@@ -53,7 +53,7 @@ def restarted(launcher: list[str], dies_at: int, demo: Path, folder: Path, *flag
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         stdin=subprocess.DEVNULL,
         check=False,

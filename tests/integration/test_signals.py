@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.commands import LAUNCH, ROOT, flags, run
+from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, flags, run
 from tests.helpers.same_bytes import newest
 
 LONG = ("--train.epochs=900", "--early_stopping.patience=900", "--tracking.wandb=disabled")
@@ -34,7 +34,7 @@ def test_a_signal_saves_and_says_so(demo: Path, tmp_path: Path, number: signal.S
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for_an_epoch(process)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, errors
     assert f"stopped by {number.name}; the same command with the same --run.dir goes on from here" in errors
     assert "Traceback" not in errors
@@ -55,7 +55,7 @@ def test_a_signal_to_the_launcher_or_to_one_of_2_workers_stops_both_at_one_step(
         workers = [child for child in psutil.Process(launcher.pid).children(True) if child.environ().get("RANK")]
         victim = launcher.pid if target == "launcher" else next(w.pid for w in workers if w.environ()["RANK"] == "1")
         os.kill(victim, signal.SIGTERM)
-        _, errors = launcher.communicate(timeout=60)
+        _, errors = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode != 0
     said = [line for line in errors.splitlines() if line.startswith("error: ")]  # the launcher quotes it in its report
     assert len(said) == 1, errors
@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_goes_on_to_its_end(demo: Path, tmp_path: Path) -
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for_an_epoch(process)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 143
     done = run(*command)
     assert done.returncode == 0, done.stderr

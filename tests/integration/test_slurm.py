@@ -36,7 +36,6 @@ def submit(slurm: Slurm, project: Path, *words: str | Path, **env: str) -> str:
     return said.strip()
 
 
-@pytest.mark.timeout(600)
 def test_a_run_on_2_nodes_that_meets_its_limit_ends_with_the_same_bytes(
     slurm: Slurm, demo: Path, tmp_path: Path, whole: Whole
 ) -> None:

@@ -30,7 +30,7 @@ from skindist.tracking.other_trackers import OtherTrackers
 from skindist.tracking.wandb_sink import WandbSink, reliability_rows, threshold_rows
 from skindist.training.tracker import Tracker
 from tests.conftest import Observe
-from tests.helpers.commands import ROOT, TINY, flags
+from tests.helpers.commands import PATIENCE, ROOT, TINY, flags
 from tests.helpers.wandb_server import Fault, Run, WandbServer
 from tests.integration.test_run import events
 
@@ -103,7 +103,7 @@ def train(
         for line in process.stdout:
             lines.append((time.monotonic(), line))
             watch(line, process)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=PATIENCE)
     return Done(lines, errors, process.returncode, time.monotonic())
 
 
@@ -126,7 +126,7 @@ def upload(command: str) -> Run:
 def upload_to(server: WandbServer, command: str, env: dict[str, str]) -> None:
     """Run a printed command against this server."""
     env = clean(server.env | env)
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=env, timeout=60, check=False)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=env, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -315,7 +315,13 @@ def in_a_new_process(function: Callable[[Path], None], folder: Path) -> str:
     """What a function of this module prints, which must end well: W&B keeps a process to itself."""
     code = f"from tests.integration.test_wandb import *; {function.__name__}(Path({str(folder)!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=clean({}), cwd=ROOT, timeout=120, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=clean({}),
+        cwd=ROOT,
+        timeout=PATIENCE,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

@@ -17,7 +17,7 @@ from zipfile import ZipFile
 import pytest
 from packaging.requirements import Requirement
 
-from tests.helpers.commands import ROOT
+from tests.helpers.commands import PATIENCE, ROOT
 
 pytestmark = pytest.mark.slow
 TINY = [
@@ -106,7 +106,7 @@ class Environment:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         return subprocess.run(
             [self.programs / program, *words], cwd=self.folder, env=env, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=240, check=False,
+            capture_output=True, text=True, timeout=PATIENCE, check=False,
         )  # fmt: skip
 
     def succeed(self, program: str, *words: str) -> str:
@@ -130,7 +130,6 @@ def test_it_holds_the_package_and_nothing_large(wheel: Path) -> None:
     assert max(sizes.values()) < 50_000
 
 
-@pytest.mark.timeout(600)
 def test_it_brings_all_from_the_first_command_to_other_programs(wheel: Path, tmp_path: Path) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript", "transformers"):
         pytest.importorskip(package, reason=f"needs {package} (pip install -e '.[dev]')")
