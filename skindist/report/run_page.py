@@ -15,12 +15,12 @@ from markupsafe import Markup
 from skindist.data.split import PARTS
 from skindist.evaluation import bands
 from skindist.evaluation.figures import confusion_matrix
-from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, UNDEFINED
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS
 from skindist.report import history, plots
 from skindist.report.html import Table, attempt, render, thumbnail, write_page
 from skindist.report.mistakes import mistakes
 from skindist.report.scores import Scores, read_scores
-from skindist.report.words import crossed
+from skindist.report.words import crossed, figure_text
 from skindist.run.folder import Run
 
 WIDE = 1280  # pixels of a picture over the whole width of the page
@@ -108,10 +108,15 @@ def all_benign(test: Scores | None, prevalence: float | None) -> dict[str, float
 def figure_rows(split: Mapping[str, Any], benign: Mapping[str, float]) -> list[FigureRow]:
     """Key, title, estimate and what calling all benign gives, for each figure of the split."""
     return [
-        (name, METRICS[name].title if name in METRICS else name.replace("_", " "), value, benign.get(name))
+        (name, title(name), value, benign.get(name))
         for name, value in split.items()
         if isinstance(value, dict) and "value" in value
     ]
+
+
+def title(key: str) -> str:
+    """What people call a figure of the results."""
+    return METRICS[key].title if key in METRICS else key.replace("_", " ")
 
 
 def held_by_the_page(test: Scores, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,22 +164,20 @@ def recalibrated_table(found: Mapping[str, Any] | None) -> Table | None:
     if not found:
         return None
     frozen, refitted = found["frozen"], found["refitted"]
-    rows = [[name.replace("_", " "), cell(frozen[name]), cell(refitted[name])] for name in frozen]
+    rows = [[title(name), cell(frozen[name], name), cell(refitted[name], name)] for name in frozen]
     return Table(["figure", "frozen", "fitted here"], rows)
 
 
 def stress_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
     """What each change to the pictures does, under the names that the results give it."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [[cell(row.get(key)) for key in keys] for row in rows]
-    return Table([key.replace("_", " ") for key in keys], lines) if rows else None
+    lines = [[cell(row.get(key), key) for key in keys] for row in rows]
+    return Table([title(key) for key in keys], lines) if rows else None
 
 
-def cell(value: Any) -> str:
+def cell(value: Any, key: str) -> str:
     """A value of the results in words: an estimate with its interval, a number, a text."""
     if isinstance(value, Mapping) and "value" in value:
-        parts = [cell(value.get(key)) for key in ("value", "low", "high")]
-        return f"{parts[0]} ({parts[1]} to {parts[2]})"
-    if value is None:
-        return UNDEFINED
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+        parts = [cell(value.get(part), key) for part in ("value", "low", "high")]
+        return parts[0] if value["value"] is None else f"{parts[0]} ({parts[1]} to {parts[2]})"
+    return value if isinstance(value, str) else figure_text(value, key)

@@ -8,7 +8,10 @@ from skindist.evaluation.metrics import HEADLINES, METRICS, UNDEFINED
 from skindist.evaluation.operating_point import chosen_for
 from skindist.wording import plural
 
-OTHERS = {"count": ",", "number_needed_to_biopsy": ".1f", "prevalence": ".1%", "share": ".1%", "threshold": ".3g"}
+OTHERS = {
+    "count": ",", "flipped": ".1%", "n": ",", "number_needed_to_biopsy": ".1f", "prevalence": ".1%", "share": ".1%",
+    "threshold": ".3g",
+}  # fmt: skip
 """How figures are printed that are no metrics of METRICS; with three decimals otherwise."""
 
 

@@ -341,10 +341,9 @@ def test_a_stress_test_is_shown_as_the_results_have_it(run: Run, tmp_path: Path)
     assert 'id="stress"' not in run_page(run)
     stressed = copy(run, tmp_path)
     estimate = {"value": -0.02, "low": -0.05, "high": 0.01, "n": 9, "interval": "bootstrap"}
-    stressed.write_results(
-        {**stressed.results(), "stress": [{"change": "blur", "auroc_change": estimate, "flipped": 0.25}]}
-    )
-    assert "blur -0.020 (-0.050 to 0.010) 0.250" in Reader(run_page(stressed)).text
+    row = {"change": "blur", "auroc_change": estimate, "flipped": 0.25, "npv": dict.fromkeys(estimate), "n": 1200}
+    stressed.write_results({**stressed.results(), "stress": [row]})
+    assert "blur -0.020 (-0.050 to 0.010) 25.0% undefined 1,200" in Reader(run_page(stressed)).text
 
 
 def test_the_command_writes_the_page(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
