@@ -30,7 +30,7 @@ from skindist.parsing import parse_config
 from skindist.programs import last_words, refuse_unknown_program, terminated_as_interrupted
 from skindist.report.words import describe_ensemble
 from skindist.run.folder import Run
-from skindist.run.opening import refuse_another_config
+from skindist.run.opening import other_values
 
 RUNS, ENSEMBLE, SUMMARY = "runs", "ensemble", "folds.json"
 log = logging.getLogger("skindist")
@@ -86,7 +86,7 @@ def run_folds(
     parts = [
         Part(Run(place / f"seed-{seed}-fold-{fold}"), seed, fold) for seed in range(seeds) for fold in range(folds)
     ]
-    refuse_settings(command, parts, folds)
+    refuse_settings(command, parts, folds, out)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -97,7 +97,7 @@ def run_folds(
         summarise(parts, out)
 
 
-def refuse_settings(command: Sequence[str], parts: Sequence[Part], folds: int) -> None:
+def refuse_settings(command: Sequence[str], parts: Sequence[Part], folds: int, out: Path) -> None:
     """Raise UserError where the command gives a flag that each run gets of its own. If it is the main job's (nothing is
     known of a user's own script), also where its flags are wrong, or a run that was begun has others."""
     for flag in (word.partition("=")[0] for word in parts[0].flags(folds)):
@@ -109,13 +109,12 @@ def refuse_settings(command: Sequence[str], parts: Sequence[Part], folds: int) -
     asked = parse_config([*command[jobs[0] + 1 :], *parts[0].flags(folds)]).with_absolute_paths()
     for part in parts:
         asked = replace(asked, data=replace(asked.data, fold=part.fold), run=replace(asked.run, seed=part.seed))
-        if part.run.exists:
-            refuse_another_config(part.run, asked)
+        differs = other_values(part.run, asked) if part.run.exists else []
         if part.done and part.run.config().evaluation != asked.evaluation:
-            raise UserError(
-                f"{part.run.path}: is finished, and was judged with other --evaluation flags; give the same, or "
-                "another --out"
-            )
+            differs.append("it was judged with other --evaluation flags")
+        if differs:
+            name, said = part.run.path.name, "; ".join(differs).replace("data.folds", "--folds")
+            raise UserError(f"--out {out}: {name} is another run: {said}. Give the same to go on, or another --out")
 
 
 def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once: int) -> None:

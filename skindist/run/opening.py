@@ -60,11 +60,16 @@ def refuse_foreign(run: Run) -> None:
 
 def refuse_another_config(run: Run, config: Config) -> None:
     """Raise UserError where the run that is there has another config, and name the difference."""
-    if differences := changes(run.saved_config(), keep_micro_batch_size(config, run).to_dict()):
+    if differs := other_values(run, config):
         raise UserError(
-            f"--run.dir {run.path} holds a run with another config: {'; '.join(differences)}. "
+            f"--run.dir {run.path} holds a run with another config: {'; '.join(differs)}. "
             "Give the same values to continue it, or another --run.dir to start a new one"
         )
+
+
+def other_values(run: Run, config: Config) -> list[str]:
+    """What a run that has begun would have to change to go on with this config."""
+    return changes(run.saved_config(), keep_micro_batch_size(config, run).to_dict())
 
 
 def keep_micro_batch_size(config: Config, run: Run) -> Config:

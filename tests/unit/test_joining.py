@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import sys
 from collections import Counter
@@ -344,8 +345,14 @@ def test_other_settings_than_those_of_runs_that_are_done_are_refused(crossed: Pa
     run_folds([*train, *commands.TINY, *flags], 2, 1, crossed)
     lean = Path(shutil.copytree(crossed, tmp_path / "lean", ignore=shutil.ignore_patterns("checkpoints")))
     run_folds([*train, *commands.TINY, *flags], 2, 1, lean)
-    with pytest.raises(UserError, match=r"seed-0-fold-0 holds a run with another config: train\.epochs 2 -> 77"):
-        run_folds([*train, *commands.TINY, *flags, "--train.epochs=77"], 2, 1, crossed)
+    for command, folds, said in (
+        ([*flags, "--train.epochs=77"], 2, "train.epochs 2 -> 77"),
+        (flags, 3, "--folds 2 -> 3"),
+        ([*flags, "--evaluation.sensitivity=0.9"], 2, "it was judged with other --evaluation flags"),
+    ):
+        refused = f"--out {crossed}: seed-0-fold-0 is another run: {said}. Give the same to go on, or another --out"
+        with pytest.raises(UserError, match=f"^{re.escape(refused)}$"):
+            run_folds([*train, *commands.TINY, *command], folds, 1, crossed)
 
 
 def test_after_a_failure_no_other_run_begins(tmp_path: Path) -> None:
