@@ -99,4 +99,5 @@ def clear_cache(cache_dir: Path | None = None) -> None:
     from skindist.data.store import clear_cache
 
     folder = cache_folder(str(cache_dir) if cache_dir else None)
-    print(f"{clear_cache(folder) / 1e9:.2f} GB removed from {folder}")
+    removed = clear_cache(folder)
+    print(f"{removed / 1e9:.2f} GB removed from {folder}" if removed else f"nothing of skindist's is in {folder}")

@@ -267,6 +267,8 @@ def test_clear_cache_command(demo: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["clear-cache", "--cache_dir", str(cache)]) == 0
     assert capsys.readouterr().out.startswith("0.00 GB removed from ")
     assert list(cache.iterdir()) == []
+    assert main(["clear-cache", "--cache_dir", str(cache)]) == 0
+    assert capsys.readouterr().out == f"nothing of skindist's is in {cache}\n"
 
 
 def test_the_saved_config_repeats_the_run_in_a_new_folder(run: Path, tmp_path: Path) -> None:
