@@ -282,7 +282,7 @@ def test_a_signal_is_obeyed_in_time_with_a_server_that_hangs(demo: Path, tmp_pat
         stopped = train(words, server.env, watch)
     assert stopped.status == 143
     assert stopped.when("W&B stopped") - stopped.when("epoch 2:") < 10
-    assert stopped.ended - stopped.when("epoch 2:") < 20
+    assert stopped.ended - stopped.when("epoch 2:") < 30
     run = upload(stopped.upload)
     assert curve(run) == [event["global_step"] for event in events(folder)]
     assert run.exit_code == 143
