@@ -41,20 +41,23 @@ def _rank(env: dict[str, str], log: Path, result: Path, function: Callable[..., 
         os._exit(1)
 
 
-def free_port() -> int:
-    """A port that nobody listens at, below those that the kernel gives to connections: it stays free until it is
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, below those that the kernel gives to connections: they stay free until they are
     used."""
+    found: list[int] = []
     for port in random.SystemRandom().sample(range(20_000, 29_000), 100):
         with suppress(OSError), socket.socket() as free:
             free.bind(("", port))
-            return port
-    raise OSError("no free port between 20000 and 29000")
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"fewer than {count} free ports of 100 between 20000 and 29000")
 
 
 def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[BaseProcess]:
     """Start `function(*args)` on each rank; its words go to `folder`/rank0.log and so on."""
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    (port,) = free_ports(1)
     ranks: list[BaseProcess] = []
     for rank in range(world_size):
         env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
