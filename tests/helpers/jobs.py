@@ -51,6 +51,7 @@ from tests.helpers.faults import replace
 LATE = ("skindist.evaluation.modules", "scipy.optimize", "scipy.sparse.csgraph", "scipy.stats", "faiss", "captum.attr")
 for name in LATE:  # what a process imports when it needs it: the server has it for all ranks
     importlib.import_module(name)
+gc.set_threshold(10_000)  # as for a command
 gc.freeze()  # it stays for good: a rank that looked for garbage in it would copy its pages
 
 
