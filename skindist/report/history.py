@@ -131,7 +131,8 @@ def repeat_command(run: Run, results: Mapping[str, Any], settings: Mapping[str, 
         flags = evaluation_flags(settings, results, named)
         return " ".join(["skindist evaluate MODEL", *flags, "--out NEW"])
     if "members" in results:
-        return "skindist ensemble RUN RUN ... --out NEW"
+        runs = [shlex.quote(member["run"]) if named else "RUN" for member in results["members"]]
+        return " ".join(["skindist ensemble", *runs, "--out NEW"])
     config = shlex.quote(str(run.config_file)) if named else f"RUN/{run.config_file.name}"
     launcher = "accelerate launch --config_file accelerate_config.yaml"
     precision = results.get("mixed_precision", "no")

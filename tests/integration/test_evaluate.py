@@ -19,7 +19,7 @@ from skindist.data.demo import write_demo_data
 from skindist.errors import UserError
 from skindist.evaluation.stress import DISTURBANCES
 from skindist.prediction import pictures
-from skindist.report.history import evaluation_flags
+from skindist.report.history import evaluation_flags, repeat_command
 from skindist.report.run_page import run_page
 from skindist.run.folder import Run
 from tests.helpers import commands, jobs
@@ -328,6 +328,13 @@ def test_the_command_that_repeats_an_evaluation_has_its_flags() -> None:
     named, bare = (" ".join(evaluation_flags({"data": data}, told, named)) for named in (True, False))
     assert named == "'/my lesions' --metadata /m.csv --malignant '[mel, bcc]' --views 2 --prevalence 0.02 --stress"
     assert bare == "DATA --metadata METADATA --malignant '[mel, bcc]' --views 2 --prevalence 0.02 --stress"
+
+
+def test_the_command_that_repeats_an_ensemble_names_its_runs() -> None:
+    told = {"members": [{"run": "seed-0-fold-0"}, {"run": "my run"}]}
+    named, bare = (repeat_command(Run(Path("ensemble")), told, {}, named) for named in (True, False))
+    assert named == "skindist ensemble seed-0-fold-0 'my run' --out NEW"
+    assert bare == "skindist ensemble RUN RUN --out NEW"
 
 
 def test_nan_in_a_table_is_no_patient(run: Path, elsewhere: Path, tmp_path: Path) -> None:
