@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from importlib.metadata import distribution, distributions
+from importlib.util import cache_from_source
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -88,12 +89,18 @@ class Environment:
         (self.packages,) = place.glob("venv/lib/python*/site-packages")
 
     def link(self, names: set[str]) -> None:
-        """Put each file of these packages there, but their commands."""
+        """Put each file of these packages there, but their commands; and what Python has compiled of it."""
         for file in (file for name in names for file in distribution(name).files or []):
+            if ".." in file.parts:
+                continue
             source, target = Path(str(file.locate())), self.packages / file
-            if ".." not in file.parts and source.exists() and not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.symlink_to(source)
+            pairs = [(source, target)]
+            if file.suffix == ".py":
+                pairs.append((Path(cache_from_source(str(source))), Path(cache_from_source(str(target)))))
+            for there, here in pairs:
+                if there.exists() and not here.exists():
+                    here.parent.mkdir(parents=True, exist_ok=True)
+                    here.symlink_to(there)
 
     def install(self, what: str) -> None:
         """By the pip of the tests, which fails if a package that is needed is not there."""
