@@ -115,6 +115,14 @@ class Config:
                 "--model.pretrained true or --model.weights FILE"
             )
 
+    @property
+    def keeps_statistics(self) -> bool:
+        """Whether BatchNorm keeps the statistics of the starting weights."""
+        asked = self.train.freeze_batchnorm
+        if asked is None:
+            asked = self.model.starts_trained and not self.train.sync_batchnorm
+        return asked or self.train.freeze_backbone
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Mapping[str, Any]]) -> "Config":
         """What `to_dict` gave; a key that is missing has its default."""

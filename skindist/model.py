@@ -15,9 +15,10 @@ from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from skindist.config import Config
 from skindist.errors import UserError
 from skindist.files import expanded
-from skindist.recipe import ModelConfig, TrainConfig
+from skindist.recipe import ModelConfig
 from skindist.weights import first_line, load_weights, pretrained_file
 from skindist.wording import plural
 
@@ -114,13 +115,13 @@ def synchronise_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return synchronised
 
 
-def noisy_batchnorm(model: nn.Module, config: TrainConfig, images: int, processes: int) -> str | None:
+def noisy_batchnorm(model: nn.Module, config: Config, images: int, processes: int) -> str | None:
     """What to say if BatchNorm takes its statistics from few images; None if it does not.
 
     Args:
         images: that one process holds at a time.
     """
-    together = images * (processes if config.sync_batchnorm else 1)
+    together = images * (processes if config.train.sync_batchnorm else 1)
     learns = any(isinstance(layer, _BatchNorm) for layer in model.modules()) and not config.keeps_statistics
     if not learns or together >= FEW:
         return None
@@ -131,14 +132,14 @@ def noisy_batchnorm(model: nn.Module, config: TrainConfig, images: int, processe
     )
 
 
-def refuse_lone_image(model: nn.Module, config: TrainConfig, images: int, size: int) -> None:
+def refuse_lone_image(model: nn.Module, config: Config, images: int, size: int) -> None:
     """Raise UserError where BatchNorm cannot learn, as it sees one image at a time, of which one pixel is left.
 
     Args:
         images: that one process holds at a time, at least.
         size: of an image, in pixels.
     """
-    if images > 1 or config.sync_batchnorm or config.keeps_statistics:
+    if images > 1 or config.train.sync_batchnorm or config.keeps_statistics:
         return
     try:  # without computing anything
         copy.deepcopy(model).to("meta").train()(torch.empty(1, 3, size, size, device="meta"))

@@ -133,8 +133,9 @@ class TrainConfig(Section):
     ema: float = setting(0.999, lambda decay: 0 <= decay < 1, "from 0 to below 1")
     """Decay of the running average of the weights, which is what is judged and saved; 0: none. It spans the last third
     of all steps, until it has this decay."""
-    freeze_batchnorm: bool = False
-    """Keep BatchNorm statistics as they are in the starting weights."""
+    freeze_batchnorm: bool | None = None
+    """Keep BatchNorm statistics as they are in the starting weights; null: those of pretrained weights, unless
+    sync_batchnorm is on."""
     freeze_backbone: bool = False
     """Keep all starting weights, and BatchNorm statistics, and learn the head alone (a linear probe)."""
     cuda_graph: bool = setting(True, free=True)
@@ -149,11 +150,6 @@ class TrainConfig(Section):
     """Steps that `non_finite: skip` may leave out before it ends the run all the same."""
     log_every: int = setting(10, lambda n: n >= 1, "1 or more", free=True)
     """Optimizer steps between two logged points of the training curves."""
-
-    @property
-    def keeps_statistics(self) -> bool:
-        """Whether BatchNorm keeps its statistics."""
-        return self.freeze_batchnorm or self.freeze_backbone
 
     def passes(self, images: int, world_size: int) -> int:
         """From how many passes each process accumulates its part of a batch of so many images."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
-from skindist.recipe import TrainConfig
+from skindist.config import Config
 
 Graphs = Mapping[torch.Size, Callable[[Tensor], Tensor]]
 """A module's captured forward pass over images of each shape: what it gives leads to its captured backward pass."""
@@ -25,12 +25,12 @@ T = TypeVar("T")
 log = logging.getLogger("skindist")
 
 
-def hindrance(train: TrainConfig, images: int, world_size: int) -> str | None:
+def hindrance(config: Config, images: int, world_size: int) -> str | None:
     """Why a step over so many images cannot be captured, if so: gradients of several passes would add up in memory that
     each pass writes anew, and no pass may wait for another process."""
-    if train.passes(images, world_size) > 1:
+    if config.train.passes(images, world_size) > 1:
         return "a batch is accumulated from several passes"
-    waits = train.sync_batchnorm and world_size > 1 and not train.keeps_statistics
+    waits = config.train.sync_batchnorm and world_size > 1 and not config.keeps_statistics
     return "BatchNorm is synchronised" if waits else None
 
 

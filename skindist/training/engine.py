@@ -59,7 +59,7 @@ def train_one_epoch(
         OutOfMemory: on the process that it happened to.
     """
     rate = rate or partial(learning_rate, epochs=config.train.epochs, config=config.optim)
-    set_train_mode(learner.model, config.train.keeps_statistics)
+    set_train_mode(learner.model, config.keeps_statistics)
     learner.unaveraged = None
     micro_batches, sizes = train.start(state.epoch, state.epoch_step)
     title, done = f"epoch {state.epoch + 1}/{config.train.epochs}", {"total": len(sizes), "initial": state.epoch_step}

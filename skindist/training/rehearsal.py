@@ -44,14 +44,14 @@ def rehearse(learner: Learner, count: int, image_size: int) -> None:
 
 def capture_steps(learner: Learner, config: Config, sizes: Sequence[int]) -> None:
     """Let a GPU replay this process's passes over global batches of these sizes, where that is asked for and can be."""
-    accelerator, train = learner.accelerator, config.train
-    if not train.cuda_graph or accelerator.device.type != "cuda":
+    accelerator = learner.accelerator
+    if not config.train.cuda_graph or accelerator.device.type != "cuda":
         return
     ranks, rank = accelerator.num_processes, accelerator.process_index
-    if reason := hindrance(train, max(sizes), ranks):
+    if reason := hindrance(config, max(sizes), ranks):
         log.info(f"--train.cuda_graph is not used: {reason}")
         return
-    set_train_mode(learner.model, train.keeps_statistics)
+    set_train_mode(learner.model, config.keeps_statistics)
     mine = sorted({equal_parts(size, ranks)[rank] for size in sizes} - {0, 1}, reverse=True)  # those may be refused
     if not mine:
         log.info("--train.cuda_graph is not used: this process has one image at a time")

@@ -95,7 +95,7 @@ def refuse_another_experiment(
     if moved := [f"{what} {then[what]} -> {now[what]}" for what in known if then[what] != now[what]]:
         log.warning(
             f"resumed elsewhere ({', '.join(moved)}): every batch holds the same images, but sums may round "
-            "differently, and BatchNorm sees the images of one process at a time"
+            "differently, and a BatchNorm that takes new statistics sees the images of one process at a time"
         )
 
 

@@ -225,8 +225,8 @@ def build_loaders(learner: Learner, config: Config, data: Prepared) -> Loaders:
     accelerator = learner.accelerator
     rank, world_size = accelerator.process_index, accelerator.num_processes
     batches = TrainBatches(sample_ids(data.rows, "train"), config.train, config.run.seed, rank, world_size)
-    refuse_lone_image(learner.module, config.train, batches.fewest, config.data.image_size)
-    if noisy := noisy_batchnorm(learner.module, config.train, batches.most, world_size):
+    refuse_lone_image(learner.module, config, batches.fewest, config.data.image_size)
+    if noisy := noisy_batchnorm(learner.module, config, batches.most, world_size):
         log.info(noisy)
     store = open_store(accelerator, config.data, data, preprocessing(learner.module).interpolation)
     workers = choose_workers(accelerator, config.data, max(batches.most, config.train.eval_batch_size))

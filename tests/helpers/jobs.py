@@ -79,7 +79,7 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
         loaded.append([_fingerprints(batch) for batch in loaders.train.start(epoch)[0]])
     before = evaluate(learner, loaders.val)
 
-    set_train_mode(learner.model, config.train.keeps_statistics)
+    set_train_mode(learner.model, config.keeps_statistics)
     losses: list[float] = []
     micro_batches, sizes = loaders.train.start(0)
     for step, size in enumerate((sizes * 2)[:5]):

@@ -203,6 +203,25 @@ def test_warm_up_cannot_be_longer_than_training() -> None:
         Config(optim=OptimConfig(warmup_epochs=6), train=TrainConfig(epochs=5))
 
 
+PRETRAINED, SCRATCH = ModelConfig(), ModelConfig(pretrained=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "kept"),
+    [
+        (PRETRAINED, TrainConfig(), True),
+        (ModelConfig(pretrained=False, weights="mine.pth"), TrainConfig(), True),
+        (SCRATCH, TrainConfig(), False),
+        (PRETRAINED, TrainConfig(sync_batchnorm=True), False),
+        (PRETRAINED, TrainConfig(freeze_batchnorm=False), False),
+        (SCRATCH, TrainConfig(freeze_batchnorm=True), True),
+        (PRETRAINED, TrainConfig(freeze_batchnorm=False, freeze_backbone=True), True),
+    ],
+)
+def test_batchnorm_keeps_statistics_that_were_trained(model: ModelConfig, train: TrainConfig, kept: bool) -> None:
+    assert Config(model=model, train=train).keeps_statistics == kept
+
+
 def test_a_new_field_says_all_of_itself() -> None:
     @dataclass(frozen=True)
     class DiceGameConfig(Section):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from skindist.config import Config
 from skindist.recipe import TrainConfig
 from skindist.training import cuda_graph
 from skindist.training.cuda_graph import Graphs, capture, hindrance
@@ -95,10 +96,11 @@ def images(count: int) -> Tensor:
         (TrainConfig(sync_batchnorm=True), 1, None),
         (TrainConfig(sync_batchnorm=True), 2, "BatchNorm is synchronised"),
         (TrainConfig(sync_batchnorm=True, freeze_batchnorm=True), 2, None),
+        (TrainConfig(sync_batchnorm=True, freeze_batchnorm=False), 2, "BatchNorm is synchronised"),
     ],
 )
 def test_one_pass_of_a_process_can_be_captured(train: TrainConfig, processes: int, reason: str | None) -> None:
-    assert hindrance(train, 32, processes) == reason
+    assert hindrance(Config(train=train), 32, processes) == reason
 
 
 def test_capturing_changes_no_statistics(stand_in: StandIn) -> None:

@@ -111,7 +111,7 @@ def test_a_frozen_backbone_keeps_all_but_the_head(tmp_path: Path) -> None:
         "--train.freeze_backbone=true", f"--model.weights={tmp_path / 'w.safetensors'}", "--train.ema=0.9"
     )
     head = {"fc.weight", "fc.bias"}
-    set_train_mode(learner.model, config.train.keeps_statistics)
+    set_train_mode(learner.model, config.keeps_statistics)
     for step in range(2):
         train_step(learner, parts(batch, 2), 12, step, config)
     assert all(parameter.requires_grad == (name in head) for name, parameter in learner.module.named_parameters())

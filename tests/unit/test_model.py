@@ -1,12 +1,14 @@
 """The model's build: its zero head, its names and rates, its preprocessing, and the seed of random weights."""
 
 import math
+from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+from skindist.config import Config
 from skindist.errors import UserError
 from skindist.model import (
     Preprocessing,
@@ -126,27 +128,31 @@ def test_random_weights_follow_the_callers_seed() -> None:
     assert not torch.equal(models[0][key], models[2][key])
 
 
+def from_scratch(**train: Any) -> Config:
+    return Config(model=ModelConfig(pretrained=False), train=TrainConfig(**train))
+
+
 def test_few_images_for_batchnorm_are_mentioned() -> None:
     model = timm.create_model("test_resnet", num_classes=2)
-    said = noisy_batchnorm(model, TrainConfig(), 4, 8)
+    said = noisy_batchnorm(model, from_scratch(), 4, 8)
     assert said is not None
     assert said.startswith("BatchNorm sees 4 images at a time, and below 16")
     assert "--train.sync_batchnorm true" in said
-    assert noisy_batchnorm(model, TrainConfig(), 16, 1) is None
-    assert noisy_batchnorm(model, TrainConfig(sync_batchnorm=True), 4, 8) is None
-    assert noisy_batchnorm(model, TrainConfig(freeze_batchnorm=True), 4, 8) is None
-    assert noisy_batchnorm(model, TrainConfig(freeze_backbone=True), 4, 8) is None
-    assert noisy_batchnorm(torch.nn.Linear(2, 2), TrainConfig(), 4, 8) is None
+    assert noisy_batchnorm(model, from_scratch(), 16, 1) is None
+    assert noisy_batchnorm(model, from_scratch(sync_batchnorm=True), 4, 8) is None
+    assert noisy_batchnorm(model, from_scratch(freeze_batchnorm=True), 4, 8) is None
+    assert noisy_batchnorm(model, Config(), 4, 8) is None, "pretrained statistics are kept"
+    assert noisy_batchnorm(torch.nn.Linear(2, 2), from_scratch(), 4, 8) is None
 
 
 def test_batchnorm_cannot_learn_from_one_pixel() -> None:
     """EfficientNet halves a side five times: of 32 pixels one is left, of 64 two."""
     model = timm.create_model("efficientnet_b0", num_classes=2)
     with pytest.raises(UserError, match=r"one image at a time at --data\.image_size 32"):
-        refuse_lone_image(model, TrainConfig(), 1, 32)
-    refuse_lone_image(model, TrainConfig(), 2, 32)
-    refuse_lone_image(model, TrainConfig(), 1, 64)
-    refuse_lone_image(model, TrainConfig(freeze_batchnorm=True), 1, 32)
+        refuse_lone_image(model, from_scratch(), 1, 32)
+    refuse_lone_image(model, from_scratch(), 2, 32)
+    refuse_lone_image(model, from_scratch(), 1, 64)
+    refuse_lone_image(model, from_scratch(freeze_batchnorm=True), 1, 32)
     assert next(model.parameters()).device.type == "cpu"
 
 
