@@ -235,7 +235,7 @@ def test_number_of_threads_does_not_matter(model: Path, images: Path, found: Pat
     torch.set_num_threads(3)
     try:
         assert main(["predict", str(model), str(images), f"--out={tmp_path / 'out.csv'}"]) == 0
-        assert torch.get_num_threads() == available_cores()
+        assert torch.get_num_threads() >= min(2, available_cores())
     finally:
         torch.set_num_threads(before)
     numbers = [[(row["path"], row["logit"]) for row in rows(path)] for path in (tmp_path / "out.csv", found)]

@@ -141,6 +141,7 @@ def test_few_images_for_batchnorm_are_mentioned() -> None:
     assert noisy_batchnorm(model, from_scratch(), 16, 1) is None
     assert noisy_batchnorm(model, from_scratch(sync_batchnorm=True), 4, 8) is None
     assert noisy_batchnorm(model, from_scratch(freeze_batchnorm=True), 4, 8) is None
+    assert noisy_batchnorm(model, Config(train=TrainConfig(freeze_backbone=True)), 4, 8) is None
     assert noisy_batchnorm(model, Config(), 4, 8) is None, "pretrained statistics are kept"
     assert noisy_batchnorm(torch.nn.Linear(2, 2), from_scratch(), 4, 8) is None
 
