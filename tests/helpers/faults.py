@@ -24,6 +24,7 @@ from skindist.training.learner import Learner
 
 FILE_EVENTS = {"open", "shutil.rmtree", *(f"os.{call}" for call in ("mkdir", "rename", "remove", "rmdir", "symlink"))}
 At = Callable[[Learner, list[Batch]], list[Batch]]
+WAITS = "waits for SIGUSR1"
 
 
 def replace(owner: object, name: str, heir: Any) -> None:
@@ -141,7 +142,8 @@ def wait_for_the_scheduler() -> None:
     """Until SIGUSR1 comes, in the first attempt of a job of Slurm's."""
     if "SLURM_RESTART_COUNT" not in os.environ:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-        assert signal.sigtimedwait([signal.SIGUSR1], 120), "no signal came"
+        print(WAITS, file=sys.stderr, flush=True)
+        signal.sigwait([signal.SIGUSR1])
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
         signal.raise_signal(signal.SIGUSR1)
 
