@@ -18,7 +18,7 @@ from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
@@ -417,16 +417,13 @@ def leaves_contact() -> float:
 
 def benchmark_training(data: Path) -> None:
     """`launch/benchmark.py --only training`, with little to do."""
-    spec = importlib.util.spec_from_file_location("benchmark", Path(__file__).parents[2] / "launch/benchmark.py")
-    assert spec
-    assert spec.loader
-    module: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.SIZE, module.BATCH = 32, 4
-    module.side_by_side.__defaults__ = (1,)
-    module.training_loader.__defaults__ = (None, 32, 0, 1)
+    names = ("benchmark", "benchmarks.measuring", "benchmarks.steps")
+    benchmark, measuring, steps = map(cast(Any, importlib.import_module), names)
+    measuring.BATCH = steps.BATCH = 4
+    measuring.side_by_side.__defaults__ = (1,)
+    measuring.training_loader.__defaults__ = (None, 32, 0, 1)
     sys.argv = ["launch/benchmark.py", f"--data={data}", "--only=training"]
-    module.main()
+    benchmark.main()
 
 
 def warm_up_without_memory(data: Path, run: Path, *flags: str) -> int:

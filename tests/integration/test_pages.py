@@ -1,7 +1,7 @@
 """The pages are true: every command on them is run or parsed as it stands, every link and path leads somewhere."""
 
 import functools
-import importlib.util
+import importlib
 import io
 import re
 import shlex
@@ -14,7 +14,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import measuring
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
@@ -236,14 +235,15 @@ class Check:
 
     def benchmark(self, words: Sequence[str]) -> None:
         """Parsed, with few pictures drawn and nothing measured."""
-        module = load_benchmark()
-        few = functools.partial(measuring.draw_set, count=2, size=32)
-        self.monkeypatch.setattr(module, "draw_set", lambda root, count, size: few(root))
-        self.monkeypatch.setattr(module, "BENCHMARKS", dict.fromkeys(module.BENCHMARKS, lambda data, folder: []))
-        self.monkeypatch.setattr(module, "beside_peers", lambda data, folder: [])
-        self.monkeypatch.setattr(module, "profile_step", lambda: "")
+        benchmark: Any = importlib.import_module("benchmark")
+        few = functools.partial(benchmark.draw_set, count=2, size=32)
+        self.monkeypatch.setattr(benchmark, "draw_set", lambda root, count, size: few(root))
+        nothing: dict[str, Any] = dict.fromkeys(benchmark.BENCHMARKS, lambda data, folder: [])
+        self.monkeypatch.setattr(benchmark, "BENCHMARKS", nothing)
+        self.monkeypatch.setattr(benchmark, "beside_peers", lambda data, folder: [])
+        self.monkeypatch.setattr(benchmark.steps, "profile_step", lambda: "")
         self.monkeypatch.setattr(sys, "argv", ["launch/benchmark.py", *words])
-        module.main()
+        benchmark.main()
 
     def pytest(self, words: Sequence[str]) -> None:
         asked, unknown = self.pytestconfig._parser.parse_known_and_unknown_args(list(words))
@@ -299,16 +299,6 @@ class Check:
             self.train(["--data.path=lesions", name, word])
 
 
-@functools.cache
-def load_benchmark() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "launch/benchmark.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def help_of(command: Callable[[], object]) -> str:
     """What a command prints that then ends with status 0."""
     with redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as end:
@@ -329,7 +319,7 @@ def known_flags() -> set[str]:
     texts += [help_of(lambda: cli.train(["--help"]))]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["launch/benchmark.py", "--help"])
-        texts += [help_of(load_benchmark().main)]
+        texts += [help_of(importlib.import_module("benchmark").main)]
     return {*chain(*launchers), *re.findall(r"--[\w.-]+", "\n".join(texts))}
 
 

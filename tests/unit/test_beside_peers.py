@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-import beside_peers
 import pytest
-from beside_peers import Peer, class_folders
+from benchmarks import beside_peers
+from benchmarks.beside_peers import Peer, class_folders
 
 from tests.helpers.commands import ROOT
 
@@ -18,7 +18,7 @@ def test_a_line_for_each_trainer_and_variant_with_ratios_or_the_reason(
     (tmp_path / "prints.py").write_text(f"import sys\nprint('speed')\nprint({SPEEDS!r}[sys.argv[-1]])")
     (tmp_path / "fails.py").write_text("import sys\nsys.exit('no such option')")
     (tmp_path / "peers").symlink_to(tmp_path)
-    monkeypatch.setattr(beside_peers, "HERE", tmp_path)
+    monkeypatch.setattr(beside_peers, "LAUNCH", tmp_path)
     ours = iter([10.0, 20.0, 12.0])
     monkeypatch.setattr(beside_peers, "our_speed", lambda images, run: next(ours))
     here = {"gone": "No matching distribution found"}

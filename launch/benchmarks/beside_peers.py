@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from measuring import BATCH, SIZE, Figure, plain_images, ratio_of
 from tqdm import tqdm
 
+from benchmarks.measuring import BATCH, SIZE, Figure, plain_images, ratio_of
 from skindist.data.prepare import prepare
 from skindist.recipe import DataConfig
 
-HERE = Path(__file__).parent
+LAUNCH = Path(__file__).parents[1]
 IMAGES = 2048 if torch.cuda.is_available() else 256
 EPOCHS, ROUNDS = 2, 3
 
@@ -105,7 +105,7 @@ def peers_speed(python: Path | str, peer: Peer, images: Path, variant: str) -> f
     """
     if isinstance(python, str):
         raise RuntimeError(python)
-    script = HERE / "peers" / peer.script
+    script = LAUNCH / "peers" / peer.script
     command = [str(python), str(script), str(images), str(SIZE), str(BATCH), str(EPOCHS), variant]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -119,7 +119,7 @@ def our_speed(images: Path, run: Path) -> float:
         "data.path": images, "run.dir": run, "model.pretrained": "false", "train.epochs": EPOCHS,
         "train.batch_size": BATCH, "data.image_size": SIZE, "tracking.wandb": "disabled",
     }  # fmt: skip
-    command = [sys.executable, str(HERE / "train.py"), *(f"--{flag}={value}" for flag, value in given.items())]
+    command = [sys.executable, str(LAUNCH / "train.py"), *(f"--{flag}={value}" for flag, value in given.items())]
     subprocess.run(command, check=True, capture_output=True, text=True)
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return float([event["train/images_per_second"] for event in events if "train/images_per_second" in event][-1])

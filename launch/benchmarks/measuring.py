@@ -1,5 +1,6 @@
 """What the benchmark measures with: two things in turn, the plain loop's way to read files, and pictures to read."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from skindist.data.demo import draw_lesion
+from skindist.data.loading import Batch, LesionImages, TrainBatches, make_loader
 from skindist.data.prepare import Prepared
+from skindist.data.store import PixelStore, Source, ensure_store, store_folder
+from skindist.recipe import TrainConfig
 
 SIZE, BATCH, ROUNDS = 224, 32, 5
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -45,6 +49,32 @@ def plain_images(
             link.symlink_to((data / row.path).resolve())
     steps = [*pixels, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     return torchvision.datasets.ImageFolder(str(flat), transforms.Compose(steps))
+
+
+def training_loader(
+    data: Path,
+    prepared: Prepared,
+    workers: int,
+    device: torch.device | None = None,
+    size: int = SIZE,
+    rank: int = 0,
+    ranks: int = 1,
+) -> DataLoader[Batch]:
+    """skindist's own loader of the training images, in batches of `BATCH` on each process."""
+    store = open_store(data, prepared, size)
+    images = LesionImages(store, prepared.rows, size, seed=0, augmented=True)
+    ids = [index for index, row in enumerate(prepared.rows) if row.split == "train"]
+    batches = TrainBatches(ids, TrainConfig(batch_size=BATCH * ranks), seed=0, rank=rank, world_size=ranks)
+    return make_loader(images, batches, device or torch.device("cpu"), workers)
+
+
+def open_store(data: Path, prepared: Prepared, size: int = SIZE) -> PixelStore:
+    """The pixels of all images, prepared if need be."""
+    rows = zip(prepared.rows, prepared.sizes, strict=True)
+    sources = [Source(data / row.path, row.sha256, *shape) for row, shape in rows]
+    cache = Path(os.environ["SKINDIST_CACHE"])
+    ensure_store(cache, sources, size, "bicubic")
+    return PixelStore(store_folder(cache, sources, size, "bicubic"))
 
 
 def endless(batches: DataLoader[Any]) -> Iterator[Any]:

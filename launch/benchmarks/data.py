@@ -1,0 +1,63 @@
+"""The data path, from files to batches, beside what users would write instead."""
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from benchmarks.measuring import (
+    BATCH,
+    SIZE,
+    Figure,
+    epoch_speed,
+    open_store,
+    plain_images,
+    ratio_figure,
+    side_by_side,
+    speed,
+    training_loader,
+    write_photographs,
+)
+from skindist.data.prepare import prepare
+from skindist.machine import available_cores
+from skindist.recipe import DataConfig
+
+
+def loader(data: Path, folder: Path) -> list[Figure]:
+    """Augmented training batches out of one loader worker: from the store, and as torchvision's references do."""
+    prepared = prepare(DataConfig(path=str(data)), seed=0)
+    images = plain_images(data, folder, prepared, "train")
+    theirs = DataLoader(images, BATCH, shuffle=True, num_workers=1, persistent_workers=True)
+    ours = training_loader(data, prepared, workers=1)
+    speeds = side_by_side(lambda: epoch_speed(ours), lambda: epoch_speed(theirs))
+    what = f"loader, images/s of one worker ({len(images)} files)"
+    return [ratio_figure(what, "ImageFolder + RandomResizedCrop", *speeds)]
+
+
+def preparation(data: Path, folder: Path) -> list[Figure]:
+    """From files never seen to pixels: inspection, duplicates and store, and plain decoding and resizing alone."""
+    large = folder / "large"
+    count = write_photographs(large, 96)
+    threads = available_cores()
+
+    def plain() -> int:
+        def decode(file: Path) -> np.ndarray[Any, Any]:
+            with Image.open(file) as image:
+                return np.asarray(image.convert("RGB").resize((336, SIZE), Image.Resampling.BICUBIC))
+
+        with ThreadPoolExecutor(threads) as pool:
+            return len(list(pool.map(decode, sorted(large.glob("*/*.jpg")))))
+
+    def whole() -> int:
+        shutil.rmtree(os.environ["SKINDIST_CACHE"], ignore_errors=True)
+        open_store(large, prepare(DataConfig(path=str(large)), seed=0))
+        return count
+
+    speeds = side_by_side(lambda: speed(whole), lambda: speed(plain), rounds=3)
+    what = f"first preparation of 3000 x 2000 JPEGs, images/s, {threads} threads"
+    return [ratio_figure(what, "PIL decode + resize alone", *speeds)]
