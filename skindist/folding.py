@@ -1,11 +1,20 @@
-"""A copy of a model that does nothing but predict: always in float32, and faster than the model that learns."""
+"""BatchNorm as part of the convolution before it: in a copy of a model that does nothing but predict, and in a model
+that learns while it keeps the statistics.
+
+BatchNorm scales and shifts what a convolution gives, so the scaled weights and a bias do the same work in one (Jacob et
+al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference", CVPR 2018, section
+3.2). The outputs are the same up to rounding.
+"""
 
 import copy
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from timm.layers import BatchNormAct2d, Conv2dSame
-from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch import Tensor, fx, nn
 
 CONVOLUTIONS, NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)  # no others: a heir may do more
 
@@ -16,25 +25,57 @@ class _Tracer(fx.Tracer):
 
 
 def for_prediction(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode and float32, in which BatchNorm is part of the convolution before it.
-
-    BatchNorm scales and shifts what a convolution gives, so the scaled weights and a bias do the same work in one
-    (Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only inference", CVPR
-    2018, section 3.2). Its outputs are the same up to rounding.
-    """
+    """A copy in evaluation mode and float32, in which BatchNorm is part of the convolution before it."""
     copied = copy.deepcopy(module).eval()
     copied.__dict__.pop("forward", None)  # Accelerate's, which would compute in the precision of training
-    for convolution, norm in folding_pairs(copied):
-        before, after = copied.get_submodule(convolution), copied.get_submodule(norm)
-        assert isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d)
-        mean, variance = after.running_mean, after.running_var
-        assert mean is not None and variance is not None
-        before.weight, before.bias = fuse_conv_bn_weights(
-            before.weight, before.bias, mean, variance, after.eps, after.weight, after.bias
-        )
-        left = nn.Sequential(after.drop, after.act) if isinstance(after, BatchNormAct2d) else nn.Identity()
-        copied.set_submodule(norm, left)
+    for convolution, name in folding_pairs(copied):
+        before, norm = copied.get_submodule(convolution), copied.get_submodule(name)
+        assert isinstance(before, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        before.weight, before.bias = (nn.Parameter(tensor.detach()) for tensor in folded_weights(before, norm))
+        copied.set_submodule(name, what_is_left(norm))
     return copied
+
+
+Pairs = Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]
+
+
+def pairs_to_fold(module: nn.Module) -> Pairs:
+    """Each convolution whose output goes into one BatchNorm and nowhere else, and that BatchNorm."""
+    pairs: Any = [tuple(map(module.get_submodule, names)) for names in folding_pairs(module)]
+    return tuple(pairs)
+
+
+@contextmanager
+def folded(pairs: Pairs) -> Iterator[None]:
+    """Inside it, these convolutions do the work of the BatchNorms, which keep their statistics. Gradients go to the
+    weights of both, as ever."""
+    for convolution, norm in pairs:
+        weight, bias = folded_weights(convolution, norm)
+        vars(convolution).update(weight=weight, bias=bias)  # stands before the parameters, and leaves them
+        vars(norm)["forward"] = what_is_left(norm)
+    try:
+        yield
+    finally:
+        for convolution, norm in pairs:
+            for module, name in ((convolution, "weight"), (convolution, "bias"), (norm, "forward")):
+                del vars(module)[name]
+
+
+def folded_weights(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The weight (O, I, H, W) and bias (O,) with which the convolution does the work of both."""
+    mean_O, variance_O = norm.running_mean, norm.running_var
+    assert mean_O is not None and variance_O is not None
+    gain_O = torch.ones_like(mean_O) if norm.weight is None else norm.weight
+    offset_O = torch.zeros_like(mean_O) if norm.bias is None else norm.bias
+    shift_O = -mean_O if convolution.bias is None else convolution.bias - mean_O
+    per_deviation_O = torch.rsqrt(variance_O + norm.eps)
+    weight_OIHW = convolution.weight * (gain_O * per_deviation_O)[:, None, None, None]
+    return weight_OIHW, shift_O * per_deviation_O * gain_O + offset_O
+
+
+def what_is_left(norm: nn.BatchNorm2d) -> nn.Module:
+    """What a BatchNorm does beside its own work."""
+    return nn.Sequential(norm.drop, norm.act) if isinstance(norm, BatchNormAct2d) else nn.Identity()
 
 
 def folding_pairs(module: nn.Module) -> list[tuple[str, str]]:

@@ -13,9 +13,8 @@ import psutil
 
 from benchmarks.measuring import Figure, training_loader, write_tiles
 from benchmarks.steps import learner_in_training, take_steps
-from skindist.config import Config
 from skindist.data.prepare import prepare
-from skindist.recipe import DataConfig, ModelConfig
+from skindist.recipe import DataConfig
 
 
 def start(data: Path, folder: Path) -> list[Figure]:
@@ -56,10 +55,9 @@ def probe(name: str, data: str, begun: str) -> None:
     prepared = prepare(DataConfig(path=data, num_workers=0), seed=0)
     batches = training_loader(Path(data), prepared, workers=0, size=64)
     if name == "memory":
-        config = Config(model=ModelConfig(pretrained=False))
-        learner = learner_in_training(config)
+        learner = learner_in_training()
         epoch = iter(batches)
-        take_steps(learner, config, islice(epoch, 3))
+        take_steps(learner, islice(epoch, 3))
         for _ in epoch:
             pass
         gc.collect()

@@ -35,7 +35,7 @@ from skindist.launcher import this_launch
 from skindist.machine import available_cores
 from skindist.prediction.evaluate import evaluate
 from skindist.prediction.memory import black_images
-from skindist.recipe import DataConfig, ModelConfig
+from skindist.recipe import DataConfig, ModelConfig, TrainConfig
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.training.engine import set_train_mode, train_step
@@ -45,20 +45,22 @@ from skindist.training.saving import Saver
 from skindist.training.state import TrainState
 from skindist.training.trainer import build_learner
 
+DEFAULTS = Config(model=ModelConfig(pretrained=False), train=TrainConfig(freeze_batchnorm=True))
+"""As the defaults train: random weights cost what pretrained ones do, if BatchNorm keeps the statistics of both."""
+
 
 def training(data: Path, folder: Path) -> list[Figure]:
     """The engine's steps fed by the loader, and the same steps on one batch that is in memory already."""
-    config = Config(model=ModelConfig(pretrained=False))
-    learner = learner_in_training(config)
+    learner = learner_in_training()
     accelerator = learner.accelerator
     device, processes = accelerator.device, accelerator.num_processes
-    workers = loader_workers(config.data, device, this_launch().local_world_size)
+    workers = loader_workers(DEFAULTS.data, device, this_launch().local_world_size)
     prepared = prepare(DataConfig(path=str(data)), seed=0)
     ours = endless(training_loader(data, prepared, workers, device, rank=accelerator.process_index, ranks=processes))
     held, steps = next(ours), 200 if device.type == "cuda" else 8
     speeds = side_by_side(
-        lambda: processes * speed(lambda: take_steps(learner, config, islice(ours, steps))),
-        lambda: processes * speed(lambda: take_steps(learner, config, [held] * steps)),
+        lambda: processes * speed(lambda: take_steps(learner, islice(ours, steps))),
+        lambda: processes * speed(lambda: take_steps(learner, [held] * steps)),
     )
     there = f"{processes} x {device.type}, mixed precision {accelerator.mixed_precision}"
     what = f"training EfficientNet-B0 on {there}, images/s"
@@ -68,15 +70,15 @@ def training(data: Path, folder: Path) -> list[Figure]:
 
 def plain(data: Path, folder: Path) -> list[Figure]:
     """The engine's steps with all defaults, and those of the loop that most users write: files, float32, no more."""
-    config, prepared = Config(model=ModelConfig(pretrained=False)), prepare(DataConfig(path=str(data)), seed=0)
-    learner = learner_in_training(config)
+    prepared = prepare(DataConfig(path=str(data)), seed=0)
+    learner = learner_in_training()
     accelerator = learner.accelerator
-    device, workers = accelerator.device, loader_workers(config.data, accelerator.device, 1)
+    device, workers = accelerator.device, loader_workers(DEFAULTS.data, accelerator.device, 1)
     steps = 200 if device.type == "cuda" else 8
     ours = endless(training_loader(data, prepared, workers, device))
     images = plain_images(data, folder, prepared, "train")
     theirs = endless(DataLoader(images, BATCH, shuffle=True, drop_last=True, num_workers=workers))
-    model = timm.create_model(config.model.name, num_classes=2).to(device).train()
+    model = timm.create_model(DEFAULTS.model.name, num_classes=2).to(device).train()
     optimizer = torch.optim.Adadelta(model.parameters(), lr=0.1, rho=0.9, eps=1e-6)
 
     def plain_steps() -> int:
@@ -87,26 +89,24 @@ def plain(data: Path, folder: Path) -> list[Figure]:
             optimizer.step()
         return steps * BATCH
 
-    speeds = side_by_side(
-        lambda: speed(lambda: take_steps(learner, config, islice(ours, steps))), lambda: speed(plain_steps)
-    )
+    speeds = side_by_side(lambda: speed(lambda: take_steps(learner, islice(ours, steps))), lambda: speed(plain_steps))
     what = f"training with the defaults on {device.type}, mixed precision {accelerator.mixed_precision}, images/s"
     return [ratio_figure(what, "a plain loop: ImageFolder, float32", *speeds)]
 
 
 def evaluation(data: Path, folder: Path) -> list[Figure]:
     """The prediction of an epoch's validation, and that of the loop that most users write."""
-    config, prepared = Config(model=ModelConfig(pretrained=False)), prepare(DataConfig(path=str(data)), seed=0)
-    learner = build_learner(join_group(), config)
+    prepared = prepare(DataConfig(path=str(data)), seed=0)
+    learner = build_learner(join_group(), DEFAULTS)
     device, store = learner.accelerator.device, open_store(data, prepared)
-    workers = loader_workers(config.data, device, 1)
+    workers = loader_workers(DEFAULTS.data, device, 1)
     plain_pixels = LesionImages(store, prepared.rows, SIZE, seed=0, augmented=False)
     ids = list(range(256))
-    batches = make_loader(plain_pixels, eval_batches(ids, config.train.eval_batch_size, 0, 1), device, workers)
+    batches = make_loader(plain_pixels, eval_batches(ids, DEFAULTS.train.eval_batch_size, 0, 1), device, workers)
     split = EvalLoader("val", ids, batches)
     images = Subset(plain_images(data, folder, prepared, "train", augmented=False), ids)
-    theirs = DataLoader(images, config.train.eval_batch_size, num_workers=workers)
-    model = timm.create_model(config.model.name, num_classes=2).to(device).eval()
+    theirs = DataLoader(images, DEFAULTS.train.eval_batch_size, num_workers=workers)
+    model = timm.create_model(DEFAULTS.model.name, num_classes=2).to(device).eval()
 
     def plain_evaluation() -> int:
         with torch.no_grad():
@@ -118,14 +118,13 @@ def evaluation(data: Path, folder: Path) -> list[Figure]:
 
 def checkpoint(data: Path, folder: Path) -> list[Figure]:
     """How long training waits for a checkpoint of EfficientNet-B0 and Adadelta, and what it costs beside the steps."""
-    config = Config(model=ModelConfig(pretrained=False))
-    learner = learner_in_training(config)
+    learner = learner_in_training()
     device, steps = learner.accelerator.device, 200 if torch.cuda.is_available() else 10
     batch = black_images(BATCH, SIZE)
     state, stopping, waits = TrainState(), EarlyStopping(2, 0.001, "min"), []
 
     def steps_and_save(saver: Saver | None) -> int:
-        images = take_steps(learner, config, [batch] * steps)
+        images = take_steps(learner, [batch] * steps)
         if saver:
             state.global_step += 1
             begun = time.perf_counter()
@@ -133,14 +132,14 @@ def checkpoint(data: Path, folder: Path) -> list[Figure]:
             waits.append(time.perf_counter() - begun)
         return images
 
-    with Saver(Run(folder / "run"), learner, config, [], RunLock()) as saver:
+    with Saver(Run(folder / "run"), learner, DEFAULTS, [], RunLock()) as saver:
         speeds = side_by_side(lambda: speed(lambda: steps_and_save(saver)), lambda: speed(lambda: steps_and_save(None)))
         state.global_step += 1
         begun = time.perf_counter()
         saver.save(state, stopping)
         saver.load(state.global_step)
     at_once, wait = time.perf_counter() - begun, statistics.median(waits[1:])
-    share = wait / (60 * (config.checkpoint.every_minutes or math.inf))
+    share = wait / (60 * (DEFAULTS.checkpoint.every_minutes or math.inf))
     return [
         Figure(
             "wait of training for a checkpoint",
@@ -156,8 +155,7 @@ def checkpoint(data: Path, folder: Path) -> list[Figure]:
 
 def shared(data: Path, folder: Path) -> list[Figure]:
     """Training on a CPU while another program uses one core, and with one thread less while none does."""
-    config, cores = Config(model=ModelConfig(pretrained=False)), available_cores()
-    learner = learner_in_training(config)
+    cores, learner = available_cores(), learner_in_training()
     if learner.accelerator.device.type != "cpu" or cores == 1:
         return [
             Figure("training while another program uses a core", "", "", "for two or more CPU cores, without a GPU")
@@ -168,7 +166,7 @@ def shared(data: Path, folder: Path) -> list[Figure]:
         torch.set_num_threads(threads)
         other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
         try:
-            return speed(lambda: take_steps(learner, config, [batch] * 20))
+            return speed(lambda: take_steps(learner, [batch] * 20))
         finally:
             if other:
                 other.kill()
@@ -181,27 +179,26 @@ def shared(data: Path, folder: Path) -> list[Figure]:
 
 def profile_step() -> str:
     """What the time of three training steps on one batch goes to: the operations that take most, in a table."""
-    config = Config(model=ModelConfig(pretrained=False))
-    learner, batch = learner_in_training(config), black_images(BATCH, SIZE)
-    take_steps(learner, config, [batch] * 3)
+    learner, batch = learner_in_training(), black_images(BATCH, SIZE)
+    take_steps(learner, [batch] * 3)
     with torch.profiler.profile() as profiler:
-        take_steps(learner, config, [batch] * 3)
+        take_steps(learner, [batch] * 3)
     by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     return str(profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=50))
 
 
-def learner_in_training(config: Config) -> Learner:
+def learner_in_training() -> Learner:
     """What a run trains, when its steps begin."""
-    learner = build_learner(join_group(), config)
-    capture_steps(learner, config, [BATCH * learner.accelerator.num_processes])
-    set_train_mode(learner.model, False)
+    learner = build_learner(join_group(), DEFAULTS)
+    capture_steps(learner, DEFAULTS, [BATCH * learner.accelerator.num_processes])
+    set_train_mode(learner.model, DEFAULTS.keeps_statistics)
     return learner
 
 
-def take_steps(learner: Learner, config: Config, batches: Iterable[Batch]) -> int:
+def take_steps(learner: Learner, batches: Iterable[Batch]) -> int:
     """An optimizer step of the engine on each batch; returns how many images that were."""
     images = 0
     for batch in batches:
-        train_step(learner, [batch], len(batch.ids_B) * learner.accelerator.num_processes, 0, config)
+        train_step(learner, [batch], len(batch.ids_B) * learner.accelerator.num_processes, 0, DEFAULTS)
         images += len(batch.ids_B)
     return images

@@ -6,6 +6,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from skindist.folding import Pairs, folded
 from skindist.precision import DepthwiseInFloat32
 from skindist.prediction.predictor import Predictor
 from skindist.training.cuda_graph import Graphs, replayed
@@ -14,7 +15,8 @@ from skindist.training.cuda_graph import Graphs, replayed
 @dataclass(kw_only=True)
 class Learner(Predictor):
     """What is trained and with what: the prepared (wrapped) model beside its bare module, the prepared optimizer, and
-    the running average of the weights and the captured steps, if there are any; then what it has done in this process.
+    the running average of the weights and the captured steps, if there are any, and what BatchNorm can be folded into;
+    then what it has done in this process.
 
     `pending` holds the loss and accuracy of steps, still on the device; `unaveraged` each rank's BatchNorm statistics
     from the end of an epoch to the next step, (ranks, values); `steps` counts those that this process has taken.
@@ -24,6 +26,7 @@ class Learner(Predictor):
     optimizer: torch.optim.Optimizer
     average: ModelEmaV3 | None = None
     graphs: Graphs = field(default_factory=dict)
+    pairs: Pairs = ()
     pending: list[Tensor] = field(default_factory=list)
     unaveraged: Tensor | None = None
     steps: int = 0
@@ -37,7 +40,8 @@ class Learner(Predictor):
         """What the prepared model gives in the precision of training, (B, 2)."""
         accelerator = self.accelerator
         on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        with DepthwiseInFloat32() if on_cpu else replayed(self.module, self.graphs, images_BCHW.shape):
+        special = DepthwiseInFloat32() if on_cpu else replayed(self.module, self.graphs, images_BCHW.shape)
+        with special, folded(self.pairs):
             logits_BK: Tensor = self.model(images_BCHW)
         return logits_BK
 
@@ -45,3 +49,10 @@ class Learner(Predictor):
     def models(self) -> nn.ModuleList:
         """All that has BatchNorm statistics of its own."""
         return nn.ModuleList(dict.fromkeys([self.module, self.judged]))
+
+
+def running_average(module: nn.Module, decay: float) -> ModelEmaV3:
+    """The average of the weights so far, in which step t has a decay of t / (t + 3): it spans the last third of the
+    steps, however many there are (a power function of time; Karras et al., "Analyzing and improving the training
+    dynamics of diffusion models", CVPR 2024)."""
+    return ModelEmaV3(module, decay=decay, use_warmup=True, warmup_gamma=3.0, warmup_power=1.0)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 
 from skindist.config import Config
 from skindist.data.loading import LesionImages, Loaders, TrainBatches, TrainLoader, batch_sizes, make_loader, sample_ids
@@ -22,6 +21,7 @@ from skindist.distributed import buffers, group
 from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.predictions import Predictions
+from skindist.folding import pairs_to_fold
 from skindist.launcher import check_batch, this_launch
 from skindist.model import (
     build_model,
@@ -47,7 +47,7 @@ from skindist.tracking.other_trackers import OtherTrackers, check_trackers
 from skindist.tracking.wandb_sink import WandbSink
 from skindist.training.engine import train_one_epoch
 from skindist.training.interruption import Interruptions
-from skindist.training.learner import Learner
+from skindist.training.learner import Learner, running_average
 from skindist.training.loss import class_weights
 from skindist.training.rehearsal import capture_steps, find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
@@ -179,21 +179,24 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
         module = synchronise_batchnorm(module, accelerator.device)
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
+    folds = config.keeps_statistics and accelerator.device.type == "cpu"  # on GPUs it is yet to be measured
+    pairs = pairs_to_fold(module) if folds else ()
     optimizer = build_optimizer(module, config.optim, config.model.starts_trained)
     model, optimizer = accelerator.prepare(module, optimizer)
     buffers.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
     average = running_average(module, config.train.ema) if config.train.ema else None
-    channels_last = config.train.channels_last
-    return Learner(accelerator, module, normalize, channels_last, model=model, optimizer=optimizer, average=average)
-
-
-def running_average(module: torch.nn.Module, decay: float) -> ModelEmaV3:
-    """The average of the weights so far, in which step t has a decay of t / (t + 3): it spans the last third of the
-    steps, however many there are (a power function of time; Karras et al., "Analyzing and improving the training
-    dynamics of diffusion models", CVPR 2024)."""
-    return ModelEmaV3(module, decay=decay, use_warmup=True, warmup_gamma=3.0, warmup_power=1.0)
+    return Learner(
+        accelerator,
+        module,
+        normalize,
+        config.train.channels_last,
+        model=model,
+        optimizer=optimizer,
+        average=average,
+        pairs=pairs,
+    )
 
 
 def settle_memory(learner: Learner, config: Config, images: int) -> Config:

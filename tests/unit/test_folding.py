@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 
-from skindist.folding import folding_pairs, for_prediction
+from skindist.folding import folded, folding_pairs, for_prediction, pairs_to_fold
 
 
 def with_statistics(module: nn.Module, size: int = 64) -> nn.Module:
@@ -37,15 +37,33 @@ def test_the_copy_gives_the_same_logits_with_batchnorm_folded_where_it_can_be(na
     size = 160 if name == "test_vit" else 64
     module = with_statistics(timm.create_model(name, num_classes=2), size).double()  # rounding is the CPU's own
     before = copy.deepcopy(module.state_dict())
-    folded = for_prediction(module)
+    copied = for_prediction(module)
     images = torch.randn(4, 3, size, size, dtype=torch.float64)
     with torch.inference_mode():
-        torch.testing.assert_close(folded(images), module(images), rtol=1e-9, atol=1e-9)
-    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules()) == left
+        torch.testing.assert_close(copied(images), module(images), rtol=1e-9, atol=1e-9)
+    assert sum(isinstance(layer, nn.BatchNorm2d) for layer in copied.modules()) == left
     assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
 
 
-def test_hand_computed() -> None:
+@pytest.mark.parametrize(("name", "pairs"), [("efficientnet_lite0", 49), ("resnet18", 20), ("densenet121", 59)])
+def test_a_model_that_learns_gets_the_same_gradients_folded(name: str, pairs: int) -> None:
+    module = with_statistics(timm.create_model(name, num_classes=2)).double()
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    found = pairs_to_fold(module)
+    assert len(found) == pairs
+    gradients, before = [], module(images)
+    for folding in ((), found):
+        with folded(folding):
+            logits = module(images)
+        torch.testing.assert_close(logits, before, rtol=1e-9, atol=1e-9)
+        gradients.append(torch.autograd.grad(logits[:, 1].sum(), list(module.parameters())))
+    for plain, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-7, atol=1e-7 * plain.abs().max().item())
+    assert torch.equal(module(images), before), "as it was, outside"
+    assert all(name not in vars(layer) for pair in found for layer in pair for name in ("weight", "bias", "forward"))
+
+
+def conv_and_norm() -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """y = (2x + 1 - 3) / sqrt(4) * 6 + 5 = 6x - 1."""
     norm = nn.BatchNorm2d(1, eps=0.0).eval()
     convolution = nn.Conv2d(1, 1, 1)
@@ -55,8 +73,23 @@ def test_hand_computed() -> None:
     ):  # fmt: skip
         assert tensor is not None
         nn.init.constant_(tensor, value)
-    folded = for_prediction(nn.Sequential(convolution, norm))
-    assert {name: tensor.item() for name, tensor in folded.named_parameters()} == {"0.weight": 6.0, "0.bias": -1.0}
+    return convolution, norm
+
+
+def test_hand_computed() -> None:
+    copied = for_prediction(nn.Sequential(*conv_and_norm()))
+    assert {name: tensor.item() for name, tensor in copied.named_parameters()} == {"0.weight": 6.0, "0.bias": -1.0}
+
+
+def test_gradients_computed_by_hand() -> None:
+    """y = (w x + b - 3) / 2 g + o at x = 7: dy/dw = 3 x, dy/db = 3, dy/dg = (2x + 1 - 3) / 2, dy/do = 1."""
+    pair = conv_and_norm()
+    module = nn.Sequential(*pair)
+    with folded([pair]):
+        found = module(torch.full((1, 1, 1, 1), 7.0))
+    found.sum().backward()
+    assert found.item() == 41.0
+    assert [weight.grad.item() for weight in module.parameters() if weight.grad is not None] == [21.0, 3.0, 6.0, 1.0]
 
 
 class Twice(nn.Module):
