@@ -17,6 +17,7 @@ from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, fx, nn
 
 CONVOLUTIONS, NORMS = (nn.Conv2d, Conv2dSame), (nn.BatchNorm2d, BatchNormAct2d)  # no others: a heir may do more
+Pairs = Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]
 
 
 class _Tracer(fx.Tracer):
@@ -36,29 +37,20 @@ def for_prediction(module: nn.Module) -> nn.Module:
     return copied
 
 
-Pairs = Sequence[tuple[nn.Conv2d, nn.BatchNorm2d]]
-
-
-def pairs_to_fold(module: nn.Module) -> Pairs:
-    """Each convolution whose output goes into one BatchNorm and nowhere else, and that BatchNorm."""
-    pairs: Any = [tuple(map(module.get_submodule, names)) for names in folding_pairs(module)]
-    return tuple(pairs)
-
-
 @contextmanager
 def folded(pairs: Pairs) -> Iterator[None]:
     """Inside it, these convolutions do the work of the BatchNorms, which keep their statistics. Gradients go to the
     weights of both, as ever."""
-    for convolution, norm in pairs:
-        weight, bias = folded_weights(convolution, norm)
-        vars(convolution).update(weight=weight, bias=bias)  # stands before the parameters, and leaves them
-        vars(norm)["forward"] = what_is_left(norm)
     try:
+        for convolution, norm in pairs:
+            weight, bias = folded_weights(convolution, norm)
+            vars(convolution).update(weight=weight, bias=bias)  # found before the parameters, which stay
+            vars(norm)["forward"] = what_is_left(norm)
         yield
     finally:
         for convolution, norm in pairs:
             for module, name in ((convolution, "weight"), (convolution, "bias"), (norm, "forward")):
-                del vars(module)[name]
+                vars(module).pop(name, None)
 
 
 def folded_weights(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -104,3 +96,9 @@ def folding_pairs(module: nn.Module) -> list[tuple[str, str]]:
         for convolution in sources
         if convolution and len(sources) == 1 and follow.get(convolution) == {norm}
     ]
+
+
+def pairs_to_fold(module: nn.Module) -> Pairs:
+    """These convolutions, each with its BatchNorm."""
+    pairs: Any = [tuple(map(module.get_submodule, names)) for names in folding_pairs(module)]
+    return tuple(pairs)
