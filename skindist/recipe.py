@@ -57,7 +57,7 @@ class DataConfig(Section):
     validation. All folds and seeds share one test part. null: none."""
     folds: int = setting(5, lambda n: n >= 2, "2 or more")
     """Into how many parts data.fold cuts them."""
-    image_size: int = setting(224, lambda side: side >= 32, "at least 32 pixels")
+    image_size: int = setting(224, lambda side: 32 <= side <= 4096, "from 32 to 4096 pixels")
     """Side in pixels of the square that the model sees."""
     augment: bool = True
     """Random crop, turn, shear, mirror and colour jitter on training images."""

@@ -19,7 +19,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "data.fold": (-1, "0 or more, or null"),
     "data.folds": (1, "2 or more"),
     "data.fractions": ([0.5, 0.2, 0.2], "three shares above 0 that add up to 1"),
-    "data.image_size": (31, "at least 32 pixels"),
+    "data.image_size": (31, "from 32 to 4096 pixels"),
     "data.num_workers": (-1, "0 or more"),
     "model.drop_rate": (1.0, "from 0 to below 1"),
     "model.drop_path_rate": (-0.1, "from 0 to below 1"),
@@ -55,6 +55,11 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
 RANGED = [
     f"{name}.{key.name}" for name, part in vars(Config()).items() for key in fields(part) if key.metadata.get("holds")
 ]
+
+
+def test_an_image_size_that_no_memory_holds_is_refused_before_it_is_tried() -> None:
+    with pytest.raises(UserError, match=r"--data\.image_size 20000: must be from 32 to 4096 pixels"):
+        parse_config(["--data.image_size=20000"])
 
 
 def test_the_defaults_are_the_reference_recipe() -> None:
