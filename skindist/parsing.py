@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import functools
 import re
 from collections.abc import Sequence
 
@@ -20,6 +21,20 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
         UserError: unknown flag or key, a value of the wrong type or out of range.
         SystemExit: status 0 after `--help` and `--print_config`.
     """
+    parser = build_parser(prog)
+    try:
+        values = parser.instantiate(parser.parse_args(args))
+    except jsonargparse.ArgumentError as error:
+        known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
+        raise UserError(with_nearest(in_one_line(str(error)), known)) from None
+    except UnicodeDecodeError:
+        raise UserError("--config: is not UTF-8 text; save it as such") from None
+    return Config(**{section: values[section] for section in Config.__dataclass_fields__})
+
+
+@functools.cache
+def build_parser(prog: str | None) -> jsonargparse.ArgumentParser:
+    """A flag for each key of each section, with its docstring as help; for any number of command lines."""
     launched = "%(prog)s" if prog and prog.endswith(".py") else "-m skindist train"
     parser = jsonargparse.ArgumentParser(
         prog=prog,
@@ -35,14 +50,7 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
     for action in parser._actions:
         if action.dest in Config.__dataclass_fields__:
             action.help = argparse.SUPPRESS  # `--data FILE`, a config file for one section, is one way too many
-    try:
-        values = parser.instantiate(parser.parse_args(args))
-    except jsonargparse.ArgumentError as error:
-        known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
-        raise UserError(with_nearest(in_one_line(str(error)), known)) from None
-    except UnicodeDecodeError:
-        raise UserError("--config: is not UTF-8 text; save it as such") from None
-    return Config(**{section: values[section] for section in Config.__dataclass_fields__})
+    return parser
 
 
 def in_one_line(message: str) -> str:

@@ -1,6 +1,7 @@
 """Pages that need nothing else: text, pictures, style and script in one HTML file, and no request to anywhere."""
 
 import base64
+import functools
 import hashlib
 import io
 import logging
@@ -42,6 +43,14 @@ def render(template: str, script: str | None = None, lenient: bool = False, **va
         script: the name of the one script that the page may run.
         lenient: what is missing in a value counts as absent, instead of being a mistake in the template.
     """
+    if script:
+        values["script"] = Markup(_beside(script))
+    return _environment(lenient).get_template(template).render(values)
+
+
+@functools.cache
+def _environment(lenient: bool) -> jinja2.Environment:
+    """What knows the templates: it reads each of them once."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.ChainableUndefined if lenient else jinja2.StrictUndefined,
@@ -51,9 +60,7 @@ def render(template: str, script: str | None = None, lenient: bool = False, **va
         loader=jinja2.FunctionLoader(_beside),
     )
     environment.filters |= {"figure": figure_text, "digest": _digest}
-    if script:
-        values["script"] = Markup(_beside(script))
-    return environment.get_template(template).render(values)
+    return environment
 
 
 def attempt(read: Callable[[], T]) -> T | None:

@@ -48,9 +48,13 @@ from skindist.training.saving import Saver
 from tests.helpers.commands import TINY
 from tests.helpers.faults import replace
 
-LATE = ("skindist.evaluation.modules", "scipy.optimize", "scipy.sparse.csgraph", "scipy.stats", "faiss", "captum.attr")
+LATE = (
+    "skindist.evaluation.modules", "skindist.training.results", "matplotlib.backends.backend_svg", "scipy.optimize",
+    "scipy.sparse.csgraph", "scipy.stats", "faiss", "captum.attr",
+)  # fmt: skip
 for name in LATE:  # what a process imports when it needs it: the server has it for all ranks
     importlib.import_module(name)
+parse_config([])  # it builds its parser once: a tenth of what a rank does before its first step
 gc.set_threshold(10_000)  # as for a command
 gc.freeze()  # it stays for good: a rank that looked for garbage in it would copy its pages
 
