@@ -44,16 +44,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.profile:
         return print(steps.profile_step())
-    processes = this_launch().world_size
-    if processes > 1 and (arguments.only or ["training"]) != ["training"]:
-        parser.error(f"{processes} processes measure one thing: --only training")
+    ranks = this_launch().world_size
+    if ranks > 1 and (arguments.only or ["training"]) != ["training"]:
+        parser.error(f"{ranks} processes measure one thing: --only training")
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="skindist-benchmark-") as folder:
         os.environ["SKINDIST_CACHE"] = str(Path(folder, "cache"))
         images = arguments.data or draw_set(Path(folder, "drawn"), count=600, size=256)
         if arguments.peers:
             figures = beside_peers(images, Path(folder))
-        for name in arguments.only or ([] if arguments.peers else BENCHMARKS if processes == 1 else ["training"]):
+        for name in arguments.only or ([] if arguments.peers else BENCHMARKS if ranks == 1 else ["training"]):
             figures += BENCHMARKS[name](images, Path(folder))
     if this_launch().rank > 0:
         return

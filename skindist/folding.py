@@ -7,7 +7,7 @@ al., "Quantization and training of neural networks for efficient integer-arithme
 """
 
 import copy
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -39,8 +39,9 @@ def for_prediction(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def folded(pairs: Pairs) -> Iterator[None]:
-    """Inside it, these convolutions do the work of the BatchNorms, which keep their statistics. Gradients go to the
-    weights of both, as ever."""
+    """Inside it, these convolutions do the work of those BatchNorms that keep their statistics. Gradients go to the
+    weights of both, as ever; what is computed again in the backward pass (gradient checkpointing) must be so inside."""
+    pairs = [pair for pair in pairs if not pair[1].training]
     try:
         for convolution, norm in pairs:
             weight, bias = folded_weights(convolution, norm)
@@ -71,31 +72,34 @@ def what_is_left(norm: nn.BatchNorm2d) -> nn.Module:
 
 
 def folding_pairs(module: nn.Module) -> list[tuple[str, str]]:
-    """The names of each convolution whose output goes into one BatchNorm and nowhere else, and of that BatchNorm.
+    """The names of each convolution whose output goes into one BatchNorm and nowhere else, and of that BatchNorm; of
+    those that a forward pass calls once.
 
     None for a model whose way depends on its input, so that it cannot be traced.
     """
+    copied = copy.deepcopy(module)  # tracing leaves things in some models
     try:
-        graph = _Tracer().trace(module)
+        graph = _Tracer().trace(copied)
     except Exception:  # fx raises of many kinds; such a model predicts as it is
         return []
-    modules = dict(module.named_modules())
-    follow: dict[str, set[str | None]] = defaultdict(set)
-    precede: dict[str, set[str | None]] = defaultdict(set)
+    modules = dict(copied.named_modules())
+    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # not by its own pass
+    pairs = []
     for node in graph.nodes:
-        if node.op != "call_module":
+        if node.op != "call_module" or type(modules[node.target]) not in NORMS:
             continue
-        if type(modules[node.target]) in CONVOLUTIONS:
-            follow[node.target] |= {user.target if user.op == "call_module" else None for user in node.users}
-        if type(modules[node.target]) in NORMS and modules[node.target].running_mean is not None:
-            source = node.args[0]
-            precede[node.target].add(source.target if source.op == "call_module" else None)
-    return [
-        (convolution, norm)
-        for norm, sources in precede.items()
-        for convolution in sources
-        if convolution and len(sources) == 1 and follow.get(convolution) == {norm}
-    ]
+        source = (*node.args, *node.kwargs.values())[0]
+        if (
+            modules[node.target].running_mean is not None
+            and source.op == "call_module"
+            and type(modules[source.target]) in CONVOLUTIONS
+            and list(source.users) == [node]
+            and calls[source.target] == calls[node.target] == 1
+            and source.target not in read
+        ):
+            pairs.append((source.target, node.target))
+    return pairs
 
 
 def pairs_to_fold(module: nn.Module) -> Pairs:

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import statistics
 import subprocess
 import sys
@@ -43,8 +44,10 @@ def memory(data: Path, folder: Path) -> list[Figure]:
 
 def run_probe(name: str, data: Path) -> str:
     """What `probe` prints in a new process."""
-    command = [sys.executable, "-m", "benchmarks.processes", name, str(data.resolve()), str(time.time())]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.processes", name, str(data), str(time.time())]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 

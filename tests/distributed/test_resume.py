@@ -39,8 +39,9 @@ def test_deaths_in_mid_epoch_leave_no_trace(
 
 @pytest.mark.parametrize("world_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_death_in_bf16_leaves_no_trace(demo: Path, tmp_path: Path, world_size: int) -> None:
-    """With depthwise convolutions, some of which have a stride of 2."""
-    uncut, cut, flags = tmp_path / "uncut", tmp_path / "cut", (*FLAGS, "--model.name=test_efficientnet")
+    """With depthwise convolutions, some of which have a stride of 2, and BatchNorm as on pretrained weights."""
+    flags = (*FLAGS, "--model.name=test_efficientnet", "--train.freeze_batchnorm=true")
+    uncut, cut = tmp_path / "uncut", tmp_path / "cut"
     run_ranks(world_size, tmp_path / "a", jobs.fit_in_bf16, demo, uncut, None, *flags)
     run_ranks(world_size, tmp_path / "b", jobs.fit_in_bf16, demo, cut, 4, *flags)
     run_ranks(world_size, tmp_path / "c", jobs.fit_in_bf16, demo, cut, None, *flags, "--run.resume=must")

@@ -76,6 +76,34 @@ def conv_and_norm() -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     return convolution, norm
 
 
+def test_a_batchnorm_that_learns_its_statistics_is_left_alone() -> None:
+    pair = conv_and_norm()
+    pair[1].eps = 1e-5
+    module = nn.Sequential(*pair).train()
+    images = torch.arange(4.0).view(4, 1, 1, 1)
+    with folded([pair]):
+        torch.testing.assert_close(module(images).mean().item(), 5.0)
+    assert pair[1].running_mean is not None
+    assert pair[1].running_mean.item() == pytest.approx(0.9 * 3 + 0.1 * 4), "the mean of 2x + 1 is 4"
+
+
+def test_a_look_for_pairs_changes_nothing() -> None:
+    """Tracing runs what is no layer of torch's, here with what it has counted."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images + self.get_buffer("calls").add_(1)
+
+    module = nn.Sequential(Counting(), *conv_and_norm())
+    assert len(pairs_to_fold(module)) == 1
+    assert module[0].get_buffer("calls") == 0
+    assert vars(module).keys() == vars(nn.Sequential()).keys()
+
+
 def test_hand_computed() -> None:
     copied = for_prediction(nn.Sequential(*conv_and_norm()))
     assert {name: tensor.item() for name, tensor in copied.named_parameters()} == {"0.weight": 6.0, "0.bias": -1.0}
@@ -106,6 +134,20 @@ class Twice(nn.Module):
         return total
 
 
+class Again(nn.Module):
+    """A convolution and a BatchNorm that are called twice, and ones whose weight is read beside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again, self.read = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for _ in range(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        beside: Tensor = self.read.get_parameter("0.weight").sum()
+        twice = self.again[1](input=self.again[0](self.again(images)))
+        found: Tensor = twice + self.read(images) + beside
+        return found
+
+
 class Choosy(nn.Module):
     """Its way depends on its input, so it cannot be traced."""
 
@@ -118,7 +160,7 @@ class Choosy(nn.Module):
         return found if images.sum() > 0 else -found
 
 
-@pytest.mark.parametrize("make", [Twice, Choosy])
+@pytest.mark.parametrize("make", [Twice, Again, Choosy])
 def test_what_cannot_be_folded_stays_as_it_is(make: type[nn.Module]) -> None:
     module = with_statistics(make())
     images = torch.randn(2, 3, 8, 8)
