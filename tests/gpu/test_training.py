@@ -180,7 +180,8 @@ def test_memory_does_not_grow(demo: Path, tmp_path: Path, place: Place, note: No
     flags = ("--train.epochs=5", "--early_stopping.patience=9")
     held = place.run(tmp_path, "no", jobs.held_after_epochs, demo, tmp_path / "run", *flags)[0]
     assert len(held) == 5
-    assert held[4] <= held[2]
+    message = 0 if place.device == "cuda" else 1  # gloo may still hold the last one; a leak in each epoch would be two
+    assert held[4] <= held[2] + message
     unit = "bytes" if place.device == "cuda" else "tensors"
     note("memory", place, "after epoch 5 as after epoch 3", f"{held[4]:,} and {held[2]:,} {unit}")
 
