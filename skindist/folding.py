@@ -73,16 +73,15 @@ def what_is_left(norm: nn.BatchNorm2d) -> nn.Module:
 
 def folding_pairs(module: nn.Module) -> list[tuple[str, str]]:
     """The names of each convolution whose output goes into one BatchNorm and nowhere else, and of that BatchNorm; of
-    those that a forward pass calls once.
+    those that a forward pass calls once. Give it a copy: tracing leaves things in some models.
 
     None for a model whose way depends on its input, so that it cannot be traced.
     """
-    copied = copy.deepcopy(module)  # tracing leaves things in some models
     try:
-        graph = _Tracer().trace(copied)
+        graph = _Tracer().trace(module)
     except Exception:  # fx raises of many kinds; such a model predicts as it is
         return []
-    modules = dict(copied.named_modules())
+    modules = dict(module.named_modules())
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
     read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}  # not by its own pass
     pairs = []
@@ -104,5 +103,5 @@ def folding_pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 def pairs_to_fold(module: nn.Module) -> Pairs:
     """These convolutions, each with its BatchNorm."""
-    pairs: Any = [tuple(map(module.get_submodule, names)) for names in folding_pairs(module)]
+    pairs: Any = [tuple(map(module.get_submodule, names)) for names in folding_pairs(copy.deepcopy(module))]
     return tuple(pairs)
