@@ -29,7 +29,7 @@ from skindist.launcher import this_launch
 from skindist.machine import available_cores
 
 BENCHMARKS: dict[str, Callable[[Path, Path], list[Figure]]] = {
-    "loader": data.loader, "training": steps.training, "plain": steps.plain, "evaluation": steps.evaluation,
+    "loader": data.loader, "training": steps.training, "plain": steps.beside_plain, "evaluation": steps.evaluation,
     "shared": steps.shared, "checkpoint": steps.checkpoint, "preparation": data.preparation, "start": processes.start,
     "memory": processes.memory,
 }  # fmt: skip

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-import timm
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
+from benchmarks import plain
 from benchmarks.measuring import (
     BATCH,
     SIZE,
@@ -26,6 +25,7 @@ from benchmarks.measuring import (
     speed,
     training_loader,
 )
+from benchmarks.plain import in_a_new_process
 from skindist.config import Config
 from skindist.data.loading import Batch, EvalLoader, LesionImages, eval_batches, loader_workers, make_loader
 from skindist.data.prepare import prepare
@@ -68,7 +68,7 @@ def training(data: Path, folder: Path) -> list[Figure]:
     return [ratio_figure(what, "one batch held in memory", *speeds)]
 
 
-def plain(data: Path, folder: Path) -> list[Figure]:
+def beside_plain(data: Path, folder: Path) -> list[Figure]:
     """The engine's steps with all defaults, and those of the loop that most users write: files, float32, no more."""
     prepared = prepare(DataConfig(path=str(data)), seed=0)
     learner = learner_in_training()
@@ -77,19 +77,8 @@ def plain(data: Path, folder: Path) -> list[Figure]:
     steps = 200 if device.type == "cuda" else 8
     ours = endless(training_loader(data, prepared, workers, device))
     images = plain_images(data, folder, prepared, "train")
-    theirs = endless(DataLoader(images, BATCH, shuffle=True, drop_last=True, num_workers=workers))
-    model = timm.create_model(DEFAULTS.model.name, num_classes=2).to(device).train()
-    optimizer = torch.optim.Adadelta(model.parameters(), lr=0.1, rho=0.9, eps=1e-6)
-
-    def plain_steps() -> int:
-        for images_BCHW, labels_B in islice(theirs, steps):
-            optimizer.zero_grad()
-            loss: Tensor = torch.nn.functional.cross_entropy(model(images_BCHW.to(device)), labels_B.to(device))
-            torch.autograd.backward(loss)
-            optimizer.step()
-        return steps * BATCH
-
-    speeds = side_by_side(lambda: speed(lambda: take_steps(learner, islice(ours, steps))), lambda: speed(plain_steps))
+    with in_a_new_process(plain.training, DEFAULTS.model.name, device, images, workers, steps) as theirs:
+        speeds = side_by_side(lambda: speed(lambda: take_steps(learner, islice(ours, steps))), theirs)
     what = f"training with the defaults on {device.type}, mixed precision {accelerator.mixed_precision}, images/s"
     return [ratio_figure(what, "a plain loop: ImageFolder, float32", *speeds)]
 
@@ -105,14 +94,9 @@ def evaluation(data: Path, folder: Path) -> list[Figure]:
     batches = make_loader(plain_pixels, eval_batches(ids, DEFAULTS.train.eval_batch_size, 0, 1), device, workers)
     split = EvalLoader("val", ids, batches)
     images = Subset(plain_images(data, folder, prepared, "train", augmented=False), ids)
-    theirs = DataLoader(images, DEFAULTS.train.eval_batch_size, num_workers=workers)
-    model = timm.create_model(DEFAULTS.model.name, num_classes=2).to(device).eval()
-
-    def plain_evaluation() -> int:
-        with torch.no_grad():
-            return sum(len(model(images_BCHW.to(device)).cpu()) for images_BCHW, _ in theirs)
-
-    speeds = side_by_side(lambda: speed(lambda: len(evaluate(learner, split).ids)), lambda: speed(plain_evaluation))
+    batch = DEFAULTS.train.eval_batch_size
+    with in_a_new_process(plain.evaluation, DEFAULTS.model.name, device, images, workers, batch) as theirs:
+        speeds = side_by_side(lambda: speed(lambda: len(evaluate(learner, split).ids)), theirs)
     return [ratio_figure(f"evaluation on {device.type}, float32, images/s", "a plain loop", *speeds)]
 
 

@@ -24,7 +24,7 @@ from skindist.launcher import (
     choose_threads,
     this_launch,
 )
-from skindist.machine import available_cores
+from skindist.machine import available_cores, keep_freed_memory
 from skindist.precision import has_fast_bf16
 from skindist.wording import plural
 
@@ -47,6 +47,8 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
     device = str(torch.accelerator.current_accelerator()).partition(":")[0] if available else "cpu"
     choose_kernels(deterministic, device)
     check_device(device, launch.world_size)
+    if device == "cpu":
+        keep_freed_memory()
     has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     has_bf16 |= device == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)
     has_bf16 |= device == "cpu" and has_fast_bf16()
