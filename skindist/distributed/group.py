@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator as Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
+from skindist.cpu_kernels import has_fast_bf16
 from skindist.determinism import choose_kernels
 from skindist.distributed import host
 from skindist.distributed.peers import check_peers, sharing_cores, this_peer
@@ -25,7 +26,6 @@ from skindist.launcher import (
     this_launch,
 )
 from skindist.machine import available_cores, keep_freed_memory
-from skindist.precision import has_fast_bf16
 from skindist.wording import plural
 
 T = TypeVar("T")

@@ -6,8 +6,8 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from skindist.cpu_kernels import FasterOnCPU
 from skindist.folding import Pairs, folded
-from skindist.precision import DepthwiseInFloat32
 from skindist.prediction.predictor import Predictor
 from skindist.training.cuda_graph import Graphs, replayed
 
@@ -38,9 +38,8 @@ class Learner(Predictor):
 
     def logits_to_learn_from(self, images_BCHW: Tensor) -> Tensor:
         """What the prepared model gives in the precision of training, (B, 2)."""
-        accelerator = self.accelerator
-        on_cpu = accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16"
-        special = DepthwiseInFloat32() if on_cpu else replayed(self.module, self.graphs, images_BCHW.shape)
+        on_cpu = self.accelerator.device.type == "cpu"
+        special = FasterOnCPU() if on_cpu else replayed(self.module, self.graphs, images_BCHW.shape)
         with special, folded(self.pairs):
             logits_BK: Tensor = self.model(images_BCHW)
         return logits_BK

@@ -29,7 +29,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     },
     {"data.inspection", "data.scan", "data.metadata", "data.duplicates", "data.split", "data.transforms", "data.demo"},
     {"data.listing", "data.labels", "data.resizing", "data.survey"},
-    {"data.prepare", "data.store", "data.loading", "weights", "model", "folding", "precision", "optim"},
+    {"data.prepare", "data.store", "data.loading", "weights", "model", "folding", "cpu_kernels", "optim"},
     {"training.cuda_graph", "training.loss", "training.state", "data.unpack"},
     {f"evaluation.{name}" for name in ("predictions", "counts", "metrics", "modules", "resampling")},
     {
