@@ -1,5 +1,6 @@
 """What the loop works on: a model that learns, with its optimizer and averaged weights."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -38,9 +39,8 @@ class Learner(Predictor):
 
     def logits_to_learn_from(self, images_BCHW: Tensor) -> Tensor:
         """What the prepared model gives in the precision of training, (B, 2)."""
-        on_cpu = self.accelerator.device.type == "cpu"
-        special = FasterOnCPU() if on_cpu else replayed(self.module, self.graphs, images_BCHW.shape)
-        with special, folded(self.pairs):
+        faster = FasterOnCPU() if self.accelerator.device.type == "cpu" else nullcontext()
+        with faster, replayed(self.module, self.graphs, images_BCHW.shape), folded(self.pairs):
             logits_BK: Tensor = self.model(images_BCHW)
         return logits_BK
 
