@@ -16,8 +16,8 @@ if sys.platform == "win32":
 
 if "OMP_WAIT_POLICY" not in os.environ:
     # GNU OpenMP reads this when torch is imported. By default its threads spin for milliseconds while they wait for
-    # each other, and starve themselves when another program uses a core. Ten times fewer than this, the number that it
-    # takes itself where it knows of more threads than cores, slow a training down that is alone.
+    # each other, and starve themselves when another program uses a core. 1,000, which it takes itself where it knows of
+    # more threads than cores, slows down a training that is alone.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

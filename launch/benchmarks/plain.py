@@ -1,4 +1,5 @@
-"""The loops that most users write, in a process of their own, which none of skindist's settings reach."""
+"""The loops that most users write, in a process of their own: it is not told how to keep memory, as skindist's is. How
+threads wait is the same in both."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
