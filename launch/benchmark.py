@@ -11,7 +11,7 @@ the hardware and the versions that they hold for. Several processes, as on N GPU
 them together, each with batches of the same size as one alone.
 """
 
-import skindist  # isort: skip  # noqa: F401 (before torch, whose threads it tells how to wait)
+import benchmarks  # isort: skip  # noqa: F401 (before torch)
 import argparse
 import os
 import platform

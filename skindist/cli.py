@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from skindist.commands import data, models, runs
+from skindist.cpu_threads import bind_threads
 from skindist.distributed.ending import fail, fail_together, together
 from skindist.errors import UserError
 from skindist.launcher import this_launch
@@ -37,6 +38,7 @@ def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> i
 
     def run() -> None:
         config = parse_config(args, prog)
+        bind_threads(this_launch())
         from skindist.training.trainer import fit  # after parsing: --help must not wait for torch
 
         fit(config)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from benchmarks.measuring import (
 )
 from benchmarks.plain import in_a_new_process
 from skindist.config import Config
+from skindist.cpu_threads import on_own_core
 from skindist.data.loading import Batch, EvalLoader, LesionImages, eval_batches, loader_workers, make_loader
 from skindist.data.prepare import prepare
 from skindist.distributed.group import join_group, leave_group
@@ -144,21 +146,25 @@ def shared(data: Path, folder: Path) -> list[Figure]:
         return [
             Figure("training while another program uses a core", "", "", "for two or more CPU cores, without a GPU")
         ]
-    batch = black_images(BATCH, 64)  # small ones: threads wait for each other often
 
-    def steps(threads: int, busy: bool) -> float:
+    def steps(size: int, count: int, threads: int, busy: bool) -> float:
         torch.set_num_threads(threads)
         other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
         try:
-            return speed(lambda: take_steps(learner, [batch] * 20))
+            with on_own_core():  # as in a training
+                return speed(lambda: take_steps(learner, [black_images(BATCH, size)] * count))
         finally:
             if other:
                 other.kill()
                 other.wait()
 
-    speeds = side_by_side(lambda: steps(cores, True), lambda: steps(cores - 1, False))
-    what = f"training at 64 px with {cores} threads while another program uses one of {cores} cores, images/s"
-    return [ratio_figure(what, f"alone with {cores - 1}", *speeds)]
+    figures = []
+    for size, count in ((64, 20), (SIZE, 3)):  # in the steps of small images, threads wait for each other often
+        job = partial(steps, size, count)
+        speeds = side_by_side(partial(job, cores, True), partial(job, cores - 1, False))
+        what = f"training at {size} px with {cores} threads while another program uses one of {cores} cores, images/s"
+        figures.append(ratio_figure(what, f"alone with {cores - 1}", *speeds))
+    return figures
 
 
 def profile_step() -> str:

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from skindist.config import Config
+from skindist.cpu_threads import on_own_core
 from skindist.data.loading import LesionImages, Loaders, TrainBatches, TrainLoader, batch_sizes, make_loader, sample_ids
 from skindist.data.prepare import Prepared
 from skindist.data.split import describe
@@ -112,24 +113,27 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
                     saver.save(state, stopping)
                 interruptions.stop_if_agreed()
 
-        while state.epoch < config.train.epochs and not stopping.should_stop:
-            train_one_epoch(learner, loaders.train, state, config, tracker.log, between_steps)
-            val = evaluate(learner, loaders.val, between_batches)
-            metrics = decide(accelerator, validation_metrics, val)
-            state.finish_epoch()
-            if stopping.update(metrics[config.early_stopping.metric], state.epoch):
-                state.best_step = state.global_step
-            tracker.log_epoch(state, metrics)
-            saver.save(state, stopping)
+        with on_own_core(accelerator.device.type == "cpu" and not config.data.num_workers):  # they need the others
+            while state.epoch < config.train.epochs and not stopping.should_stop:
+                train_one_epoch(learner, loaders.train, state, config, tracker.log, between_steps)
+                val = evaluate(learner, loaders.val, between_batches)
+                metrics = decide(accelerator, validation_metrics, val)
+                state.finish_epoch()
+                if stopping.update(metrics[config.early_stopping.metric], state.epoch):
+                    state.best_step = state.global_step
+                tracker.log_epoch(state, metrics)
+                saver.save(state, stopping)
 
-        learner.graphs = {}  # their memory is free for what follows
-        load_best(saver, learner, state.best_step)
-        learner.views = config.evaluation.views
-        final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}
-        images: Any = loaders.test.loader.dataset
-        disturbed = {}
-        if config.evaluation.stress:
-            disturbed = stress_test(learner, config.data, data, images, config.train.eval_batch_size, between_batches)
+            learner.graphs = {}  # their memory is free for what follows
+            load_best(saver, learner, state.best_step)
+            learner.views = config.evaluation.views
+            final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}
+            images: Any = loaders.test.loader.dataset
+            disturbed = {}
+            if config.evaluation.stress:
+                disturbed = stress_test(
+                    learner, config.data, data, images, config.train.eval_batch_size, between_batches
+                )
         contact.leave()  # what follows is the main process's work, and may take long
         outcome = (run, config, data, learner, state, stopping, final, disturbed, images)
         results = decide(accelerator, judge, *outcome, may_take_hours=True)
@@ -179,7 +183,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
         module = synchronise_batchnorm(module, accelerator.device)
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
-    folds = config.keeps_statistics and accelerator.device.type == "cpu"  # on GPUs it is yet to be measured
+    folds = config.keeps_statistics and accelerator.device.type == "cpu"  # launch/README.md: on GPUs, not always
     pairs = pairs_to_fold(module) if folds else ()
     optimizer = build_optimizer(module, config.optim, config.model.starts_trained)
     model, optimizer = accelerator.prepare(module, optimizer)

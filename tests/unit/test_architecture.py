@@ -17,6 +17,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
         "determinism",
         "files",
         "machine",
+        "cpu_threads",
         "randomness",
         "early_stopping",
         "launcher",
