@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 
 import torch
 
@@ -96,7 +97,7 @@ def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[in
     Raises:
         TrainingError: on every process, when not even one image fits on each.
     """
-    images = most
+    images, reason = most, ""
     while True:
         try:
             attempt(images)
@@ -104,15 +105,16 @@ def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[in
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            fits = 0.0
+            fits, reason = 0.0, str(error.__cause__ or error)  # not the error: it holds what did not fit
         if torch.accelerator.is_available():
             torch.get_device_module(accelerator.device).empty_cache()
         if host.sum_ranks(torch.tensor(fits)) == accelerator.num_processes:
             return images
         if images == 1:
+            reason = next(filter(None, host.gather(reason)))
             raise TrainingError(
                 "out of memory with one image at a time: use a device with more memory, or train with a smaller "
-                "--data.image_size"
+                f"--data.image_size ({shorten(reason, 300)})"
             )
         images = -(-images // 2)
 
