@@ -118,22 +118,24 @@ def test_captured_steps_give_the_same_bytes(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("name", "size", "precision"),
     [
-        ("efficientnet_b0", 96), ("tf_efficientnetv2_b0", 96), ("convnext_atto", 96), ("resnet50", 96),
-        ("mobilenetv4_conv_small", 96), ("vit_tiny_patch16_224", 224),
+        ("efficientnet_b0", 96, "bf16"), ("efficientnet_b0", 224, "no"), ("tf_efficientnetv2_b0", 96, "bf16"),
+        ("convnext_atto", 96, "bf16"), ("resnet50", 96, "bf16"), ("mobilenetv4_conv_small", 96, "bf16"),
+        ("vit_tiny_patch16_224", 224, "bf16"),
     ],
 )  # fmt: skip
-def test_models_are_captured(tmp_path: Path, note: Note, name: str, size: int) -> None:
+def test_models_are_captured(tmp_path: Path, note: Note, name: str, size: int, precision: str) -> None:
     need_gpus(1)
     ours, usual = (
-        GPU.run(tmp_path / str(captured), "bf16", jobs.weights_after_steps, name, size, captured)[0]
+        GPU.run(tmp_path / str(captured), precision, jobs.weights_after_steps, name, size, captured)[0]
         for captured in (True, False)
     )
     assert (ours["replays"], usual["replays"]) == (3, 0)
     for key, weight in usual["weights"].items():
         assert torch.equal(weight, ours["weights"][key]), key
-    note(f"{name} captured as a CUDA graph", GPU, "the weights of the usual steps", "the same bits after 3 steps")
+    what = f"{name} captured as a CUDA graph, {precision}"
+    note(what, GPU, "the weights of the usual steps", "the same bits after 3 steps")
 
 
 @pytest.mark.gpu
