@@ -113,7 +113,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
                     saver.save(state, stopping)
                 interruptions.stop_if_agreed()
 
-        with on_own_core(accelerator.device.type == "cpu" and not config.data.num_workers):  # they need the others
+        with on_own_core(accelerator.device.type == "cpu" and not config.data.num_workers):  # they need all cores
             while state.epoch < config.train.epochs and not stopping.should_stop:
                 train_one_epoch(learner, loaders.train, state, config, tracker.log, between_steps)
                 val = evaluate(learner, loaders.val, between_batches)
@@ -183,7 +183,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
         module = synchronise_batchnorm(module, accelerator.device)
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
-    folds = config.keeps_statistics and accelerator.device.type == "cpu"  # launch/README.md: on GPUs, not always
+    folds = config.keeps_statistics and accelerator.device.type == "cpu"  # a GPU's small batches would take longer
     pairs = pairs_to_fold(module) if folds else ()
     optimizer = build_optimizer(module, config.optim, config.model.starts_trained)
     model, optimizer = accelerator.prepare(module, optimizer)
