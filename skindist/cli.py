@@ -38,7 +38,8 @@ def train(args: Sequence[str] | None = None, prog: str = "launch/train.py") -> i
 
     def run() -> None:
         config = parse_config(args, prog)
-        bind_threads(this_launch())
+        if not config.data.num_workers:  # which would need all cores, too
+            bind_threads(this_launch())
         from skindist.training.trainer import fit  # after parsing: --help must not wait for torch
 
         fit(config)

@@ -113,7 +113,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
                     saver.save(state, stopping)
                 interruptions.stop_if_agreed()
 
-        with on_own_core(accelerator.device.type == "cpu" and not config.data.num_workers):  # they need all cores
+        with on_own_core(accelerator.device.type == "cpu"):
             while state.epoch < config.train.epochs and not stopping.should_stop:
                 train_one_epoch(learner, loaders.train, state, config, tracker.log, between_steps)
                 val = evaluate(learner, loaders.val, between_batches)
