@@ -1,5 +1,6 @@
 """When memory runs out: what to say, and how many images fit."""
 
+import gc
 import logging
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -106,6 +107,7 @@ def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[in
             if not is_out_of_memory(error):
                 raise
             fits, reason = 0.0, str(error.__cause__ or error)  # not the error: it holds what did not fit
+        gc.collect()  # what failed may hold itself, and with it what filled a GPU
         if torch.accelerator.is_available():
             torch.get_device_module(accelerator.device).empty_cache()
         if host.sum_ranks(torch.tensor(fits)) == accelerator.num_processes:
