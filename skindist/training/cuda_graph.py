@@ -5,6 +5,7 @@ next, and waits most of the time. What was captured as a CUDA graph costs the CP
 (https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs).
 """
 
+import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
 from skindist.config import Config
+from skindist.folding import Pairs, folded
 
 Graphs = Mapping[torch.Size, Callable[[Tensor], Tensor]]
 """A module's captured forward pass over images of each shape: what it gives leads to its captured backward pass."""
@@ -67,9 +69,12 @@ class Replay(torch.autograd.Function):
         return None, None, *(None if gradient is None else gradient.detach() for gradient in passes.gradients)
 
 
-def capture(module: nn.Module, batches: Sequence[Tensor]) -> Graphs:
+def capture(module: nn.Module, batches: Sequence[Tensor], pairs: Pairs = ()) -> Graphs:
     """Capture the passes of a module in training mode, as Accelerate has prepared it, over images of the shape of each
     of the batches, (B, C, H, W). It changes no weight and no statistic.
+
+    Args:
+        pairs: convolutions, each with the BatchNorm whose work it does in these passes.
 
     Returns:
         None of them, with a warning, where the model cannot be captured, or where its graphs would take more memory
@@ -79,9 +84,16 @@ def capture(module: nn.Module, batches: Sequence[Tensor]) -> Graphs:
     # The nodes that take the gradients of the weights belong to another stream, and DDP waits at them: the captured
     # passes have leaves of their own, in the same memory.
     leaves = [weight.detach().requires_grad_(weight.requires_grad) for weight in weights]
+    own = module.forward
+
+    def fold(images_BCHW: Tensor) -> Tensor:
+        with folded(pairs):
+            logits_BK: Tensor = own(images_BCHW)
+        return logits_BK
 
     def forward(images_BCHW: Tensor) -> Tensor:
-        logits_BK: Tensor = functional_call(module, dict(zip(names, leaves, strict=True)), images_BCHW)
+        with forward_through(module, fold):
+            logits_BK: Tensor = functional_call(module, dict(zip(names, leaves, strict=True)), images_BCHW)
         return logits_BK
 
     def replay(passes: Passes) -> Callable[[Tensor], Tensor]:
@@ -108,6 +120,7 @@ def capture(module: nn.Module, batches: Sequence[Tensor]) -> Graphs:
     if refusal:
         log.warning(f"--train.cuda_graph is not used: {refusal}")
         graphs.clear()
+        gc.collect()
         torch.cuda.empty_cache()
     return graphs
 
@@ -161,13 +174,10 @@ def captured(
 
 
 @contextmanager
-def replayed(module: nn.Module, graphs: Graphs, shape: torch.Size) -> Iterator[None]:
-    """Inside it, the module replays what was captured over images of that shape, if it was, in place of its own forward
-    pass. DDP, which calls the module, takes part as usual."""
-    if shape not in graphs:
-        yield
-        return
-    own, module.forward = module.forward, graphs[shape]
+def forward_through(module: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside it, the module calls this function in place of its own forward pass. DDP, which calls the module, takes
+    part as usual."""
+    own, module.forward = module.forward, function
     try:
         yield
     finally:

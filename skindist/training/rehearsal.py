@@ -56,7 +56,7 @@ def capture_steps(learner: Learner, config: Config, sizes: Sequence[int]) -> Non
     if not mine:
         log.info("--train.cuda_graph is not used: this process has one image at a time")
     batches = [learner.to_device(black_images(count, config.data.image_size))[0] for count in mine]
-    learner.graphs = capture(learner.module, batches)
+    learner.graphs = capture(learner.module, batches, learner.pairs)
 
 
 def find_micro_batch_size(learner: Learner, image_size: int, most: int) -> int:

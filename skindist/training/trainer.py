@@ -48,7 +48,7 @@ from skindist.tracking.other_trackers import OtherTrackers, check_trackers
 from skindist.tracking.wandb_sink import WandbSink
 from skindist.training.engine import train_one_epoch
 from skindist.training.interruption import Interruptions
-from skindist.training.learner import Learner, running_average
+from skindist.training.learner import Learner, RunningAverage
 from skindist.training.loss import class_weights
 from skindist.training.rehearsal import capture_steps, find_eval_batch_size, find_micro_batch_size, warm_up
 from skindist.training.restoring import load_best, restore
@@ -183,14 +183,13 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
         module = synchronise_batchnorm(module, accelerator.device)
     if config.train.channels_last:
         module.to(memory_format=torch.channels_last)
-    folds = config.keeps_statistics and accelerator.device.type == "cpu"  # a GPU's small batches would take longer
-    pairs = pairs_to_fold(module) if folds else ()
+    pairs = pairs_to_fold(module) if config.keeps_statistics else ()
     optimizer = build_optimizer(module, config.optim, config.model.starts_trained)
     model, optimizer = accelerator.prepare(module, optimizer)
     buffers.broadcast_weights(accelerator, module)
     pixels = preprocessing(module)
     normalize = normalizer(pixels.mean, pixels.std, accelerator.device)
-    average = running_average(module, config.train.ema) if config.train.ema else None
+    average = RunningAverage(module, config.train.ema) if config.train.ema else None
     return Learner(
         accelerator,
         module,

@@ -116,17 +116,20 @@ def fit_in_memory(gib: float, data: Path, run: Path, *flags: str) -> dict[str, A
 
 
 def images_per_second(deterministic: bool, captured: bool, count: int, size: int, steps: int) -> float:
-    """The speed of EfficientNet-B0's optimizer steps on one batch of `count` images on each process, all together."""
+    """The speed of EfficientNet-B0's optimizer steps on one batch of `count` images on each process, all together; its
+    BatchNorm keeps its statistics, as with pretrained weights."""
     accelerator = group.join_group(deterministic=deterministic)
     all_together: int = count * accelerator.num_processes
-    train = TrainConfig(batch_size=all_together, deterministic=deterministic, cuda_graph=captured)
+    train = TrainConfig(
+        batch_size=all_together, deterministic=deterministic, cuda_graph=captured, freeze_batchnorm=True
+    )
     config = Config(DataConfig(image_size=size), ModelConfig(pretrained=False), train=train)
     learner = trainer.build_learner(accelerator, config)
     capture_steps(learner, config, [all_together])
     batch = black_images(count, size)
     if accelerator.device.type == "cuda":
         batch = Batch(*(tensor.pin_memory() for tensor in batch))
-    engine.set_train_mode(learner.model, False)
+    engine.set_train_mode(learner.model, config.keeps_statistics)
     begun = 0.0
     for step in range(2 * steps):
         if step == steps:
@@ -164,21 +167,24 @@ def observe_in_float32(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     return jobs.observe(data, run, *flags)
 
 
-def weights_after_steps(name: str, size: int, captured: bool, hook: Callable[..., Any] | None = None) -> dict[str, Any]:
+def weights_after_steps(
+    name: str, size: int, captured: bool, hook: Callable[..., Any] | None = None, kept: bool = False
+) -> dict[str, Any]:
     """Three optimizer steps of any model, from scratch, over batches of 6, 5 and 6 images: how many of them replayed a
     graph, and the weights after them.
 
     Args:
         hook: what the model calls after its forward pass.
+        kept: whether BatchNorm keeps its statistics.
     """
     accelerator = group.join_group()
-    train = TrainConfig(batch_size=6, cuda_graph=captured)
+    train = TrainConfig(batch_size=6, cuda_graph=captured, freeze_batchnorm=kept)
     config = Config(DataConfig(image_size=size), ModelConfig(name, pretrained=False, drop_rate=0.2), train=train)
     learner = trainer.build_learner(accelerator, config)
     if hook:
         learner.module.register_forward_hook(hook)
     capture_steps(learner, config, [6, 5])
-    engine.set_train_mode(learner.model, False)
+    engine.set_train_mode(learner.model, kept)
     generator, replays = torch.Generator().manual_seed(0), 0
     for step, count in enumerate((6, 5, 6)):
         pixels = torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=generator)

@@ -118,23 +118,25 @@ def test_captured_steps_give_the_same_bytes(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    ("name", "size", "precision"),
+    ("name", "size", "precision", "kept"),
     [
-        ("efficientnet_b0", 96, "bf16"), ("efficientnet_b0", 224, "no"), ("tf_efficientnetv2_b0", 96, "bf16"),
-        ("convnext_atto", 96, "bf16"), ("resnet50", 96, "bf16"), ("mobilenetv4_conv_small", 96, "bf16"),
-        ("vit_tiny_patch16_224", 224, "bf16"),
+        ("efficientnet_b0", 96, "bf16", False), ("efficientnet_b0", 224, "no", False),
+        ("efficientnet_b0", 96, "bf16", True), ("resnet50", 96, "no", True),
+        ("tf_efficientnetv2_b0", 96, "bf16", False), ("convnext_atto", 96, "bf16", False),
+        ("resnet50", 96, "bf16", False), ("mobilenetv4_conv_small", 96, "bf16", False),
+        ("vit_tiny_patch16_224", 224, "bf16", False),
     ],
 )  # fmt: skip
-def test_models_are_captured(tmp_path: Path, note: Note, name: str, size: int, precision: str) -> None:
+def test_models_are_captured(tmp_path: Path, note: Note, name: str, size: int, precision: str, kept: bool) -> None:
     need_gpus(1)
     ours, usual = (
-        GPU.run(tmp_path / str(captured), precision, jobs.weights_after_steps, name, size, captured)[0]
+        GPU.run(tmp_path / str(captured), precision, jobs.weights_after_steps, name, size, captured, None, kept)[0]
         for captured in (True, False)
     )
     assert (ours["replays"], usual["replays"]) == (3, 0)
     for key, weight in usual["weights"].items():
         assert torch.equal(weight, ours["weights"][key]), key
-    what = f"{name} captured as a CUDA graph, {precision}"
+    what = f"{name} captured as a CUDA graph, {precision}{', BatchNorm folded' if kept else ''}"
     note(what, GPU, "the weights of the usual steps", "the same bits after 3 steps")
 
 

@@ -7,14 +7,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from skindist.config import Config
+from skindist.folding import Pairs, pairs_to_fold
 from skindist.recipe import TrainConfig
 from skindist.training import cuda_graph
 from skindist.training.cuda_graph import Graphs, capture, hindrance
@@ -29,7 +28,6 @@ class StandIn:
         self.memory = [(10, 100), (50, 60)]
         self.places: list[tuple[object, object]] = []
         self.graphs: list[weakref.ref[Any]] = []
-        self.forwards: dict[nn.Module, Any] = {}
         self.computed: dict[int, Tensor] = {}
 
     def captured(
@@ -48,12 +46,6 @@ class StandIn:
         self.graphs.append(weakref.ref(graph))
         return graph, result
 
-    def functional_call(self, module: nn.Module, weights: dict[str, Tensor], images_BCHW: Tensor) -> Tensor:
-        """The module's own forward pass, also while another takes its place."""
-        with patch.object(module, "forward", self.forwards.setdefault(module, module.forward)):
-            logits: Tensor = functional_call(module, weights, images_BCHW)
-        return logits
-
 
 def as_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (result,) if isinstance(result, Tensor) else result
@@ -69,7 +61,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     for name in ("synchronize", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
     monkeypatch.setattr(cuda_graph, "captured", stand_in.captured)
-    monkeypatch.setattr(cuda_graph, "functional_call", stand_in.functional_call)
     monkeypatch.setattr(cuda_graph, "memory", lambda: stand_in.memory.pop(0))
     return stand_in
 
@@ -112,12 +103,18 @@ def test_capturing_changes_no_statistics(stand_in: StandIn) -> None:
     assert stand_in.places == [("pool", "stream")] * 4, "graphs of several streams would share no memory"
 
 
-def learner(module: nn.Module, graphs: Graphs) -> Learner:
+def learner(module: nn.Module, graphs: Graphs, pairs: Pairs = ()) -> Learner:
     """What learns in float32 on a CPU, with graphs."""
     accelerator: Any = SimpleNamespace(device=torch.device("cpu"), mixed_precision="no")
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     return Learner(
-        accelerator, module, lambda images, colours: images, model=module, optimizer=optimizer, graphs=graphs
+        accelerator,
+        module,
+        lambda images, colours: images,
+        model=module,
+        optimizer=optimizer,
+        graphs=graphs,
+        pairs=pairs,
     )
 
 
@@ -159,6 +156,26 @@ def test_steps_of_two_shapes_in_turn_are_the_usual_ones(stand_in: StandIn) -> No
     for step, count in enumerate((3, 2, 2, 3)):
         for each in learners:
             torch.autograd.backward(each.logits_to_learn_from(images(count).sin() + step).square().sum())
+            each.optimizer.step()
+            each.optimizer.zero_grad()
+    for name, tensor in usual.state_dict().items():
+        assert torch.equal(tensor, module.state_dict()[name]), name
+
+
+def test_batchnorm_is_folded_in_captured_steps_as_in_usual_ones(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    usual = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2)).train()
+    usual(images(3))
+    usual.eval()
+    module = copy.deepcopy(usual)
+    monkeypatch.setattr(nn.functional, "batch_norm", lambda *args: pytest.fail("it is not folded"))
+    pairs = pairs_to_fold(module)
+    learners = learner(usual, {}, pairs_to_fold(usual)), learner(module, capture(module, [images(3)], pairs), pairs)
+    for step in range(3):
+        for each in learners:
+            torch.autograd.backward(each.logits_to_learn_from(images(3).sin() + step).square().sum())
             each.optimizer.step()
             each.optimizer.zero_grad()
     for name, tensor in usual.state_dict().items():
