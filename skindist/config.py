@@ -102,6 +102,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise UserError(f"--data.fold {self.data.fold}: must be below --data.folds {self.data.folds}")
+        if self.data.fold is None and self.data.folds != DataConfig.folds:
+            raise UserError(
+                f"--data.folds {self.data.folds}: name the fold to validate on, too (--data.fold 0); skindist folds "
+                "trains all of them"
+            )
         if self.optim.warmup_epochs > self.train.epochs:
             raise self.optim.out_of_range("warmup_epochs")
         if (self.early_stopping.first_epoch or 0) > self.train.epochs:

@@ -101,7 +101,7 @@ def train_step(
     """One optimizer step over this rank's part of a global batch of `size` images.
 
     A step whose loss or gradient is not finite changes no weight and no mean of BatchNorm where `train.non_finite` says
-    skip.
+    skip. Nor does one that overflows in fp16 change weights or their average.
 
     Returns:
         On the device, (3,): this rank's part of the batch's mean loss, and of its share of right answers; the
@@ -132,7 +132,7 @@ def train_step(
         learner.optimizer.step()
         if accelerator.scaler is not None and accelerator.optimizer_step_was_skipped:
             totals[2].fill_(math.inf)
-        if learner.average is not None:
+        elif learner.average is not None:
             learner.average.update(learner.module, step=global_step + 1)
     learner.optimizer.zero_grad(set_to_none=True)
     return totals

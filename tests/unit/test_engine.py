@@ -247,6 +247,14 @@ def test_fp16_may_search_for_its_scale(caplog: pytest.LogCaptureFixture) -> None
     assert "at step 2001, after 17 skipped steps" in str(take_steps_in_fp16(1, {2001}, state)[1])
 
 
+def test_a_step_that_overflows_changes_neither_weights_nor_their_average() -> None:
+    two, three = (take_steps_in_fp16(steps, {3}, TrainState())[0] for steps in (2, 3))
+    for name in ("module", "judged"):
+        before, after = (getattr(learner, name).parameters() for learner in (two, three))
+        assert all(torch.equal(*pair) for pair in zip(before, after, strict=True)), name
+    assert not torch.equal(head_weight(two.module), head_weight(two.judged))
+
+
 def test_overflows_beyond_that_obey_the_flags_for_bad_steps(caplog: pytest.LogCaptureFixture) -> None:
     state = TrainState(global_step=90, overflowed=list(range(1, 17)))  # as restored from a checkpoint
     flags = ("--train.non_finite=skip", "--train.max_skipped=2")

@@ -90,6 +90,11 @@ def test_a_fold_that_is_not_there_is_refused() -> None:
         parse_config(["--data.path=x", "--data.fold=5"], "train")
 
 
+def test_folds_without_the_one_to_validate_on_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--data\.folds 3: name the fold to validate on, too \(--data\.fold 0\)"):
+        parse_config(["--data.path=x", "--data.folds=3"], "train")
+
+
 def test_folds_takes_its_own_flags_and_leaves_those_of_the_training() -> None:
     own, training = split_command(["folds", "--folds", "3", "--data.path", "x", "--out=y", "--config", "z"])
     assert own == ["folds", "--folds", "3", "--out=y"]
