@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -124,9 +125,12 @@ def upload(command: str) -> Run:
 
 
 def upload_to(server: WandbServer, command: str, env: dict[str, str]) -> None:
-    """Run a printed command against this server."""
+    """Run a printed command against this server, from another folder."""
     env = clean(server.env | env)
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, env=env, timeout=PATIENCE, check=False)
+    with TemporaryDirectory() as elsewhere:  # where it leaves a folder of logs
+        done = subprocess.run(
+            command, shell=True, capture_output=True, text=True, env=env, cwd=elsewhere, timeout=PATIENCE, check=False
+        )
     assert done.returncode == 0, done.stderr
 
 
