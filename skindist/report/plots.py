@@ -61,7 +61,7 @@ def histogram(name: str, malignant: Sequence[float], benign: Sequence[float]) ->
         axes.axhline(0, color=TEXT, linewidth=0.8)
         axes.yaxis.set_major_formatter(lambda value, _: f"{100 * abs(value):g}%")
         axes.set(xlabel="probability of malignant", ylabel="share of the class", xlim=(0, 1))
-        axes.legend(loc="upper right")
+        axes.legend(loc="lower right")
     return drawn[0]
 
 
