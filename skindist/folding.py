@@ -73,13 +73,12 @@ def folded_weights(pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
 
     gain, offset = joined(norms, "weight", one), joined(norms, "bias", zero)
     shift = joined(convolutions, "bias", zero) - joined(norms, "running_mean", zero)
-    bias = shift * per_deviation * gain + offset
     factors = (gain * per_deviation).split_with_sizes(sizes)
-    weights = [
-        convolution.weight * factor_O[:, None, None, None]
-        for convolution, factor_O in zip(convolutions, factors, strict=True)
+    biases = (shift * per_deviation * gain + offset).split_with_sizes(sizes)
+    return [
+        (convolution.weight * factor_O[:, None, None, None], bias_O)
+        for convolution, factor_O, bias_O in zip(convolutions, factors, biases, strict=True)
     ]
-    return list(zip(weights, bias.split_with_sizes(sizes), strict=True))
 
 
 def what_is_left(norm: nn.BatchNorm2d) -> nn.Module:

@@ -107,7 +107,8 @@ def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[in
             if not is_out_of_memory(error):
                 raise
             fits, reason = 0.0, str(error.__cause__ or error)  # not the error: it holds what did not fit
-        gc.collect()  # what failed may hold itself, and with it what filled a GPU
+        if not fits:
+            gc.collect()  # what failed may hold itself, and with it what filled a GPU
         if torch.accelerator.is_available():
             torch.get_device_module(accelerator.device).empty_cache()
         if host.sum_ranks(torch.tensor(fits)) == accelerator.num_processes:
