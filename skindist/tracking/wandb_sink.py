@@ -135,6 +135,7 @@ class WandbSink:
     def _send_results(self, results: dict[str, Any], test: Predictions, images: Any) -> None:
         import wandb
 
+        test = calibrated(results, test)
         labels: Any = test.labels.tolist()
         probabilities: Any = np.stack([1 - test.probabilities, test.probabilities], axis=1)
         threshold = results["test"]["threshold"]
@@ -214,6 +215,12 @@ class WandbSink:
         return f"; to upload what it lacks: {hidden} wandb sync --include-online {folders}" if records else ""
 
 
+def calibrated(results: dict[str, Any], test: Predictions) -> Predictions:
+    """The predictions that all figures of the results are of."""
+    fitted = results["calibration"]
+    return Calibration(fitted["temperature"], fitted["bias"]).apply(test)
+
+
 def reliability_rows(results: dict[str, Any]) -> tuple[list[str | int], list[list[Any]]]:
     """Columns and rows of the bins of calibration that hold an image."""
     columns: list[str | int] = ["mean_probability", "malignant_share", "n"]
@@ -222,12 +229,11 @@ def reliability_rows(results: dict[str, Any]) -> tuple[list[str | int], list[lis
 
 
 def threshold_rows(results: dict[str, Any], test: Predictions) -> tuple[list[str | int], list[list[Any]]]:
-    """Columns and rows of what other thresholds of the calibrated probability would give, beside the chosen one."""
-    fitted, chosen = results["calibration"], results["operating_point"]["threshold"]
-    found = Calibration(fitted["temperature"], fitted["bias"]).apply(test)
+    """Columns and rows of what other thresholds would give, beside the chosen one. The predictions are calibrated."""
+    chosen = results["operating_point"]["threshold"]
     shares = [METRICS[name] for name in ("sensitivity", "specificity", "ppv", "npv")]
     rows = [
-        [threshold, *(finite(share(found.probabilities, found.labels, threshold)) for share in shares)]
+        [threshold, *(finite(share(test.probabilities, test.labels, threshold)) for share in shares)]
         for threshold in sorted({chosen, *(np.arange(1, 20) / 20).tolist()})
     ]
     return ["threshold", *(share.name for share in shares)], rows

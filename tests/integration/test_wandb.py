@@ -28,7 +28,7 @@ from skindist.parsing import parse_config
 from skindist.run import folder as run_folder
 from skindist.run import record as run_record
 from skindist.tracking.other_trackers import OtherTrackers
-from skindist.tracking.wandb_sink import WandbSink, reliability_rows, threshold_rows
+from skindist.tracking.wandb_sink import WandbSink, calibrated, reliability_rows, threshold_rows
 from skindist.training.tracker import Tracker
 from tests.conftest import Observe
 from tests.helpers.commands import PATIENCE, ROOT, TINY, flags
@@ -158,12 +158,14 @@ def assert_complete(run: Run, logged: list[dict[str, Any]]) -> None:
 def test_the_tables_of_bins_and_thresholds() -> None:
     bins = [{"n": 2, "mean_probability": 0.1, "malignant_share": 0.5, "low": 0.1}, {"n": 0, "mean_probability": None}]
     results = {
-        "calibration": {"temperature": 2.0, "bias": 0.0, "reliability": {"after": bins}},
+        "calibration": {"temperature": 2.0, "bias": -1.0, "reliability": {"after": bins}},
         "operating_point": {"threshold": 0.5},
     }
     assert reliability_rows(results) == (["mean_probability", "malignant_share", "n"], [[0.1, 0.5, 2]])
-    logits = 2 * np.log([0.1 / 0.9, 0.3 / 0.7, 0.62 / 0.38, 0.8 / 0.2])  # twice those of the calibrated probabilities
-    columns, rows = threshold_rows(results, Predictions(np.arange(4), logits, np.array([0, 1, 0, 1])))
+    logits = 2 * (np.log([0.1 / 0.9, 0.3 / 0.7, 0.62 / 0.38, 0.8 / 0.2]) + 1)
+    test = calibrated(results, Predictions(np.arange(4), logits, np.array([0, 1, 0, 1])))
+    assert test.probabilities == pytest.approx([0.1, 0.3, 0.62, 0.8]), "without the bias, 0.53 would be malignant"
+    columns, rows = threshold_rows(results, test)
     assert columns == ["threshold", "sensitivity", "specificity", "ppv", "npv"]
     assert [row[0] for row in rows] == pytest.approx(np.arange(1, 20) / 20)
     assert rows[9] == [0.5, 0.5, 0.5, 0.5, 0.5]
