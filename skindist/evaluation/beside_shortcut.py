@@ -10,7 +10,8 @@ from skindist.evaluation.intervals import Estimate, difference, estimates
 from skindist.evaluation.known import OTHER, UNKNOWN, Known
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
-from skindist.evaluation.shortcut import FEWEST, groups_of, shortcut_of_test
+from skindist.evaluation.resampling import FEWEST
+from skindist.evaluation.shortcut import groups_of, shortcut_of_test
 
 BETTER, NOT_BETTER, UNTOLD = (
     "clearly better than the shortcut", "not clearly better than the shortcut", "cannot be told",
@@ -52,7 +53,7 @@ def compare_with_shortcut(test: Predictions, known: Known, train: Known | str, s
 def too_few_groups(train: Known, test: Known) -> str:
     """Why there is no baseline."""
     fewest = min(groups_of(part, label) for part in (train, test) for label in range(len(CLASSES)))
-    return f"the baseline takes {FEWEST} groups of each class, in training and in test; there are {fewest}"
+    return f"the baseline takes {FEWEST} groups of each class, in training and in test; the smallest number is {fewest}"
 
 
 def within_sources(test: Predictions, known: Known, seed: int) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from skindist.data.scan import CLASSES
 from skindist.evaluation.counts import BINS, Labels, Probabilities, Values, bin_of
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions, sigmoid
+from skindist.evaluation.resampling import FEWEST
 
-FEWEST = 10  # images of a class; with fewer, both would be noise
 SPREAD = 0.5  # of the bias and of the logarithm of the temperature, in what is held to be likely of any model
 LARGEST = 10.0  # temperature, and its reciprocal the smallest
 MEASURES = ("ece", "brier", "loss")

@@ -13,8 +13,8 @@ import numpy as np
 from skindist.evaluation.counts import Labels, Probabilities, Values
 from skindist.evaluation.intervals import TAIL, Estimate, estimates
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD
-from skindist.evaluation.resampling import Groups, sample_of
-from skindist.wording import percent
+from skindist.evaluation.resampling import FEWEST, Groups, sample_of
+from skindist.wording import percent, plural
 
 SHARES = ("sensitivity", "specificity", "ppv", "npv")
 _ROUNDING = 1e-9  # 0.95 of 20 images is 19, whatever floating-point numbers make of it
@@ -22,8 +22,8 @@ _ROUNDING = 1e-9  # 0.95 of 20 images is 19, whatever floating-point numbers mak
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold of the probability, how it came about, its 95 % interval (None where nothing was chosen, or it is not
-    known), and what a reader must know of the choice."""
+    """A threshold of the probability, how it came about, its 95 % interval (None where nothing was chosen, or too few
+    images tell of it), and what a reader must know of the choice."""
 
     value: float
     chosen: Literal["validation", "fixed"]
@@ -44,7 +44,7 @@ def choose_threshold(
 
     It is the probability of a malignant image. Images that tie with it are called malignant too, so that the
     sensitivity may be above the target. The interval is that of the threshold over resamples of the malignant images,
-    or of their groups. Without a malignant image, the threshold is 0.5.
+    or of their groups; there is none with fewer than FEWEST. Without a malignant image, the threshold is 0.5.
 
     Args:
         probabilities: of malignant, for the validation images, shape (images,).
@@ -61,9 +61,12 @@ def choose_threshold(
     scores = probabilities[falling]
     sample = sample_of(labels[falling], None if groups is None else np.asarray(groups)[falling])
     value = float(_reaching(scores, np.ones((1, scores.size)), target)[0])
-    drawn = np.concatenate([_reaching(scores, weights, target) for weights in sample.weights(seed)])
-    low, high = np.quantile(drawn, [TAIL, 1 - TAIL]).tolist()
-    return Threshold(value, "validation", target, (low, high), _note(probabilities, labels, value, target))
+    interval = None
+    if sample.units_of(1) >= FEWEST:
+        drawn = np.concatenate([_reaching(scores, weights, target) for weights in sample.weights(seed)])
+        low, high = np.quantile(drawn, [TAIL, 1 - TAIL]).tolist()
+        interval = low, high
+    return Threshold(value, "validation", target, interval, _note(probabilities, labels, value, target))
 
 
 def at_threshold(
@@ -104,11 +107,11 @@ def _note(probabilities: Probabilities, labels: Labels, threshold: float, target
     notes = []
     if target < 1 and needed == malignant.size:
         notes.append(
-            f"only {malignant.size} malignant validation images: to reach the target none may be missed, and on other "
-            "images the sensitivity may be far from it"
+            f"only {plural(malignant.size, 'malignant validation image')}: to reach the target none may be missed, and "
+            "on other images the sensitivity may be far from it"
         )
     if int((malignant >= threshold).sum()) > needed:
-        notes.append(f"{tied} malignant validation images tie at the threshold, so the target is exceeded")
+        notes.append(f"{plural(tied, 'malignant validation image')} tie at the threshold, so the target is exceeded")
     if not benign.size:
         notes.append("no validation image is benign: what the threshold costs in specificity is unknown")
     elif (benign >= threshold).all():

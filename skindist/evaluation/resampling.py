@@ -16,6 +16,7 @@ from skindist.evaluation.counts import Counts, Labels, Probabilities, Values
 
 Groups = Sequence[Any] | NDArray[Any]
 RESAMPLES = 2000
+FEWEST = 10  # of a class, images or groups: with fewer, what is said of it would say more of chance
 _EXACT = 1024  # weights are multiples of its reciprocal: sums of them have no rounding errors
 _CELLS = 200_000  # images times resamples in one chunk: arrays of 1.6 MB, which stay in the cache of a core
 
@@ -36,6 +37,10 @@ class Sample:
     def kind(self) -> str:
         """What its intervals are called."""
         return "group bootstrap" if self.grouped else "bootstrap"
+
+    def units_of(self, label: int) -> int:
+        """How many units hold an image of a class."""
+        return len(set(self.units[self.labels == label].tolist()))
 
     def weights(self, seed: int, resamples: int = RESAMPLES) -> Iterator[Values]:
         """How much each image counts in each resample, (resamples, N), in chunks."""

@@ -21,11 +21,11 @@ from skindist.evaluation.counts import Labels, Probabilities
 from skindist.evaluation.intervals import Estimate, estimates
 from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import METRICS
+from skindist.evaluation.resampling import FEWEST
 
 Traits = NDArray[np.float64]
 FOLDS = 5
 MOST_SOURCES = 50  # that are told apart, the most frequent ones of training
-FEWEST = 10  # groups of a class; with fewer, the answer would be noise
 
 
 @dataclass(frozen=True)

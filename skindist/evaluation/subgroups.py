@@ -6,8 +6,8 @@ from typing import Any
 from skindist.evaluation.intervals import Estimate, estimates
 from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.resampling import FEWEST
 
-FEWEST = 10  # images of a class; with fewer, a figure would say more of chance than of the subgroup
 NEEDS = {"auroc": (0, 1), "sensitivity": (1,), "specificity": (0,)}  # figures, and the classes that they rest on
 
 

@@ -13,7 +13,8 @@ from skindist.data.metadata import ALIASES, NO_ID
 from skindist.data.scan import CLASSES, ImageFile
 from skindist.data.split import SPLITS
 from skindist.data.survey import Survey, conflicting_copies, data_folder, describe_links, survey
-from skindist.evaluation.shortcut import FEWEST, shortcut_baseline
+from skindist.evaluation.resampling import FEWEST
+from skindist.evaluation.shortcut import shortcut_baseline
 from skindist.recipe import DataConfig
 from skindist.report.html import Table, refuse_bad_place, write_page
 from skindist.report.page import Pictures, Section, as_page, as_text

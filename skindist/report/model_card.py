@@ -170,8 +170,11 @@ def _origin(point: Mapping[str, Any]) -> str:
     if point["chosen"] == "fixed":
         return origin_of_threshold(point)
     note = f" ({point['note']})" if point["note"] else ""
+    said = f"{origin_of_threshold(point)}{note}"
+    if not point["threshold_interval"]:
+        return said
     low, high = (figure_text(end, "threshold") for end in point["threshold_interval"])
-    return f"{origin_of_threshold(point)}{note}; 95 % interval {low} to {high}"
+    return f"{said}; 95 % interval {low} to {high}"
 
 
 def _prevalence(point: Mapping[str, Any]) -> str:

@@ -53,6 +53,14 @@ def test_the_interval_is_that_of_the_quantile() -> None:
     assert few[1] - few[0] > 2 * (high - low)
 
 
+def test_few_malignant_images_or_groups_have_no_interval() -> None:
+    assert choose(TWENTY[:10], [0.001], 0.9).interval is not None
+    assert choose(TWENTY[:9], [0.001], 0.9).interval is None
+    assert choose(TWENTY, [0.001], 0.9, [str(index // 3) for index in range(21)]).interval is None
+    assert choose(TWENTY[:1], [0.001], 0.9).note is not None
+    assert str(choose(TWENTY[:1], [0.001], 0.9).note).startswith("only 1 malignant validation image: ")
+
+
 def test_the_interval_resamples_groups() -> None:
     scores = [(index + 1) / 100 for index in range(100)]
     apart = choose(scores, [0.001], 0.8).interval

@@ -42,6 +42,18 @@ def test_a_difference_is_paired_over_the_same_images(runs: list[Run]) -> None:
     assert same.said == "no clear difference"
 
 
+def test_a_few_images_of_a_class_name_no_winner(tmp_path: Path) -> None:
+    """45 test images have 9 malignant ones, 50 have 10."""
+    sides = [
+        read_side(made_run(tmp_path / f"{count}-{skill}", *invented(count), skill, skill), str(skill))
+        for count in (45, 50)
+        for skill in (1, 3)
+    ]
+    few, enough = compare(*sides[:2]), compare(*sides[2:])
+    assert (few.difference, few.said) == (None, "too few test images: it takes 10 groups of each class")
+    assert enough.difference
+
+
 def test_images_are_paired_by_their_bytes_whatever_their_order(runs: list[Run], tmp_path: Path) -> None:
     moved = Run(Path(shutil.copytree(runs[1].path, tmp_path / "moved")))
     for name in ("predictions-test.csv", "split.csv"):
