@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from skindist.data.inspection import Facts
-from skindist.evaluation.intervals import wilson
+from skindist.evaluation.intervals import estimates
 from skindist.evaluation.known import Known
 
 QUANTILES = (0.05, 0.5, 0.95)
@@ -68,7 +68,9 @@ def differences(trained_on: TrainingSet, test: Known) -> dict[str, Any]:
             }
         )
     before, now = (found.malignant / (found.benign + found.malignant) for found in (trained_on, here))
-    low, high = wilson(here.malignant, len(seen))
+    called = np.ones(len(seen))  # all malignant: the accuracy is their share, with an interval that heeds groups
+    interval = estimates(called, test.labels, 0, groups=test.groups, names=["accuracy"])["accuracy"]
+    low, high = interval.low, interval.high
     share = {"training": before, "here": now, "low": low, "high": high}
     apart = here.malignant * trained_on.benign, here.benign * trained_on.malignant  # their ratio is that of the odds
     share["differs"] = not low <= before <= high and max(apart) >= ODDS_APART * min(apart)

@@ -1,6 +1,6 @@
 """How images differ from those of training, against hand-computed expectations."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,15 @@ def test_a_small_or_uncertain_change_of_the_malignant_share_is_none() -> None:
     assert not near["malignant_share"]["differs"]  # 4 points, however sure
     few = compare(TrainingSet(70, 30, traits), [image(number % 2) for number in range(10)])
     assert not few["malignant_share"]["differs"]  # 24 to 76 %
+
+
+def test_a_malignant_share_of_a_few_patients_is_uncertain() -> None:
+    """400 images, 40 % malignant where 25 % were: sure if each stands alone, but not of 20 patients with 20 each."""
+    there = known([image(int(number < 160)) for number in range(400)])
+    trained_on = TrainingSet(75, 25, summary([image(0)]).traits)
+    assert differences(trained_on, there)["malignant_share"]["differs"]
+    patients = replace(there, groups=np.array([str(number // 20) for number in range(400)]))
+    assert not differences(trained_on, patients)["malignant_share"]["differs"]
 
 
 def test_a_rare_class_that_is_rarer_here_is_said() -> None:
