@@ -19,6 +19,8 @@ from skindist.evaluation.resampling import RESAMPLES, Groups, Ranking, Sample, s
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
 Z = NormalDist().inv_cdf(1 - TAIL)
+ROUNDING = 12  # decimals, beyond which resamples do not differ
+PARTS = ("sensitivity", "specificity")  # of which other metrics are made
 Ends = tuple[float, float]
 
 
@@ -64,6 +66,14 @@ def ratio(first: Ends, second: Ends, values: Ends) -> Ends:
     return (lower / above if above else 0.0), (upper / below if below > 0 else math.inf)
 
 
+def mean(first: Ends, second: Ends, values: Ends) -> Ends:
+    """Interval of the mean of two independent shares, from the intervals and the values of both (MOVER, as `ratio`)."""
+    value = sum(values) / 2
+    below = math.hypot(values[0] - first[0], values[1] - second[0]) / 2
+    above = math.hypot(first[1] - values[0], second[1] - values[1]) / 2
+    return value - below, value + above
+
+
 def estimates(
     probabilities: ArrayLike,
     labels: ArrayLike,
@@ -77,14 +87,12 @@ def estimates(
 ) -> dict[str, Estimate]:
     """Metrics of METRICS by name, each with its 95 % interval.
 
-    Shares that rest on images that stand alone get Wilson's interval. Shares of grouped images get it for as many
-    images as the spread of resampled groups shows (`_over_groups`). PPV and NPV at a stated prevalence get the one that
-    follows from the intervals of sensitivity and specificity (`ratio`). All else gets the percentile bootstrap (Efron &
-    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13), over groups where several images belong to one.
-    The ECE gets the basic bootstrap (`_basic`).
-
-    A bootstrap shows only what the sample holds. Where the classes separate perfectly, it gives one value for all
-    resamples, however few the images; the AUROC then gets an exact bound (`_separated`).
+    Shares that rest on images that stand alone get Wilson's interval. Shares of grouped images, and what tells the
+    classes apart (as the AUROC), get it for as many images as the spread of resamples shows (`_over_resamples`). What
+    is made of sensitivity and specificity gets the one that follows from theirs: balanced accuracy (`mean`), and PPV
+    and NPV at a stated prevalence (`ratio`). All else gets the percentile bootstrap (Efron & Tibshirani, "An
+    Introduction to the Bootstrap", 1993, chapter 13), and the ECE the basic bootstrap (`_basic`). Where several images
+    belong to one group, whole groups are drawn.
 
     Args:
         probabilities: probability of malignant for each image, shape (images,).
@@ -107,24 +115,26 @@ def estimates(
     order = np.lexsort((y, p))  # what order the images come in does not matter
     p, y = p[order], y[order]
     sample = sample_of(y, None if groups is None else np.asarray(groups)[order])
-    bayes = {"sensitivity", "specificity"} if prevalence is not None else set()
-    metrics = [metric for name, metric in METRICS.items() if name in names or name in bayes]
+    metrics = [metric for name, metric in METRICS.items() if name in names or name in PARTS]
+    metrics.sort(key=lambda metric: _is_made_of_parts(metric, prevalence))  # these last
     resampled = [metric for metric in metrics if _is_resampled(metric, sample, prevalence)]
     drawn = _bootstrap(resampled, p, sample, threshold, seed, resamples) if resampled else {}
     found: dict[str, Estimate] = {}
     for metric in metrics:
         value = metric(*given, threshold, prevalence)
         n = metric.per_image(p, y, **metric.at(threshold)).size if metric.is_share and metric.per_image else y.size
-        if metric.at_prevalence and prevalence is not None:
-            low, high, interval = *_by_bayes(metric, found, prevalence, value), "mover"
+        if _is_made_of_parts(metric, prevalence):
+            low, high, interval = *_of_parts(metric, found, prevalence, value), "mover"
         elif metric.is_share and (units := _units(metric, p, sample, threshold)) == n:
             low, high, interval = *wilson(round(value * n) if n else 0, n), "wilson"
         elif metric.is_share:
-            low, high, interval = *_over_groups(value, drawn[metric.name], n, units), "wilson over groups"
+            low, high, interval = *_over_resamples(value, drawn[metric.name], n, units), "wilson over groups"
+        elif metric.perfect:
+            shares = value / metric.perfect, drawn[metric.name] / metric.perfect
+            low, high = (metric.perfect * end for end in _over_resamples(*shares, n, _pairs(sample)))
+            interval = f"wilson over {'groups' if sample.grouped else 'resamples'}"
         elif metric.resampling_raises:
             low, high, interval = *_basic(value, drawn[metric.name]), f"basic {sample.kind}"
-        elif metric.name == "auroc" and value in (0.0, 1.0):
-            low, high, interval = *_separated(value, sample), "exact"
         else:
             low, high, interval = *_quantiles(value, drawn[metric.name]), sample.kind
         found[metric.name] = Estimate(value, low, high, n, interval)
@@ -149,10 +159,13 @@ def difference(
     return Estimate(value, *_quantiles(value, np.concatenate(drawn)), labels.size, sample.kind)
 
 
+def _is_made_of_parts(metric: Metric, prevalence: float | None) -> bool:
+    """Whether its interval follows from those of sensitivity and specificity."""
+    return metric.name == "balanced_accuracy" or (metric.at_prevalence and prevalence is not None)
+
+
 def _is_resampled(metric: Metric, sample: Sample, prevalence: float | None) -> bool:
-    if metric.at_prevalence and prevalence is not None:
-        return False
-    return sample.grouped or not metric.is_share
+    return not _is_made_of_parts(metric, prevalence) and (sample.grouped or not metric.is_share)
 
 
 def _bootstrap(
@@ -188,27 +201,25 @@ def _basic(value: float, drawn: Values) -> Ends:
     return max(0.0, 2 * value - high - math.sqrt(2) * raised), max(value, 2 * value - low)
 
 
-def _separated(value: float, sample: Sample) -> Ends:
-    """Interval of an AUROC of 1, or of 0, from any number of images.
+def _over_resamples(value: float, drawn: Values, images: int, units: int) -> Ends:
+    """Wilson's interval for as many images that stand alone as would vary like a figure from 0 to 1 does in resamples
+    (the effective sample size: Kish, "Survey Sampling", 1965), at most as many as there are.
 
-    Take m pairs of a malignant and a benign unit, no unit in two of them. A model whose true AUROC is A ranks each pair
-    rightly with a chance of at most A, and all of them with at most A^m. So A is at least (2.5 %)^(1/m).
+    Resamples of few units vary too little, by (units - 1) / units. Where they show no spread, each unit is one image.
     """
+    if math.isnan(value):
+        return math.nan, math.nan
+    value, spread = min(value, 1.0), float(np.nanvar(drawn.round(ROUNDING)))
+    n = min(value * (1 - value) / spread * (units - 1) / units, images) if spread and units > 1 else units
+    return wilson(value * n, n) if n else (0.0, 1.0)
+
+
+def _pairs(sample: Sample) -> int:
+    """How many pairs of a malignant and a benign unit there are, no unit in two of them: so many independent chances to
+    take one for the other. Where one class is absent, how many units there are."""
     malignant, benign = (set(sample.units[sample.labels == label].tolist()) for label in (1, 0))
-    pairs = min(len(malignant), len(benign), len(malignant | benign) // 2)
-    bound = TAIL ** (1 / pairs) if pairs else 0.0
-    return (bound, 1.0) if value == 1 else (0.0, 1 - bound)
-
-
-def _over_groups(value: float, drawn: Values, images: int, units: int) -> Ends:
-    """Wilson's interval for as many images that stand alone as would vary like the share in resamples (the effective
-    sample size: Kish, "Survey Sampling", 1965), at most as many as there are; where resamples show no spread, for as
-    many as there are groups."""
-    low, high = _quantiles(value, drawn)
-    if math.isnan(low):
-        return low, high
-    n = min(value * (1 - value) / float(np.nanvar(drawn)), images) if low < high else units
-    return wilson(value * n, n)
+    units = len(malignant | benign)
+    return min(len(malignant), len(benign), units // 2) if malignant and benign else units
 
 
 def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> int:
@@ -218,11 +229,14 @@ def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -
     return len(set(sample.units[rests_on.get(metric.name, np.full(p.size, True))].tolist()))
 
 
-def _by_bayes(metric: Metric, found: dict[str, Estimate], prevalence: float, value: float) -> Ends:
-    """Interval of PPV or NPV at a prevalence: their odds are a ratio of shares, times odds of the prevalence."""
+def _of_parts(metric: Metric, found: dict[str, Estimate], prevalence: float | None, value: float) -> Ends:
+    """Interval of the balanced accuracy, or of PPV or NPV at a prevalence: their odds are a ratio of shares, times odds
+    of the prevalence."""
     if math.isnan(value):
         return math.nan, math.nan
-    hit, right = found["sensitivity"], found["specificity"]
+    hit, right = (found[name] for name in PARTS)
+    if prevalence is None or not metric.at_prevalence:
+        return mean((hit.low, hit.high), (right.low, right.high), (hit.value, right.value))
     odds = prevalence / (1 - prevalence)
     if metric.name == "npv":
         hit, right, odds = right, hit, 1 / odds

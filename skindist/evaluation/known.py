@@ -49,11 +49,12 @@ class Known:
 
 
 def age_band(age: str) -> str:
-    """The band of an age in years, such as "45 to 59" for "50"; "" for what is no age."""
+    """The band of an age in years, such as "45 to 59" for "50"; what is no number as it is, as a table may have bands
+    of its own; "" for what is no age."""
     try:
         years = float(age.rstrip("+ "))  # the oldest are "90+" in tables that protect them
     except ValueError:
-        return ""
+        return age
     if not 0 <= years <= 120:
         return ""
     ends = (0, *AGES)
@@ -67,6 +68,7 @@ def pool(values: Sequence[str]) -> NDArray[np.str_]:
     written = sorted(Counter(values).items(), key=lambda item: (item[1], item[0]))
     usual = {value.casefold(): value for value, _ in written}  # the last one stays
     named = [usual[value.casefold()] or UNKNOWN for value in values]
-    frequent = {value for value, count in Counter(named).most_common(MOST) if count >= RARE} | {UNKNOWN}
+    counted = Counter(value for value in named if value.casefold() != OTHER)
+    frequent = {value for value, count in counted.most_common(MOST) if count >= RARE} | {UNKNOWN}
     rest = OTHER if sum(value not in frequent for value in named) >= RARE else UNKNOWN
     return np.array([value if value in frequent else rest for value in named], np.str_)

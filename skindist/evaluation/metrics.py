@@ -36,6 +36,8 @@ class Metric:
     thresholded: bool = False
     at_prevalence: bool = False
     """Whether it depends on the share of malignant images, and can be stated for another share than the set's own."""
+    perfect: float | None = None
+    """The value of a perfect model, for what tells the classes apart, from 0 to that."""
     resampling_raises: bool = False
     """Whether a resample's value is above the sample's on average, as the sample's is above the truth."""
     headline: bool = False
@@ -121,14 +123,14 @@ _TABLE = (
     Metric("loss", "loss", "min", "nats", counts.mean_of(losses), losses, headline=True),
     Metric("accuracy", "accuracy", "max", "share", counts.accuracy, hits, thresholded=True, headline=True),
     Metric("balanced_accuracy", "balanced accuracy", "max", "share", counts.balanced_accuracy, thresholded=True),
-    Metric("auroc", "AUROC", "max", "area", counts.auroc, headline=True),
+    Metric("auroc", "AUROC", "max", "area", counts.auroc, perfect=1.0, headline=True),
     Metric("sensitivity", "sensitivity", "max", "share", counts.sensitivity, malignant_hits, thresholded=True),
     Metric("specificity", "specificity", "max", "share", counts.specificity, benign_hits, thresholded=True),
     Metric("ppv", "PPV", "max", "share", counts.ppv, called_hits, thresholded=True, at_prevalence=True),
     Metric("npv", "NPV", "max", "share", counts.npv, cleared_hits, thresholded=True, at_prevalence=True),
-    Metric("f1", "F1", "max", "area", counts.f1, thresholded=True),
-    Metric("auprc", "AUPRC", "max", "area", counts.auprc),
-    Metric("partial_auroc", "partial AUROC", "max", "area", counts.partial_auroc),
+    Metric("f1", "F1", "max", "area", counts.f1, thresholded=True, perfect=1.0),
+    Metric("auprc", "AUPRC", "max", "area", counts.auprc, perfect=1.0),
+    Metric("partial_auroc", "partial AUROC", "max", "area", counts.partial_auroc, perfect=1 - counts.MIN_SENSITIVITY),
     Metric("brier", "Brier score", "min", "area", counts.mean_of(squared_errors), squared_errors),
     Metric("ece", "ECE", "min", "area", counts.ece, resampling_raises=True),
 )

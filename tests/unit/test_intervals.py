@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import norm
 
-from skindist.evaluation.intervals import Estimate, difference, estimates, ratio, wilson
+from skindist.evaluation.intervals import Estimate, difference, estimates, mean, ratio, wilson
 from skindist.evaluation.metrics import METRICS
 
 TRUE_AUROC = float(norm.cdf(1 / math.sqrt(2)))
@@ -95,8 +95,8 @@ def test_estimates_take_the_threshold() -> None:
     low, high = (estimates(probabilities, labels, seed=0, threshold=threshold) for threshold in (0.3, 0.5))
     assert low["sensitivity"] == Estimate(1, *wilson(2, 2), n=2, interval="wilson")
     assert low["accuracy"] == Estimate(3 / 4, *wilson(3, 4), n=4, interval="wilson")
-    assert low["balanced_accuracy"] == Estimate(3 / 4, 1 / 2, 1, n=4)  # both malignant images always count
-    assert high["balanced_accuracy"] == Estimate(1 / 2, 0, 1, n=4)
+    assert low["balanced_accuracy"] == Estimate(3 / 4, *mean(wilson(2, 2), wilson(1, 2), (1, 1 / 2)), 4, "mover")
+    assert high["balanced_accuracy"] == Estimate(1 / 2, *mean(wilson(1, 2), wilson(1, 2), (1 / 2, 1 / 2)), 4, "mover")
     assert (low["loss"], low["auroc"]) == (high["loss"], high["auroc"])
 
 
@@ -106,21 +106,27 @@ def test_bootstrap_of_few_images_gives_the_hand_computed_figures() -> None:
     result = estimates([0.2, 0.8, 0.4, 0.9], [0, 0, 1, 1], seed=0)
     worst, best = -math.log(0.2**3 * 0.4) / 4, -math.log(0.8 * 0.9**3) / 4
     assert (result["loss"].low, result["loss"].high) == pytest.approx((best, worst))
-    assert (result["balanced_accuracy"].low, result["balanced_accuracy"].high) == pytest.approx((0, 1))
-    assert (result["auroc"].low, result["auroc"].high) == pytest.approx((0, 1))
+    # Of the AUROC, 3/4, a resample makes 1, 3/4, 1/2 or 0 in 7, 4, 4 and 1 of 16. Their variance is 5/64, and of two
+    # pairs twice as much is due: 1.2 images that stand alone vary like that.
+    assert (result["auroc"].low, result["auroc"].high) == pytest.approx(wilson(0.9, 1.2), abs=0.01)
+    # One of two images each: both shares are 0.5 (0.0945 to 0.9055), so their mean varies by 1 / sqrt(2) of that.
+    ends = result["balanced_accuracy"].low, result["balanced_accuracy"].high
+    assert ends == pytest.approx((0.5 - 0.4055 / math.sqrt(2), 0.5 + 0.4055 / math.sqrt(2)), abs=5e-4)
 
 
 def test_perfect_separation_of_few_images_is_not_certain() -> None:
-    """Three pairs that share no image are all ranked rightly: with an AUROC of 0.2924 that has a chance of 2.5 %."""
+    """Three pairs that share no image are all ranked rightly, as three images of three that are classified rightly."""
     p, y = [0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0, 0, 0, 1, 1, 1]
     result = estimates(p, y, seed=0, resamples=100)
     auroc = result["auroc"]
-    assert (auroc.value, auroc.high, auroc.n, auroc.interval) == (1, 1, 6, "exact")
-    assert auroc.low == pytest.approx(0.2924, abs=5e-5)
+    assert (auroc.value, auroc.high, auroc.n, auroc.interval) == (1, 1, 6, "wilson over resamples")
+    assert auroc.low == pytest.approx(wilson(3, 3)[0])
     assert result["accuracy"].low == pytest.approx(0.610, abs=5e-4)
     wrong = estimates(p, y[::-1], seed=0, names=["auroc"])["auroc"]
     assert (wrong.value, wrong.low) == (0, 0)
-    assert wrong.high == pytest.approx(0.7076, abs=5e-5)
+    partial = result["partial_auroc"]  # 0.2 in all resamples, but for rounding errors
+    assert (partial.low, partial.high) == pytest.approx((0.2 * wilson(3, 3)[0], 0.2))
+    assert wrong.high == pytest.approx(wilson(0, 3)[1])
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,22 @@ def test_perfect_separation_of_few_images_is_not_certain() -> None:
 def test_perfect_separation_of_groups_counts_pairs_that_share_none(groups: str, pairs: int) -> None:
     """The first three images are benign: "aabbcc" has benign ones in a and b, malignant ones in b and c."""
     found = estimates([0.1, 0.2, 0.3, 0.7, 0.8, 0.9], [0, 0, 0, 1, 1, 1], seed=0, groups=list(groups), names=["auroc"])
-    assert found["auroc"].low == pytest.approx(0.025 ** (1 / pairs) if pairs else 0)
+    assert found["auroc"].low == pytest.approx(wilson(pairs, pairs)[0] if pairs else 0)
+
+
+def test_one_malignant_image_says_next_to_nothing_of_the_ranking() -> None:
+    """Of 201 images one benign one is above it. Resamples of the benign ones alone vary by less than 0.01."""
+    p, y = np.linspace(0, 1, 201), np.zeros(201, np.int64)
+    y[199] = 1
+    auroc = estimates(p, y, seed=0, names=["auroc"])["auroc"]
+    assert auroc.value == 0.995
+    assert auroc.low < 0.25
+
+
+def test_the_mean_of_two_shares_gives_the_hand_computed_figures() -> None:
+    assert mean((0.7, 0.9), (0.5, 0.8), (0.8, 0.6)) == pytest.approx(
+        (0.7 - math.sqrt(0.02) / 2, 0.7 + math.sqrt(0.05) / 2)
+    )
 
 
 @pytest.mark.parametrize("decimals", [1, 17])  # with many ties, and with none
@@ -205,8 +226,11 @@ def test_groups_change_the_intervals_but_not_the_figures() -> None:
     p, y, lesions = draw_grouped(30, seed=0)
     apart, together = estimates(p, y, 0), estimates(p, y, 0, groups=lesions)
     assert {n: (e.value, e.n) for n, e in apart.items()} == {n: (e.value, e.n) for n, e in together.items()}
-    assert (together["auroc"].interval, together["sensitivity"].interval) == ("group bootstrap", "wilson over groups")
-    assert (apart["auroc"].interval, apart["sensitivity"].interval) == ("bootstrap", "wilson")
+    assert (together["auroc"].interval, together["sensitivity"].interval) == (
+        "wilson over groups",
+        "wilson over groups",
+    )
+    assert (apart["auroc"].interval, apart["sensitivity"].interval) == ("wilson over resamples", "wilson")
     assert (apart["ece"].interval, together["ece"].interval) == ("basic bootstrap", "basic group bootstrap")
     assert estimates(p, y, 0, groups=[f"lesion {i}" for i in range(len(y))]) == apart, "each image stands alone"
 

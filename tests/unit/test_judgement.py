@@ -192,7 +192,7 @@ def test_known_groups_count_in_subgroups_and_where_the_threshold_is_chosen() -> 
     assert images
     assert lesions[1] - lesions[0] > images[1] - images[0]
     sexes = ["female", "male"] * 180
-    for part, interval in ((test, "group bootstrap"), (alone[1], "bootstrap")):
+    for part, interval in ((test, "wilson over groups"), (alone[1], "wilson over resamples")):
         found = judged(val, with_metadata(part, sex=sexes), AWAY)["subgroups"]
         assert {row["auroc"]["interval"] for row in found} == {interval}
 
@@ -218,7 +218,7 @@ def test_the_baseline_knows_the_most_frequent_sources_of_training() -> None:
 
 def test_subgroups_have_their_own_figures_or_too_few_images() -> None:
     val, test = draw(150, 0), draw(300, 1)
-    ages = ["25"] * 30 + ["70"] * 100 + ["82.0"] * 100 + [""] * 60 + ["x"] * 10
+    ages = ["25"] * 30 + ["70"] * 100 + ["82.0"] * 100 + [""] * 60 + ["-1"] * 10
     sexes = ["female", "male"] * 145 + ["na"] * 5 + ["other words"] * 3 + ["more words"] * 2
     test = with_metadata(test, age=ages, sex=sexes, patient_id=[f"p{index % 20}" for index in range(300)],
                          hospital=["north", "south"] * 150)  # fmt: skip
@@ -251,7 +251,7 @@ def test_image_size_is_a_subgroup_where_there_are_few() -> None:
 @pytest.mark.parametrize(
     ("age", "band"),
     [("0", "0 to 29"), ("29.9", "0 to 29"), ("30", "30 to 44"), ("74", "60 to 74"), ("75", "75 or more"),
-     ("90+", "75 or more"), ("", ""), ("old", ""), ("-1", ""), ("999", ""), ("nan", "")],
+     ("90+", "75 or more"), ("", ""), ("60-69", "60-69"), ("-1", ""), ("999", ""), ("nan", "")],
 )  # fmt: skip
 def test_age_bands(age: str, band: str) -> None:
     assert age_band(age) == band
@@ -262,6 +262,7 @@ def test_what_is_rare_names_nobody() -> None:
     assert pool([*values, "another's"]).tolist() == ["face"] * 5 + ["other"] * 4 + ["unknown", "other"]
     assert pool(values).tolist() == ["face"] * 5 + ["unknown"] * 5, "four others might point to somebody, too"
     assert pool(["Male", "male", "male", "MALE", "male"]).tolist() == ["male"] * 5
+    assert pool(["Other"] * 5 + ["rare"] + ["face"] * 5).tolist() == ["other"] * 6 + ["face"] * 5
     assert len(set(pool([str(index // 5) for index in range(200)]).tolist())) == 13
 
 
