@@ -1,5 +1,5 @@
-"""The ROC and the precision-recall curve of a set, each with a band: between its lines lie 95 % of the curves that
-other images of the same kind would give, at each point by itself."""
+"""The ROC and the precision-recall curve of a set, each with a band: a 95 % interval of the curve at each point by
+itself, by bootstrap."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -24,7 +24,8 @@ def early_stopping_story(
     rule, most = settings.get("early_stopping") or {}, (settings.get("train") or {}).get("epochs")
     watched = f"After each epoch the run looked at {stop['monitor']}."
     if (first := stop.get("first_epoch", 1)) > 1:
-        watched += f" Epochs before number {first} did not count: the learning rate was still high."
+        why = "as was asked for" if rule.get("first_epoch") else "the learning rate was still high"
+        watched += f" Epochs before number {first} did not count: {why}."
     best = f"The best was {stop['best']:.4f}, in epoch {stop['best_epoch']}."
     if later := slightly_better(stop, events):
         best += f" What epoch {later['epoch']} gained on that, {later[stop['monitor']]:.4f}, is too little to count"
@@ -119,7 +120,7 @@ def changed_settings(settings: Mapping[str, Any], named: bool) -> Table | None:
     rows = [
         [f"{section}.{key}", str(value), str(defaults[section][key])]
         for section, values in settings.items()
-        for key, value in (values or {}).items()
+        for key, value in values.items()
         if section in defaults and key in defaults[section] and str(value) != str(defaults[section][key])
     ]
     return Table(["setting", "this run", "default"], rows) if rows else None

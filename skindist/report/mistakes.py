@@ -23,7 +23,7 @@ CAPTIONS = {
 @dataclass(frozen=True)
 class Case:
     """One image: what it is, what the model said, what the metadata say, and a small picture as a data URI, maybe with
-    its heat map beside it; "" where the file is gone or holds something else by now."""
+    its heat map beside it; "" where the file is gone or holds something else by now, or split.csv does not tell."""
 
     path: str
     label: str
@@ -58,11 +58,11 @@ def _case(run: Run, scores: Scores, index: int, folder: Path | None) -> Case:
 
 def _picture(scores: Scores, index: int, folder: Path | None) -> str:
     """The small picture, if the file still has the bytes that were judged."""
-    if folder is None:
+    if folder is None or scores.hashes is None:
         return ""
     file = folder / scores.paths[index]
     try:
-        if scores.hashes and hashlib.sha256(file.read_bytes()).hexdigest() != scores.hashes[index]:
+        if hashlib.sha256(file.read_bytes()).hexdigest() != scores.hashes[index]:
             return ""
     except OSError:
         return ""

@@ -82,11 +82,9 @@ def reliability(name: str, bins: Mapping[str, Sequence[Mapping[str, Any]]]) -> M
     return drawn[0]
 
 
-def curve(
-    name: str, title: str, series: Mapping[str, Sequence[tuple[float, float]]], best: float | None, wide: bool = False
-) -> Markup:
+def curve(name: str, title: str, series: Mapping[str, Sequence[tuple[float, float]]], best: float | None) -> Markup:
     """Values over epochs, a line each; the vertical line marks the best epoch."""
-    with _axes(name, f"{title} over the epochs", width=2 * WIDTH if wide else WIDTH) as (drawn, axes):
+    with _axes(name, f"{title} over the epochs") as (drawn, axes):
         for index, (label, points) in enumerate(series.items()):
             if points:
                 style = {"color": (SECOND, FIRST)[index % 2], "marker": ("", "o")[index % 2], "markersize": 4}
@@ -109,21 +107,21 @@ def _draw_bands(axes: Any, bands: Mapping[str, Band]) -> None:
 
 
 @contextmanager
-def _axes(name: str, label: str, width: float = WIDTH, height: float = HEIGHT) -> Iterator[tuple[list[Markup], Any]]:
+def _axes(name: str, label: str) -> Iterator[tuple[list[Markup], Any]]:
     """Axes to draw on; when the block ends, the list holds the SVG. `name` makes its ids unlike those of others."""
     import matplotlib
     from matplotlib.figure import Figure
 
     drawn: list[Markup] = []
     with matplotlib.rc_context(matplotlib.rcParamsDefault), matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height))
+        figure = Figure(figsize=(WIDTH, HEIGHT))
         axes = figure.subplots()
         yield drawn, axes
         content = io.StringIO()
         figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
         (left, bottom), (right, top) = axes.get_window_extent().get_points() * 72 / figure.dpi
         limits = (axes.get_xlim()[0], axes.get_ylim()[0], axes.get_xlim()[1], axes.get_ylim()[1])
-    frame = (left, 72 * height - bottom, right, 72 * height - top, *limits)
+    frame = (left, 72 * HEIGHT - bottom, right, 72 * HEIGHT - top, *limits)
     drawn.append(_for_the_page(content.getvalue(), name, label, frame))
 
 

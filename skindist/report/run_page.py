@@ -122,8 +122,9 @@ def title(key: str) -> str:
 def held_by_the_page(test: Scores, point: Mapping[str, Any]) -> dict[str, Any]:
     """What the script computes with: the probabilities of each class from the highest on, and where it starts."""
     lists = {name: sorted(test.of(name).tolist(), reverse=True) for name in ("malignant", "benign")}
-    prevalence = point.get("prevalence") or float(test.labels.mean())
-    return {**lists, "frozen": point.get("threshold", DEFAULT_THRESHOLD), "prevalence": prevalence}
+    here = float(test.labels.mean())
+    frozen, prevalence = point.get("threshold", DEFAULT_THRESHOLD), point.get("prevalence") or here
+    return {**lists, "frozen": frozen, "prevalence": prevalence, "here": here}
 
 
 def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mapping[str, Any]]) -> dict[str, Markup]:
@@ -135,8 +136,11 @@ def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mappi
         band = {"this model": bands.precision_recall(p, y, groups, seed=0)}
         drawn["precision-recall"] = plots.precision_recall("precision-recall", band, float(y.mean()))
         drawn["spread"] = plots.histogram("spread", test.of("malignant").tolist(), test.of("benign").tolist())
-    if reliability := (results.get("calibration") or {}).get("reliability"):
-        drawn["reliability"] = plots.reliability("reliability", reliability)
+    calibration = results.get("calibration") or {}
+    if reliability := calibration.get("reliability"):
+        fitted = calibration.get("temperature") != 1 or calibration.get("bias")
+        bins = reliability if fitted else {"this model": reliability["after"]}
+        drawn["reliability"] = plots.reliability("reliability", bins)
     best = (results.get("early_stopping") or {}).get("best_epoch")
     for name, title in (("loss", "loss"), ("auroc", "AUROC")):
         series = {split: points(events, f"{split}/{name}") for split in ("train", "val")}

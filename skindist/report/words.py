@@ -96,7 +96,11 @@ def figure_text(value: object, name: str) -> str:
     """A figure as it is printed: a metric, or another number of results.json by its key."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return UNDEFINED
-    return METRICS[name].text(value) if name in METRICS else f"{value:{OTHERS.get(name, '.3f')}}"
+    if name in METRICS:
+        return METRICS[name].text(value)
+    if name == "threshold" and value > 0.999:  # which three digits would make 1
+        return f"{value:.6g}"
+    return f"{value:{OTHERS.get(name, '.3f')}}"
 
 
 def crossed(folds: Iterable[int | None]) -> bool:

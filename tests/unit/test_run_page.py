@@ -166,6 +166,26 @@ def test_the_script_holds_the_probabilities_as_they_are(run: Run) -> None:
         assert json.loads(held)[name] == expected
 
 
+def test_the_sets_own_prevalence_stands_beside_the_stated_one(run: Run, tmp_path: Path) -> None:
+    stated = copy(run, tmp_path)
+    results = run.results()
+    results["operating_point"]["prevalence"] = 0.03
+    stated.results_file.write_text(json.dumps(results))
+    labels = [row["label"] == "malignant" for row in run.predictions("test")]
+    buttons = [float(share) for share in re.findall(r'data-prevalence="(.*?)"', run_page(stated))]
+    assert buttons == pytest.approx([np.mean(labels), 0.03, 0.02])
+
+
+def test_what_was_not_fitted_has_one_reliability_curve(run: Run, tmp_path: Path) -> None:
+    bare = copy(run, tmp_path)
+    results = run.results()
+    results["calibration"] |= {"temperature": 1.0, "bias": 0.0, "fitted_on": 0, "note": "not calibrated: for a test"}
+    bare.results_file.write_text(json.dumps(results))
+    fitted, not_fitted = (run_page(each).split('id="reliability"')[1].split("</svg>")[0] for each in (run, bare))
+    assert ("before" in fitted, "after" in fitted, "this model" in fitted) == (True, True, False)
+    assert ("before" in not_fitted, "after" in not_fitted, "this model" in not_fitted) == (False, False, True)
+
+
 def test_the_page_needs_nothing_else_and_can_be_read(run: Run, page: Reader) -> None:
     content = run_page(run)
     assert len(content.encode()) < 1e6
@@ -238,6 +258,8 @@ def test_pictures_are_left_out_if_asked_and_where_the_file_has_changed(run: Run,
         file.write_bytes(file.read_bytes() + b" ")
     page = Reader(run_page(moved))
     assert page.images == 0
+    (moved.path / "split.csv").unlink()  # whether a file has the bytes that were judged is not known now
+    assert Reader(run_page(moved)).images == 0
     assert "The pictures cannot be shown" in page.text
     assert "holds pictures of patients" not in page.text
 
@@ -307,6 +329,8 @@ def test_undefined_figures_are_said_to_be_so(tmp_path: Path) -> None:
     run = made_run(tmp_path / "one", config, type(data)(rows, data.facts[: len(rows)]))
     text = Reader(run_page(run)).text
     assert "undefined" in text
+    assert "undefined to" not in text
+    assert "no test image is of that class" in text
     assert "all of one class" in text
 
 
