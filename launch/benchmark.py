@@ -24,10 +24,13 @@ import torch
 import torchvision
 from benchmarks import data, processes, steps
 from benchmarks.beside_peers import beside_peers
-from benchmarks.measuring import Figure, draw_set
+from benchmarks.measuring import BATCH, Figure, draw_set
 
+from skindist.data.loading import sample_ids
+from skindist.data.prepare import prepare
 from skindist.launcher import this_launch
 from skindist.machine import available_cores
+from skindist.recipe import DataConfig
 
 BENCHMARKS: dict[str, Callable[[Path, Path], list[Figure]]] = {
     "loader": data.loader, "training": steps.training, "plain": steps.beside_plain, "evaluation": steps.evaluation,
@@ -52,6 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="skindist-benchmark-") as folder:
         os.environ["SKINDIST_CACHE"] = str(Path(folder, "cache"))
         images = arguments.data or draw_set(Path(folder, "drawn"), count=600, size=256)
+        if len(sample_ids(prepare(DataConfig(path=str(images)), seed=0).rows, "train")) < BATCH:
+            parser.error(f"--data {images}: fewer than {BATCH} images to train on; batches are of so many")
         if arguments.peers:
             figures = beside_peers(images, Path(folder))
         for name in arguments.only or ([] if arguments.peers else BENCHMARKS if ranks == 1 else ["training"]):

@@ -29,7 +29,7 @@ from benchmarks.measuring import (
 from benchmarks.plain import in_a_new_process
 from skindist.config import Config
 from skindist.cpu_threads import on_own_core
-from skindist.data.loading import Batch, EvalLoader, LesionImages, eval_batches, loader_workers, make_loader
+from skindist.data.loading import Batch, EvalLoader, LesionImages, eval_batches, loader_workers, make_loader, sample_ids
 from skindist.data.prepare import prepare
 from skindist.distributed.group import join_group, leave_group
 from skindist.early_stopping import EarlyStopping
@@ -92,7 +92,7 @@ def evaluation(data: Path, folder: Path) -> list[Figure]:
     device, store = learner.accelerator.device, open_store(data, prepared)
     workers = loader_workers(DEFAULTS.data, device, 1)
     plain_pixels = LesionImages(store, prepared.rows, SIZE, seed=0, augmented=False)
-    ids = list(range(256))
+    ids = list(range(min(256, len(sample_ids(prepared.rows, "train")))))
     batches = make_loader(plain_pixels, eval_batches(ids, DEFAULTS.train.eval_batch_size, 0, 1), device, workers)
     split = EvalLoader("val", ids, batches)
     images = Subset(plain_images(data, folder, prepared, "train", augmented=False), ids)

@@ -49,7 +49,7 @@ def evaluate(predictor: Predictor, split: EvalLoader, after_batch: Callable[[], 
             f"{split.name}: {len(ids)} predictions of {len(set(ids.tolist()))} images, not {len(split.ids)}"
         )
     if not np.isfinite(table).all():
-        raise TrainingError(f"{split.name}: the model's output is not finite: training diverged; lower --optim.lr")
+        raise TrainingError(f"{split.name}: the model's output is not finite; train it with a lower --optim.lr")
     return Predictions(ids, table[:, 1], table[:, 2].astype(np.int64))
 
 

@@ -61,7 +61,7 @@ def advised(images: int, evaluating: bool = False) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         remedy = (
-            "choose a smaller --train.eval_batch_size; the figures stay the same"
+            "use a device with more memory, or in training a smaller --train.eval_batch_size; the figures stay the same"
             if evaluating
             else "choose a smaller --train.micro_batch_size, or auto to find the largest that fits; the global batch "
             "stays the same"
@@ -85,7 +85,7 @@ def dead_workers_explained() -> Iterator[None]:
         guard = "" if forked else '; a script that calls fit needs if __name__ == "__main__":, as workers import it'
         raise OutOfMemory(
             "a loader worker was killed: its machine or container has too little memory, or shared memory (docker run "
-            f"--shm-size 2g); give more, or choose fewer --data.num_workers{guard}"
+            f"--shm-size 2g); give more, or in training choose fewer --data.num_workers{guard}"
         ) from error
 
 
