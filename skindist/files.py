@@ -70,7 +70,9 @@ def refuse_occupied(out: Path) -> None:
     """Raise UserError unless `whole_folder` may become what `--out` says: before the work, not after."""
     if is_occupied(out):
         raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
-    near = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    near = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not near.is_dir():
+        raise UserError(f"--out {out}: {near} is a file; give another folder")
     try:
         tempfile.TemporaryDirectory(prefix=".", dir=near).cleanup()
     except OSError as error:

@@ -38,9 +38,13 @@ class Calibration:
         """Whether it gives each logit as it is."""
         return (self.temperature, self.bias) == (1.0, 0.0)
 
+    def of(self, logits: Values) -> Values:
+        """Calibrated logits."""
+        return np.asarray(logits / self.temperature + self.bias)
+
     def apply(self, predictions: Predictions) -> Predictions:
         """The same images with calibrated logits."""
-        return replace(predictions, logits=predictions.logits / self.temperature + self.bias)
+        return replace(predictions, logits=self.of(predictions.logits))
 
 
 def fit_calibration(validation: Predictions) -> Calibration:

@@ -36,6 +36,11 @@ class Description:
     classes: tuple[str, ...] = CLASSES
     members: Mapping[str, "Description"] = field(default_factory=dict)
 
+    @property
+    def most_views(self) -> int:
+        """Its views, or of an ensemble the most that a member has."""
+        return max(each.views for each in [*self.members.values(), self])
+
     def seen_in(self, views: int | None) -> "Description":
         """The same model, or each member of an ensemble, with so many views of each image; None: as many as it has.
 

@@ -1,7 +1,6 @@
 """`skindist evaluate`: what a saved model is worth on other images, with its threshold and calibration frozen."""
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,12 +14,11 @@ from skindist.data.split import Row, count_rows
 from skindist.determinism import float32_of, tf32
 from skindist.distributed import group
 from skindist.distributed.group import decide
-from skindist.errors import UserError
 from skindist.evaluation.differences import differences
 from skindist.evaluation.judgement import judge
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.recalibration import halves, recalibrate
-from skindist.files import expanded, finite, refuse_occupied, refuse_within, whole_folder
+from skindist.files import finite, refuse_occupied, refuse_within, whole_folder
 from skindist.inference.description import Description, read_description
 from skindist.inference.saved_model import build_module, load_weights
 from skindist.inference.seen import COUNTED, baseline_images, seen_in_training, training_data
@@ -40,6 +38,7 @@ from skindist.run.folder import Run
 from skindist.wording import plural
 
 BATCH = 64  # images that a process predicts at a time, at most
+SEED = 0  # of the intervals, the halves and the disturbances
 log = logging.getLogger("skindist")
 
 
@@ -49,16 +48,13 @@ class Asked:
 
     `recalibrate`: fit threshold and calibration on half of the images, too, and show them on the other half. `stress`:
     disturb the images, too. `prevalence`: the share of malignant images at which PPV and NPV are stated; None: that of
-    the images. `views`: positions in which each image is seen; None: those that the model was judged with. `explain`:
-    pictures of each kind of error. `seed`: of the intervals, the halves and the disturbances.
+    the images. `views`: positions in which each image is seen; None: those that the model was judged with.
     """
 
     recalibrate: bool = False
     stress: bool = False
     prevalence: float | None = None
     views: int | None = None
-    explain: int = EvaluationConfig.explain
-    seed: int = 0
 
 
 def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked()) -> dict[str, Any]:
@@ -77,14 +73,14 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     """
     accelerator = group.join_group()
     source, description = decide(accelerator, look_up, model, out, data.path, asked.views, may_take_hours=True)
-    path = data.path and str(expanded(data.path).resolve())
-    config, pixels = replace(data, path=path, image_size=description.image_size), description.preprocessing
+    absolute, pixels = Config(data=data).with_absolute_paths().data, description.preprocessing
+    config = replace(absolute, image_size=description.image_size)
     prepared = decide(accelerator, prepare_images, config, asked, may_take_hours=True)
     log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}, {float32_of(accelerator.device)}")
     load = partial(load_weights, source.folder)
     predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
     store = open_store(accelerator, config, prepared, pixels.interpolation)
-    images = LesionImages(store, prepared.rows, config.image_size, asked.seed, augmented=False)
+    images = LesionImages(store, prepared.rows, config.image_size, SEED, augmented=False)
     batch = images_at_a_time(predictor, config.image_size, BATCH)
     workers = choose_workers(accelerator, config, batch)
     found = evaluate(predictor, eval_loader(accelerator, prepared, images, "test", batch, workers))
@@ -107,10 +103,6 @@ def look_up(model: str, out: Path, images: str | None, views: int | None) -> tup
     """
     refuse_occupied(out)
     refuse_within(out, "--out", images)
-    there = next(folder for folder in out.absolute().parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        what = "not writable" if there.is_dir() else "a file"
-        raise UserError(f"--out {out}: {there} is {what}; give another folder")
     source = find_model(model)
     return source, read_description(source.folder).seen_in(views)
 
@@ -119,7 +111,7 @@ def prepare_images(config: DataConfig, asked: Asked) -> Prepared:
     """The images, once it is clear that they can be halved, if they must."""
     prepared = prepare_test(config)
     if asked.recalibrate:
-        halves(known_of(prepared, sample_ids(prepared.rows, "test")), asked.seed)
+        halves(known_of(prepared, sample_ids(prepared.rows, "test")), SEED)
     return prepared
 
 
@@ -136,14 +128,13 @@ def write_evaluation(
     asked: Asked,
 ) -> dict[str, Any]:
     """Compute the figures, then write all files at once; return what results.json holds."""
-    frozen, seed = description.frozen, derived_seed(asked.seed, Stream.BOOTSTRAP)
+    frozen, seed = description.frozen, derived_seed(SEED, Stream.BOOTSTRAP)
     known = known_of(data, sample_ids(data.rows, "test"))
     config = EvaluationConfig(
         frozen.threshold.target_sensitivity,
         asked.prevalence,
-        max(member.views for member in [*description.members.values(), description]),
+        description.most_views,
         stress=bool(disturbed),
-        explain=asked.explain,
     )
     trained = training_data(source.run)
     seen, met = seen_in_training(source.run, trained, images_of, data)
@@ -152,7 +143,7 @@ def write_evaluation(
         "stress": stress_of(frozen, found, disturbed, known, seed),
         "differences": differences(description.trained_on, known),
         "seen_in_training": seen,
-        "recalibrated": recalibrate(frozen, found, known, config, asked.seed) if asked.recalibrate else None,
+        "recalibrated": recalibrate(frozen, found, known, config, SEED) if asked.recalibrate else None,
         "model": {
             "architecture": description.architecture,
             "image_size": description.image_size,
@@ -175,7 +166,7 @@ def write_evaluation(
         run.write_settings({name: sections[name] for name in ("data", "model", "evaluation")})
         run.write_images(data.rows, data.quarantine)
         run.write_predictions("test", *prediction_rows(found, frozen.calibration, data))
-        show_test(run, predictor, images, data, frozen, found, bool(disturbed), asked.explain)
+        show_test(run, predictor, images, data, frozen, found, bool(disturbed), config.explain)
         run.write_results(told)
     draw_run_page(Run(out))
     return told

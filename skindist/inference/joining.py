@@ -43,8 +43,7 @@ from skindist.run.folder import Run
 
 SURE = 1e-16  # a probability is at least so far from 0 and from 1
 DOUBTED = 100  # labels that are listed, beginning with the most doubted
-SECTIONS = ("data", "model", "optim", "train", "early_stopping", "evaluation")
-"""The sections of the config that members share, but for seed and fold."""
+OF_ALL, OF_EACH = ("data", "evaluation"), ("model", "optim", "train", "early_stopping")  # sections of the config
 FEWER = (
     "it was chosen on what only those members say of an image that did not train on it; the mean of all members lies "
     "closer together, so expect a sensitivity above the target, and a specificity below that of the choice"
@@ -99,8 +98,7 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     results: dict[str, Any] = finite(judged | of_members(members, data, held_out, seed))
     with whole_folder(out) as folder:
         run = Run(folder)
-        sections = config.to_dict()
-        run.write_settings({name: sections[name] for name in SECTIONS})
+        run.write_settings(shared_settings(config, members))
         run.write_images(rows, data.quarantine)
         for part, found in (("val", held_out), ("test", test)):
             run.write_predictions(part, *prediction_rows(found, Calibration(), data))
@@ -136,7 +134,7 @@ def refuse_what_does_not_fit(members: Sequence[Member]) -> None:
         pair = f"{first.run.path} and {other.run.path}"
         if why := unlike(first.description, [other.description]):
             raise UserError(f"{pair} cannot be one ensemble: {why}")
-        if first.config.data.path != other.config.data.path or contents(first.rows) != contents(other.rows):
+        if contents(first.rows) != contents(other.rows):
             raise UserError(f"{pair} cannot be one ensemble: they were trained on other images")
         for key in ("sensitivity", "prevalence"):
             asked = [getattr(member.config.evaluation, key) for member in (first, other)]
@@ -152,6 +150,15 @@ def refuse_what_does_not_fit(members: Sequence[Member]) -> None:
 def contents(rows: Sequence[Row], part: str | None = None) -> set[tuple[str, str, int]]:
     """Path, bytes and label of all images, or of those in one part."""
     return {(row.path, row.sha256, row.label) for row in rows if part in (None, row.split)}
+
+
+def shared_settings(config: Config, members: Sequence[Member]) -> dict[str, dict[str, Any]]:
+    """The config of the ensemble by section: of the sections in which members may differ, what they agree on."""
+    sections, own = config.to_dict(), [member.config.to_dict() for member in members]
+    for name in OF_EACH:
+        agreed = [key for key, value in sections[name].items() if all(each[name][key] == value for each in own)]
+        sections[name] = {key: sections[name][key] for key in agreed}
+    return {name: sections[name] for name in (*OF_ALL, *OF_EACH)}
 
 
 def common_rows(members: Sequence[Member]) -> list[Row]:

@@ -164,6 +164,7 @@ def what_rows_depend_on(
 ) -> Mapping[str, str | None]:
     """What must be the same where an unfinished table is continued, in the words of a message."""
     return {
+        "--views": str(saved.description.most_views),
         "model": digest(saved),
         "INPUT": str(Path(given).absolute()),
         "--explain": str(maps.absolute()) if maps else None,

@@ -17,7 +17,7 @@ from skindist.data.resizing import seen_pixels
 from skindist.data.scan import CLASSES
 from skindist.data.transforms import IDENTITY
 from skindist.errors import OutOfMemory
-from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.predictions import sigmoid
 from skindist.files import write_atomic
 from skindist.folding import for_prediction
 from skindist.inference.description import Description
@@ -76,9 +76,7 @@ class BatchReader:
                 for name, picture in zip(names, beside_heat_maps(self.predictor, batch), strict=True):
                     write_atomic(self.maps / name, as_png(picture))
         finite = np.isfinite(logits)
-        ids = np.arange(count)
-        known = Predictions(ids, np.where(finite, logits, 0.0), np.zeros_like(ids))
-        probabilities = frozen.calibration.apply(known).probabilities.tolist()
+        probabilities = sigmoid(frozen.calibration.of(np.where(finite, logits, 0.0))).tolist()
         more = [(name,) if self.maps else () for name in names]
         return [
             (probability, CLASSES[probability >= frozen.threshold.value], None, logit, *drawn)

@@ -40,13 +40,17 @@ def seen_in_training(
         as one of theirs in other bytes; "patients", other images of a patient or lesion of theirs: numbers or null;
         "note": one sentence. And the SHA-256 of those of their images that were met again in one of these ways.
     """
-    if run is None:
+    try:
+        rows, trained_on = (run.split(), run.config().data) if run else ([], None)
+    except UserError:  # a run without the files that name its images
+        rows, trained_on = [], None
+    if trained_on is None:
         note = "not known whether the model was trained on these images: only its run folder could tell"
         return dict.fromkeys(COUNTED) | {"note": note}, set()
-    known = {row.sha256: row.split for row in run.split() if row.split != "test"}
+    known = {row.sha256: row.split for row in rows if row.split != "test"}
     train, val = (sum(known.get(row.sha256) == split for row in data.rows) for split in ("train", "val"))
     ours = {row.sha256 for row in data.rows}
-    near, near_theirs = near_duplicates_of(set(known), run.config().data, ours, tested)
+    near, near_theirs = near_duplicates_of(set(known), trained_on, ours, tested)
     people, people_theirs = of_the_same_people(trained, data, set(known)) if trained else (None, set())
     of_all, said = f"of {plural(len(data.rows), 'image')}", []
     if train + val:

@@ -41,4 +41,4 @@ def probabilities(model: SavedModel, pictures: Sequence[Image.Image]) -> NDArray
         images_NCHW = normalised([square_of(picture, known) for picture in pictures], known)
         benign_N, malignant_N = mean_of_views(model.module, images_NCHW, known.views).double().unbind(dim=1)
     logits_N = (malignant_N - benign_N).numpy()
-    return sigmoid(logits_N / calibration.temperature + calibration.bias)
+    return sigmoid(calibration.of(logits_N))

@@ -54,7 +54,7 @@ def find_model(model: str) -> Source:
             parent = Run(path.resolve().parent)
             return Source(path, parent if parent.exists and parent.model.samefile(path) else None)
         if run.exists:
-            raise UserError(f"{path}: the run has no model yet: let it go on to its end")
+            raise UserError(f"{path}: holds no model: if it is a run, let it go on to its end")
         if (Run(path / "ensemble").model / DESCRIPTION).is_file():
             raise UserError(f"{path}: holds the runs of a cross-validation: give {path / 'ensemble'}")
         raise UserError(f"{path}: holds neither a run nor a model: give a run folder, its model/, or a Hub id")

@@ -292,7 +292,7 @@ def copies(folder: Path) -> None:
         (spoilt, [], r"10 of 54 images cannot be used, more than --max_bad 5%"),
         (copies, ["--recalibrate"], "all malignant images are of one group, which cannot be halved"),
         (shutil.rmtree, [], "no such folder"),
-        (lambda folder: None, ["--metadata=none.csv"], "--metadata none.csv: no such file"),
+        (lambda folder: None, ["--metadata=none.csv"], "none.csv: no such file"),
         (lambda folder: None, ["--prevalence=2"], "--prevalence 2.0: must be above 0 and below 1"),
     ],
 )

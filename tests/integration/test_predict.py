@@ -349,7 +349,7 @@ def maps_there(folder: Path) -> list[str]:
 
 
 def begun_with_another(folder: Path) -> list[str]:
-    (folder / "out.csv.part").write_text('{"model": "another"}\n["a.png"]\n')
+    (folder / "out.csv.part").write_text('{"--views": "7"}\n["a.png"]\n')
     return ["model", "images", "--out=out.csv"]
 
 
@@ -373,7 +373,10 @@ def not_a_part(folder: Path) -> list[str]:
         ),
         (a_cross_validation, "folds: holds the runs of a cross-validation: give folds/ensemble"),
         (maps_there, "--explain maps: is not empty"),
-        (begun_with_another, "out.csv.part: it was begun with another model; run that command again to finish it, or"),
+        (
+            begun_with_another,
+            "out.csv.part: it was begun with another --views; run that command again to finish it, or",
+        ),
         (not_a_part, "out.csv.part: it was begun with another program"),
         (lambda _: ["model", "nowhere", "--out=out.csv"], "nowhere: no such file or folder; give a folder, an image"),
         (lambda _: ["model", "images/*.gif", "--out=out.csv"], "images/*.gif: no file is there"),
@@ -516,6 +519,7 @@ def test_accelerate_launch_runs_the_command(model: Path, images: Path, found: Pa
 def test_what_decides_on_a_row_is_part_of_what_it_depends_on(model: Path, tmp_path: Path) -> None:
     """An unfinished table is not continued with another threshold, or other files."""
     own, accelerator = load_model(model), group.join_group()
+    turned = load_model(model, views=3)
     other = load_model(saved(tmp_path, Threshold(0.6, "validation", 0.95), Calibration(0.5, -0.1)))
     asked: list[tuple[SavedModel, int, str, Path | None]] = [
         (own, 8, "images", None), (other, 8, "images", None), (own, 4, "images", None), (own, 8, "others", None),
@@ -525,4 +529,6 @@ def test_what_decides_on_a_row_is_part_of_what_it_depends_on(model: Path, tmp_pa
         json.dumps(what_rows_depend_on(saved, accelerator, batch, given, maps)) for saved, batch, given, maps in asked
     ]
     assert len(set(keys)) == len(asked)
+    first, then = (what_rows_depend_on(saved, accelerator, 8, "images", None) for saved in (own, turned))
+    assert next(key for key, value in then.items() if first[key] != value) == "--views", "which the user is told"
     assert version("torch") in keys[0]

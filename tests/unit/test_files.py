@@ -61,5 +61,9 @@ def test_an_error_in_the_work_leaves_nothing_and_stays_what_it_is(tmp_path: Path
 def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^--out /proc/new/deep: cannot be made \(.*: /proc\); give another folder$"):
         refuse_occupied(Path("/proc/new/deep"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"/file/out/deep: \S+/file is a file; give another folder$"):
+        refuse_occupied(tmp_path / "file/out/deep")
+    (tmp_path / "file").unlink()
     refuse_occupied(tmp_path / "new" / "deep")
     assert not list(tmp_path.iterdir()), "trying leaves nothing"

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from skindist.cli import main, split_command
-from skindist.config import Config
+from skindist.config import Config, RunConfig
 from skindist.data.inspection import Facts
 from skindist.data.prepare import Prepared, prepare
 from skindist.data.split import Row, cut_into_folds
@@ -26,8 +26,18 @@ from skindist.errors import UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.known import Known
 from skindist.folds import run_folds
-from skindist.inference.joining import Member, by_seed, common_rows, doubted, frozen_on, join_runs, predicted
+from skindist.inference.joining import (
+    Member,
+    by_seed,
+    common_rows,
+    doubted,
+    frozen_on,
+    join_runs,
+    predicted,
+    shared_settings,
+)  # fmt: skip
 from skindist.parsing import parse_config
+from skindist.recipe import ModelConfig
 from skindist.report.model_card import header
 from skindist.run.folder import Run
 from tests.helpers import commands, jobs
@@ -42,6 +52,17 @@ def test_an_image_has_the_mean_of_those_runs_that_did_not_train_on_it() -> None:
     assert found.ids.tolist() == [0, 1, 2, 3]
     assert found.labels.tolist() == [1, 0, 1, 0]
     assert found.probabilities == pytest.approx([0.7, 0.4, 0.3, 0.1])
+
+
+def test_an_ensemble_has_the_settings_that_its_members_agree_on() -> None:
+    def member(**model: Any) -> Any:
+        config = Config(model=ModelConfig(**model), run=RunConfig(seed=len(model)))
+        return SimpleNamespace(config=config)
+
+    of_two = shared_settings(Config(), [member(name="a"), member(name="b", drop_rate=0.0)])
+    assert "name" not in of_two["model"]
+    assert of_two["model"]["drop_rate"] == 0.0
+    assert of_two["optim"] == Config().to_dict()["optim"]
 
 
 def test_a_probability_of_1_keeps_finite_log_odds() -> None:

@@ -18,3 +18,10 @@ def test_a_name_that_begins_as_a_home_does_is_a_name(tmp_path: Path, monkeypatch
     ]  # fmt: skip
     with pytest.raises(UserError, match=r"~a\.jpg: no such file or folder"):
         list(list_files("~a.jpg"))
+
+
+def test_a_row_of_zero_bytes_is_a_row(tmp_path: Path) -> None:
+    """As a crash leaves at the end of a table; whoever opens it says that it is no picture."""
+    (tmp_path / "list.csv").write_text("path\na.jpg\n\0\0\n")
+    names = [item.name for item in list_files(str(tmp_path / "list.csv"), left_out=[tmp_path / "out.csv"])]
+    assert names == ["a.jpg", "\0\0"]

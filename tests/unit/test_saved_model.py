@@ -185,7 +185,7 @@ def test_a_model_that_is_nowhere(given: str, said: str) -> None:
 
 def test_a_run_without_a_model_yet(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("data: {}")
-    with pytest.raises(UserError, match="no model yet: let it go on"):
+    with pytest.raises(UserError, match="holds no model: if it is a run"):
         find_model(str(tmp_path))
 
 

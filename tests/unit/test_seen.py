@@ -1,11 +1,15 @@
 """What a model has seen of other images: who of the patients, as far as the tables tell."""
 
+from pathlib import Path
+
 import pytest
 
 from skindist.data.inspection import Facts
 from skindist.data.prepare import Prepared
 from skindist.data.split import Row
-from skindist.inference.seen import baseline_images, of_the_same_people
+from skindist.inference.seen import baseline_images, of_the_same_people, seen_in_training
+from skindist.recipe import DataConfig
+from skindist.run.folder import Run
 
 
 def images(split: str, *ids: dict[str, str], known: str = "") -> Prepared:
@@ -47,3 +51,11 @@ def test_no_baseline_is_judged_on_what_it_learnt_from() -> None:
     assert not isinstance(found, str)
     assert found.groups.tolist() == ["train-0", "train-3"]
     assert "not at hand" in str(baseline_images(None, met))
+
+
+def test_a_run_that_does_not_name_its_images_says_nothing_of_them(tmp_path: Path) -> None:
+    """A run that was shared without its tables is no reason to lose the predictions of another set."""
+    (tmp_path / "config.yaml").write_text("data: {}\n")
+    found, met = seen_in_training(Run(tmp_path), None, DataConfig(), images("test", {}))
+    assert (found["train"], met) == (None, set())
+    assert found["note"].startswith("not known whether")
