@@ -11,15 +11,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from skindist.data.metadata import Metadata, canonical_name
-from skindist.data.scan import CLASSES, UNLABELLED, ImageFile, Scan
+from skindist.data.scan import CLASSES, SPLIT_WORDS, UNLABELLED, ImageFile, Scan
 from skindist.errors import UserError
 from skindist.recipe import DataConfig
 from skindist.wording import plural
 
-SPLIT_WORDS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
-    "testing": "test",
-}  # fmt: skip
 SAME = {"yes": "true", "no": "false"}  # YAML takes a bare yes for true
 NAMED = 12  # values in one message
 log = logging.getLogger("skindist")

@@ -1,9 +1,9 @@
 """Find the images of a folder and inspect each of them; whatever is ambiguous is refused with a reason.
 
-The layout is either DIR/{benign,malignant}/... or DIR/{train,val,test}/{benign,malignant}/... ("validation" for
-"val" is fine; without val/, validation images are drawn from train/). Class folders may hold folders. Nothing is
-guessed from file names: a file is an image if it can be read as one. What was found out about a file is remembered
-until the file changes, so a second scan costs little more than a look at the folder.
+The layout is either DIR/{benign,malignant}/... or DIR/{train,val,test}/{benign,malignant}/... ("valid" for "val" is
+fine; without val/, validation images are drawn from train/). Class folders may hold folders; where a table tells the
+labels, there need not be any. Nothing is guessed from file names: a file is an image if it can be read as one. What was
+found out about a file is remembered until it changes, so a second scan costs little more than a look at the folder.
 """
 
 import hashlib
@@ -28,7 +28,10 @@ from skindist.machine import available_cores, cache_folder
 
 CLASSES = ("benign", "malignant")  # the index is the label
 UNLABELLED = -1  # by the folder that an image lies in
-SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
+SPLIT_WORDS = {  # what folders and tables call the parts
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
 CACHE_FORMAT = 2  # of what is remembered: raise it when `inspect` finds out other things
 SETTLED = 2_000_000_000  # nanoseconds: a file that changed later than this before a scan may change again unnoticed
@@ -63,16 +66,19 @@ class Scan:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
-def scan_folder(root: Path, cache_dir: str | None = None, any_layout: bool = False) -> Scan:
+def scan_folder(
+    root: Path, cache_dir: str | None = None, any_layout: bool = False, split_by_table: bool = False
+) -> Scan:
     """Inspect every file below the class folders of `root`.
 
     Args:
         any_layout: whether there need not be class folders, as a table will tell the labels.
+        split_by_table: whether a table will tell the split, too: without class folders, no layout is refused then.
 
     Raises:
         UserError: the folder is missing, empty, laid out ambiguously, or holds no image.
     """
-    found = sorted(_find(root, any_layout))
+    found = sorted(_find(root, any_layout, split_by_table))
     facts = _inspect_all(root, {path: stamp for path, _, _, stamp in found}, cache_dir)
     images, bad, others = [], [], []
     for path, label, split, _ in found:
@@ -142,46 +148,46 @@ def _from_json(values: dict[str, Any]) -> Facts:
     return Facts(**values)
 
 
-def _find(root: Path, any_layout: bool) -> Iterator[tuple[str, int, str, Stamp]]:
+def _find(root: Path, any_layout: bool, split_by_table: bool) -> Iterator[tuple[str, int, str, Stamp]]:
     """Yield (relative path, label, split, stamp) of every file, having checked the layout."""
     if not root.is_dir():
         raise UserError(f"--data.path {root}: {'is not a folder' if root.exists() else 'no such folder'}")
     folders = _folders(root)
-    if any_layout and not any(_class_folders(folder) for folder in (root, *folders.values())):
-        yield from _find_anywhere(root, folders)
+    splits = {SPLIT_WORDS[name.lower()]: folder for name, folder in folders.items() if name.lower() in SPLIT_WORDS}
+    by_class = not any_layout or any(_class_folders(folder) for folder in (root, *folders.values()))
+    odd = _odd_split(folders, splits) if splits else ""
+    if splits and (by_class or not split_by_table):
+        if odd:
+            raise UserError(f"--data.path {root}: {odd}")
+        _refuse_loose_images(root, root)
+    if by_class:
+        for split, folder in (splits or {"": root}).items():
+            yield from _find_classes(root, folder, split)
         return
-    splits = {SPLIT_FOLDERS[name.lower()]: folder for name, folder in folders.items() if name.lower() in SPLIT_FOLDERS}
-    if not splits:
-        yield from _find_classes(root, root, "")
-        return
-    others = sorted(name for name in folders if name.lower() not in SPLIT_FOLDERS)
-    if others or len(splits) != len(folders):
-        raise UserError(
-            f"--data.path {root}: it is split into {', '.join(sorted(folders))}, which is ambiguous; "
-            "keep train/, val/ and test/ only"
-        )
+    parts = {} if odd else {folder.name: split for split, folder in splits.items()}
+    for path, stamp in files_below(str(root), set()):
+        name = _relative(path, root)
+        part = parts.get(name.partition("/")[0], "")
+        if part or not parts or split_by_table:
+            yield name, UNLABELLED, part, stamp
+
+
+def _odd_split(folders: dict[str, Path], splits: dict[str, Path]) -> str:
+    """Why folders, some of which are parts of a split, are no whole split; "" if they are one."""
+    if len(splits) != len(folders):
+        names = ", ".join(sorted(folders))
+        return f"it is split into {names}, which is ambiguous; keep train/, val/ and test/ only"
     if missing := {"train", "test"} - set(splits):
-        raise UserError(
-            f"--data.path {root}: it has {', '.join(f'{name}/' for name in sorted(folders))} but no "
+        return (
+            f"it has {', '.join(f'{name}/' for name in sorted(folders))} but no "
             f"{' or '.join(f'{name}/' for name in sorted(missing))}; give train/, val/ and test/, or none of them"
         )
-    _refuse_loose_images(root, root)
-    for split, folder in splits.items():
-        yield from _find_classes(root, folder, split)
+    return ""
 
 
 def _class_folders(folder: Path) -> bool:
     """Whether it holds one, and so says something of labels."""
     return any(name.lower() in CLASSES for name in _folders(folder))
-
-
-def _find_anywhere(root: Path, folders: dict[str, Path]) -> Iterator[tuple[str, int, str, Stamp]]:
-    """All files, without labels; a folder that is all train/, val/ and test/ says the split."""
-    splits = {name: SPLIT_FOLDERS.get(name.lower(), "") for name in folders}
-    given = {"train", "test"} <= set(splits.values()) and all(splits.values())
-    for path, stamp in files_below(str(root), set()):
-        name = path.removeprefix(f"{root}{os.sep}").replace(os.sep, "/")
-        yield name, UNLABELLED, splits.get(name.partition("/")[0], "") if given else "", stamp
 
 
 def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, int, str, Stamp]]:
@@ -196,7 +202,11 @@ def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, i
     _refuse_loose_images(root, folder)
     for label, name in enumerate(sorted(names, key=str.lower)):
         for path, stamp in files_below(str(folder / name), set()):
-            yield path.removeprefix(f"{root}{os.sep}").replace(os.sep, "/"), label, split, stamp
+            yield _relative(path, root), label, split, stamp
+
+
+def _relative(path: str, root: Path) -> str:
+    return path.removeprefix(f"{root}{os.sep}").replace(os.sep, "/")
 
 
 def _folders(folder: Path) -> dict[str, Path]:
@@ -207,8 +217,8 @@ def _refuse_loose_images(root: Path, folder: Path) -> None:
     files = (path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if loose := sorted(path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES):
         raise UserError(
-            f"--data.path {root}: images in {folder} beside the class folders, so without a label: {len(loose)} "
-            f"(such as {loose[0]}); move or remove them"
+            f"--data.path {root}: images in {folder} beside its folders, so without a label or a part of the split: "
+            f"{len(loose)} (such as {loose[0]}); move or remove them"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
 from skindist.data.labels import refuse_lonely_flags, split_of, use_table
 from skindist.data.metadata import Metadata, read_metadata
-from skindist.data.scan import SPLIT_FOLDERS, ImageFile, Scan, scan_folder
+from skindist.data.scan import SPLIT_WORDS, ImageFile, Scan, scan_folder
 from skindist.errors import UserError
 from skindist.recipe import DataConfig
 
@@ -69,7 +69,8 @@ def look_into(config: DataConfig) -> Scan:
         UserError: an ambiguous folder, or flags that mean nothing without others.
     """
     refuse_lonely_flags(config)
-    return scan_folder(data_folder(config), config.cache_dir, any_layout=config.label_column is not None)
+    labels, split = (column is not None for column in (config.label_column, config.split_column))
+    return scan_folder(data_folder(config), config.cache_dir, any_layout=labels, split_by_table=split)
 
 
 def metadata_of(config: DataConfig, scan: Scan) -> Metadata:
@@ -91,7 +92,7 @@ def part_of(scan: Scan, part: str, splits: Mapping[str, str] | None = None) -> S
     log.info(f"data: the {'folder' if splits is None else 'table'} is split: its {part}/ alone is used")
 
     def inside(path: str) -> bool:
-        said = SPLIT_FOLDERS.get(path.partition("/")[0].lower()) if splits is None else splits.get(path)
+        said = SPLIT_WORDS.get(path.partition("/")[0].lower()) if splits is None else splits.get(path)
         return said == part
 
     images = [image for image in scan.images if image.split == part]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from skindist.config import Config, changes
 from skindist.data.prepare import Prepared, prepare, prepare_again
-from skindist.data.scan import CLASSES, SPLIT_FOLDERS
+from skindist.data.scan import CLASSES, SPLIT_WORDS
 from skindist.errors import UserError
 from skindist.files import refuse_within, write_atomic
 from skindist.launcher import this_launch
@@ -48,7 +48,7 @@ def choose_folder(config: Config) -> Run:
 
 def refuse_foreign(run: Run) -> None:
     """Raise UserError where the folder is no run, but holds images, or files that a run would write over."""
-    if images := [name for name in (*CLASSES, *SPLIT_FOLDERS) if (run.path / name).is_dir()]:
+    if images := [name for name in (*CLASSES, *SPLIT_WORDS) if (run.path / name).is_dir()]:
         raise UserError(f"--run.dir {run.path}: holds images ({', '.join(images)}), and no run; give another folder")
     later = (run.results_file, run.record, run.report, run.model, run.errors)  # none is there before the config is
     if kept := [path.name for path in later if path.exists()]:

@@ -148,6 +148,16 @@ def test_folders_may_say_the_split_alone(flat: Path) -> None:
     assert all(row.path.startswith("test/") == (row.split == "test") for row in prepared.rows)
     said = refusal(config(flat, split_column="part"))
     assert "correct the table or the folder" in said
+    (flat / "test").rename(flat / "valid")
+    assert "it has train/, valid/ but no test/" in refusal(config(flat))
+    assert {row.split for row in prepare(config(flat, split_column="part"), seed=0).rows} == {"train", "val", "test"}
+
+
+def test_of_a_split_folder_without_classes_the_test_part_is_evaluated(flat: Path) -> None:
+    for number, part in ((1, "train"), (2, "testing")):
+        (flat / f"HAM10000_images_part_{number}").rename(flat / part)
+    (flat / "valid").mkdir()
+    assert {row.path.partition("/")[0] for row in prepare_test(config(flat)).rows} == {"testing"}
 
 
 def test_of_a_split_table_the_test_part_is_evaluated(flat: Path, caplog: pytest.LogCaptureFixture) -> None:

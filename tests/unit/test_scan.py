@@ -74,7 +74,7 @@ def test_a_class_folder_may_be_a_link(flat: Path, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("val", ["val", "validation", "Val"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
 def test_a_split_folder_keeps_its_split(tmp_path: Path, val: str) -> None:
     for split in ("train", val, "test"):
         for name in ("Benign", "malignant"):
@@ -212,7 +212,7 @@ def spoil_two_vals(root: Path) -> Path:
         (spoil_one_class, "it holds benign/"),
         (spoil_third_class, "it holds benign/, malignant/, nevus/"),
         (spoil_two_spellings, "it holds Benign/, benign/, malignant/"),
-        (spoil_loose, r"images in .* without a label: 1 \(such as lost.png\)"),
+        (spoil_loose, r"images in .* without a label or a part of the split: 1 \(such as lost.png\)"),
         (spoil_half_split, "split into benign, malignant, train, which is ambiguous"),
         (spoil_no_test, "it has train/, val/ but no test/"),
         (spoil_two_vals, "split into test, train, val, validation, which is ambiguous"),
@@ -223,3 +223,38 @@ def test_an_ambiguous_folder_is_refused(flat: Path, spoil: Callable[[Path], Path
         scan_folder(spoil(flat))
     assert "--data.path" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "splits"),
+    [
+        (("train/x.png", "valid/a/x.png", "testing/x.png"), ["test", "train", "val"]),
+        (("train/x.png", "test/x.png", "table.csv"), ["test", "train"]),
+        (("part_1/x.png", "part_2/x.png", "x.png"), ["", "", ""]),
+        (("images/test/x.png",), [""]),
+    ],
+)
+def test_without_class_folders_a_split_is_kept(tmp_path: Path, files: tuple[str, ...], splits: list[str]) -> None:
+    for name in files:
+        picture(tmp_path / name) if name.endswith("png") else (tmp_path / name).touch()
+    assert [image.split for image in scan_folder(tmp_path, any_layout=True).images] == splits
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("train/x.png", "test/x.png", "extra/x.png"), "split into extra, test, train, which is ambiguous; keep"),
+        (("train/x.png", "val/x.png", "valid/x.png", "test/x.png"), "split into test, train, val, valid, which is"),
+        (("train/x.png", "val/x.png"), "it has train/, val/ but no test/; give train/, val/ and test/, or none"),
+        (("train/x.png", "test/x.png", "x.png"), r"without a label or a part of the split: 1 \(such as x.png\)"),
+    ],
+)
+def test_an_unclear_split_is_refused_unless_a_table_tells_it(
+    tmp_path: Path, files: tuple[str, ...], message: str
+) -> None:
+    for name in files:
+        picture(tmp_path / name)
+    with pytest.raises(UserError, match=message):
+        scan_folder(tmp_path, any_layout=True)
+    found = scan_folder(tmp_path, any_layout=True, split_by_table=True).images
+    assert [image.path for image in found] == sorted(files)
