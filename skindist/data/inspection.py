@@ -23,7 +23,11 @@ SUFFIXES = {
     "TIFF": (".tif", ".tiff"),
 }
 FORMATS = tuple(SUFFIXES)  # a closed list: PIL would hand an EPS called .jpg to Ghostscript
+UNREAD_SUFFIXES = {
+    ".heic", ".heif", ".hif", ".gif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".dcm", ".dicom",
+}  # fmt: skip
 NOT_AN_IMAGE = "not an image"
+UNREAD = "a kind of image that is not read; convert it to JPEG or PNG"
 CONVERTED = {"CMYK": "CMYK", "P": "palette", "PA": "palette", "LA": "alpha", "RGBA": "alpha"}
 MODES_8_BIT = {"1", "L", "RGB", "YCbCr", *CONVERTED}
 MIN_SIDE = 32  # pixels
@@ -86,7 +90,7 @@ def open_image(path: Path, use: Callable[[bytes, Image.Image], T]) -> T | str:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return _refusal(image) or use(content, image)
     except UnidentifiedImageError:
-        return NOT_AN_IMAGE
+        return UNREAD if path.suffix.lower() in UNREAD_SUFFIXES else NOT_AN_IMAGE
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return f"more than {Image.MAX_IMAGE_PIXELS} pixels (a decompression bomb?)"
     except Exception as error:  # a damaged file can make a decoder raise nearly anything

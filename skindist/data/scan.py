@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from skindist.data.inspection import NOT_AN_IMAGE, SUFFIXES, Facts, inspect
+from skindist.data.inspection import NOT_AN_IMAGE, SUFFIXES, UNREAD_SUFFIXES, Facts, inspect
 from skindist.errors import UserError
 from skindist.files import write_atomic
 from skindist.machine import available_cores, cache_folder
@@ -32,8 +32,8 @@ SPLIT_WORDS = {  # what folders and tables call the parts
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
-IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes}
-CACHE_FORMAT = 2  # of what is remembered: raise it when `inspect` finds out other things
+IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | UNREAD_SUFFIXES
+CACHE_FORMAT = 3  # of what is remembered: raise it when `inspect` finds out other things
 SETTLED = 2_000_000_000  # nanoseconds: a file that changed later than this before a scan may change again unnoticed
 
 Stamp = str  # size, modification time and change time of a file, in bytes and nanoseconds

@@ -45,6 +45,7 @@ BAD: list[tuple[str, Callable[[Image.Image], bytes], str]] = [
     ("a.png", lambda lesion: b"not an image", "not an image"),
     ("a.jpg", lambda lesion: EPS, "not an image"),
     ("a.jpg", lambda lesion: saved(lesion, "GIF"), "not an image"),
+    ("a.GIF", lambda lesion: saved(lesion, "GIF"), "a kind of image that is not read; convert it to JPEG or PNG"),
     ("a.jpg", half_a_jpeg, "truncated"),
     ("a.png", half_a_png, "truncated"),
     (

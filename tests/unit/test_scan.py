@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from skindist.data import scan
-from skindist.data.inspection import Facts, inspect
+from skindist.data.inspection import UNREAD, Facts, inspect
 from skindist.data.scan import scan_folder
 from skindist.errors import UserError
 
@@ -42,15 +42,19 @@ def test_content_decides_and_no_file_goes_uncounted(flat: Path) -> None:
     (flat / "metadata.csv").write_text("file_name,label\n")
     (flat / "benign/notes.txt").write_text("hello")
     (flat / "benign/broken.jpg").write_text("hello")
+    (flat / "benign/phone.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    picture(flat / "benign/really_a_jpeg.jpg").rename(flat / "benign/d.heic")
     picture(flat / "malignant/really_a_picture.png").rename(flat / "malignant/c.bak")
     (flat / "benign/.DS_Store").write_bytes(b"x")
     (flat / "malignant/._b.png").write_bytes(b"x")
     (flat / ".cache").mkdir()
     found = scan_folder(flat)
-    assert [image.path for image in found.images if image.facts.notes == ("extension",)] == ["malignant/c.bak"]
+    assert [image.path for image in found.images if image.facts.notes == ("extension",)] == [
+        "benign/d.heic", "malignant/c.bak"
+    ]  # fmt: skip
     assert (len(found.images), found.bad, found.others) == (
-        4,
-        [("benign/broken.jpg", "not an image")],
+        5,
+        [("benign/broken.jpg", "not an image"), ("benign/phone.HEIC", UNREAD)],
         ["benign/notes.txt"],
     )
 
