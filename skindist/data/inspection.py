@@ -7,13 +7,14 @@ import hashlib
 import io
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import imagehash
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -38,6 +39,16 @@ HASH_SIDE = 16  # 256 bits
 LAYOUT_SIDE = 8
 BLANK = 2.0  # standard deviation in grey levels under which a hash is noise
 ORIENTATIONS = (None, *Image.Transpose)  # the 8 symmetries of a picture; the first is the picture as it is
+UPRIGHT = {  # what turns a picture upright, by its EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = {UPRIGHT[orientation] for orientation in (5, 6, 7, 8)}
 
 T = TypeVar("T")
 
@@ -127,15 +138,30 @@ def _facts(path: Path, content: bytes, image: Image.Image) -> Facts:
 
 def upright_size(image: Image.Image) -> tuple[tuple[int, int], bool]:
     """Width and height as the camera meant them, and whether its EXIF orientation says other than "upright"."""
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    turned = isinstance(orientation, int) and 2 <= orientation <= 8
-    return ((image.height, image.width) if turned and orientation >= 5 else image.size), turned
+    turn = _turn(image)
+    return ((image.height, image.width) if turn in SIDEWAYS else image.size), turn is not None
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What turns the picture upright; None where its EXIF block asks for nothing, or cannot be read."""
+    if image.format == "PNG":  # its EXIF block may follow the pixels, and a file that ends before is damaged
+        image.load()
+    with suppress(Exception):  # a strange block can make PIL raise nearly anything
+        return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return None
 
 
 def decode(image: Image.Image, at_least: tuple[int, int]) -> Image.Image:
-    """Load an opened file as upright RGB; a JPEG no larger than need be, with sides of `at_least` if it has them."""
+    """Load an opened file as upright RGB; a JPEG no larger than need be, with sides of `at_least` if it has them.
+
+    Only the pixels are turned: `ImageOps.exif_transpose` writes the EXIF block anew, too, and not every block can be.
+    """
     image.draft(None, at_least)
-    return ImageOps.exif_transpose(image).convert("RGB")
+    image.load()
+    turn = _turn(image)
+    picture = (image if turn is None else image.transpose(turn)).convert("RGB")
+    picture.info.clear()  # the orientation is used up, and a comment may name the patient
+    return picture
 
 
 def perceptual_hashes(image: Image.Image) -> bytes:

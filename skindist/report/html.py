@@ -110,7 +110,6 @@ def thumbnail(path: Path, side: int = SIDE) -> str:
     except OSError:
         return ""
     picture.thumbnail((side, side))
-    picture.info.clear()  # else a comment in the file, which may name the patient, would be written along
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from skindist.data.demo import draw_lesion
 from skindist.data.inspection import ORIENTATIONS, Facts, decode, inspect
@@ -101,10 +101,10 @@ def test_what_a_good_file_tells(tmp_path: Path) -> None:
 ORIENTATION_TAG = 0x0112
 
 
-def with_orientation(lesion: Image.Image, orientation: int) -> bytes:
+def with_orientation(lesion: Image.Image, orientation: int, file_format: str = "JPEG") -> bytes:
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = orientation
-    return saved(lesion, "JPEG", exif=exif, quality=95)
+    return saved(lesion, file_format, exif=exif, quality=95)
 
 
 NOTED: list[tuple[str, Callable[[Image.Image], bytes], tuple[str, ...]]] = [
@@ -145,6 +145,38 @@ def test_pictures_are_upright(tmp_path: Path, lesion: Image.Image, orientation: 
     with Image.open(tmp_path / "a.jpg") as image:
         pixels = np.asarray(decode(image, (160, 120)), float)
     assert np.abs(pixels - np.asarray(upright, float)).mean() < 3
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_are_turned_as_pil_turns_them(lesion: Image.Image, file_format: str, orientation: int) -> None:
+    content = with_orientation(lesion.resize((60, 40)), orientation, file_format)
+    with Image.open(io.BytesIO(content)) as image, Image.open(io.BytesIO(content)) as again:
+        picture, expected = decode(image, (60, 40)), ImageOps.exif_transpose(again).convert("RGB")
+    assert (picture.size, picture.tobytes()) == (expected.size, expected.tobytes())
+    assert (decode(picture, (60, 40)).tobytes(), picture.info) == (expected.tobytes(), {}), "it is not turned twice"
+
+
+ORIENTATION_6 = b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+RESOLUTION_IN_WORDS = b"\x1a\x01\x02\0\x02\0\0\x006\0\0\0"  # ASCII, where EXIF wants a fraction
+
+
+@pytest.mark.parametrize(
+    ("block", "size"),
+    [
+        (b"II*\0\x08\0\0\0\x02\0" + ORIENTATION_6 + RESOLUTION_IN_WORDS + bytes(4), (120, 160)),
+        (b"no TIFF header", (160, 120)),
+    ],
+)
+def test_a_strange_exif_block_spoils_no_picture(
+    tmp_path: Path, lesion: Image.Image, block: bytes, size: tuple[int, int]
+) -> None:
+    content = saved(lesion.resize((160, 120)), "JPEG", exif=b"Exif\0\0" + block)
+    (tmp_path / "a.jpg").write_bytes(content)
+    facts = inspect(tmp_path / "a.jpg")
+    assert (facts.reason, facts.width, facts.height) == ("", *size)
+    with Image.open(io.BytesIO(content)) as image:
+        assert decode(image, (160, 120)).size == size
 
 
 def distance(a: bytes, b: bytes) -> int:
