@@ -139,6 +139,9 @@ def _facts(path: Path, content: bytes, image: Image.Image) -> Facts:
 def upright_size(image: Image.Image) -> tuple[tuple[int, int], bool]:
     """Width and height as the camera meant them, and whether its EXIF orientation says other than "upright"."""
     turn = _turn(image)
+    if image.format == "TIFF":  # which PIL turns itself, no later than it loads the pixels
+        image.load()
+        return image.size, turn is not None
     return ((image.height, image.width) if turn in SIDEWAYS else image.size), turn is not None
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from skindist.data.demo import draw_lesion
-from skindist.data.inspection import ORIENTATIONS, Facts, decode, inspect
+from skindist.data.inspection import ORIENTATIONS, Facts, decode, inspect, upright_size
 
 
 @pytest.fixture(scope="module")
@@ -152,8 +152,10 @@ def test_pictures_are_upright(tmp_path: Path, lesion: Image.Image, orientation: 
 def test_pixels_are_turned_as_pil_turns_them(lesion: Image.Image, file_format: str, orientation: int) -> None:
     content = with_orientation(lesion.resize((60, 40)), orientation, file_format)
     with Image.open(io.BytesIO(content)) as image, Image.open(io.BytesIO(content)) as again:
+        told = upright_size(image)
         picture, expected = decode(image, (60, 40)), ImageOps.exif_transpose(again).convert("RGB")
     assert (picture.size, picture.tobytes()) == (expected.size, expected.tobytes())
+    assert told == (expected.size, orientation > 1)
     assert (decode(picture, (60, 40)).tobytes(), picture.info) == (expected.tobytes(), {}), "it is not turned twice"
 
 
