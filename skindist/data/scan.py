@@ -154,7 +154,7 @@ def _find(root: Path, any_layout: bool, split_by_table: bool) -> Iterator[tuple[
         raise UserError(f"--data.path {root}: {'is not a folder' if root.exists() else 'no such folder'}")
     folders = _folders(root)
     splits = {SPLIT_WORDS[name.lower()]: folder for name, folder in folders.items() if name.lower() in SPLIT_WORDS}
-    by_class = not any_layout or any(_class_folders(folder) for folder in (root, *folders.values()))
+    by_class = not any_layout or any(_class_folders(folder) for folder in (root, *splits.values()))
     odd = _odd_split(folders, splits) if splits else ""
     if splits and (by_class or not split_by_table):
         if odd:

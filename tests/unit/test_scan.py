@@ -236,6 +236,7 @@ def test_an_ambiguous_folder_is_refused(flat: Path, spoil: Callable[[Path], Path
         (("train/x.png", "test/x.png", "table.csv"), ["test", "train"]),
         (("part_1/x.png", "part_2/x.png", "x.png"), ["", "", ""]),
         (("images/test/x.png",), [""]),
+        (("images/benign/x.png", "images/malignant/x.png"), ["", ""]),
     ],
 )
 def test_without_class_folders_a_split_is_kept(tmp_path: Path, files: tuple[str, ...], splits: list[str]) -> None:
