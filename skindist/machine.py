@@ -7,6 +7,8 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
+from skindist.files import expanded
+
 SHARED_MEMORY = Path("/dev/shm")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as glibc's malloc.h has them
 
@@ -43,7 +45,7 @@ def free_shared_memory() -> int | None:
 def cache_folder(asked: str | None = None) -> Path:
     """Where prepared data are kept for later runs: `asked`, else $SKINDIST_CACHE, else ~/.cache/skindist."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "skindist"
-    return Path(asked or os.environ.get("SKINDIST_CACHE") or default)
+    return expanded(asked or os.environ.get("SKINDIST_CACHE") or str(default))
 
 
 def gpus() -> int:

@@ -12,6 +12,7 @@ from skindist.data.labels import refuse_lonely_flags, split_of, use_table
 from skindist.data.metadata import Metadata, read_metadata
 from skindist.data.scan import SPLIT_WORDS, ImageFile, Scan, scan_folder
 from skindist.errors import UserError
+from skindist.files import expanded
 from skindist.recipe import DataConfig
 
 log = logging.getLogger("skindist")
@@ -78,7 +79,7 @@ def metadata_of(config: DataConfig, scan: Scan) -> Metadata:
     if config.metadata is None:
         return {}
     paths, bad = [image.path for image in scan.images], [path for path, _ in scan.bad]
-    return read_metadata(Path(config.metadata), paths, bad, (config.label_column, config.split_column))
+    return read_metadata(expanded(config.metadata), paths, bad, (config.label_column, config.split_column))
 
 
 def part_of(scan: Scan, part: str, splits: Mapping[str, str] | None = None) -> Scan:
@@ -104,7 +105,7 @@ def data_folder(config: DataConfig) -> Path:
     """The folder of images, or UserError where none is given."""
     if config.path is None:
         raise UserError("--data.path is missing: give the folder that holds the class folders benign/ and malignant/")
-    return Path(config.path)
+    return expanded(config.path)
 
 
 def conflicting_copies(found: Survey) -> list[tuple[str, str]]:

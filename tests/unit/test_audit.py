@@ -349,3 +349,15 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.setattr(module, "survey", None)  # would raise
     with pytest.raises(UserError, match=message):
         audit(DataConfig(path=str(tmp_path)), tmp_path / page)
+
+
+def test_a_path_may_begin_with_the_home(
+    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SKINDIST_CACHE", "~/cache")
+    (tmp_path / "m.csv").write_text("path,patient_id\ntrain/benign/0.png,P\n")
+    assert main(["audit", "~/lesions", "--metadata=~/m.csv", f"--page={tmp_path / 'page.html'}"]) == 0
+    assert "1 of 14 images have a row" in capsys.readouterr().out
+    assert main(["clear-cache", "--cache_dir=~/cache"]) == 0
+    assert capsys.readouterr().out == f"0.00 GB removed from {tmp_path / 'cache'}\n"
