@@ -6,8 +6,9 @@ Each file is decoded once, JPEGs at an eighth of their size: every byte is still
 import hashlib
 import io
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -74,18 +75,24 @@ class Facts(NamedTuple):
     colours: tuple[float, ...] = ()
 
 
+@contextmanager
+def reading_images() -> Iterator[None]:
+    """Around the threads that read images: a bomb is an error, and what else PIL warns of is ours to tell."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
 def inspect(path: Path) -> Facts:
-    """What a file tells. Nothing that it contains makes this raise; for bombs, see `open_image`."""
+    """What a file tells, within `reading_images`. Nothing that it contains makes this raise."""
     found = open_image(path, lambda content, image: _facts(path, content, image))
     return Facts(found) if isinstance(found, str) else found
 
 
 def open_image(path: Path, use: Callable[[bytes, Image.Image], T]) -> T | str:
-    """What `use` makes of the bytes of a file and of its opened image, or why the file cannot be used. Nothing that a
-    file contains makes this raise.
-
-    The caller has made `Image.DecompressionBombWarning` an error, else a bomb below twice PIL's limit is decoded.
-    """
+    """What `use` makes of the bytes of a file and of its opened image, or why the file cannot be used, within
+    `reading_images`. Nothing that a file contains makes this raise."""
     try:
         status = path.stat()
         if stat.S_ISFIFO(status.st_mode) or status.st_size > LARGEST:

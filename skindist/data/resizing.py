@@ -29,9 +29,8 @@ def resized(image: Image.Image, shape: tuple[int, int], resampling: Image.Resamp
 
 
 def seen_pixels(path: Path, size: int, interpolation: str) -> Tensor | str:
-    """What a model sees of one file, (`size`, `size`, 3) uint8, as by way of a store; or why the file cannot be used.
-    For bombs, see `open_image`."""
-
+    """What a model sees of one file, (`size`, `size`, 3) uint8, as by way of a store; or why the file cannot be used,
+    within `reading_images`."""
     return open_image(path, lambda _, image: seen_square(image, size, interpolation))
 
 

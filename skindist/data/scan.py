@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from tqdm import tqdm
 
-from skindist.data.inspection import NOT_AN_IMAGE, SUFFIXES, UNREAD_SUFFIXES, Facts, inspect
+from skindist.data.inspection import NOT_AN_IMAGE, SUFFIXES, UNREAD_SUFFIXES, Facts, inspect, reading_images
 from skindist.errors import UserError
 from skindist.files import write_atomic
 from skindist.machine import available_cores, cache_folder
@@ -104,8 +102,7 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> 
     if not new and len(known) == len(files):
         return facts
     started = time.time_ns()
-    with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with reading_images(), ThreadPoolExecutor(available_cores()) as pool:
         told = pool.map(inspect, (root / path for path in new))
         bar = tqdm(told, "inspecting images", len(new), unit="image", leave=False, disable=None)
         facts |= dict(zip(new, bar, strict=True))

@@ -31,7 +31,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from skindist.data.inspection import FORMATS
+from skindist.data.inspection import FORMATS, reading_images
 from skindist.data.resizing import resized, stored_size
 from skindist.errors import UserError
 from skindist.files import sync_folder, write_json
@@ -176,6 +176,7 @@ def _write(file: Path, sources: Sequence[Source], shapes: Sequence[tuple[int, in
     batch_size = max(1, min(128, CHUNK // largest))
     with (
         _without_datasets_bars(),
+        reading_images(),
         ThreadPoolExecutor(available_cores()) as pool,  # decoding and resizing leave Python's lock alone
         tqdm(total=len(sources), desc="preparing pixels", unit="image", leave=False, disable=None) as bar,
     ):

@@ -1,13 +1,12 @@
 """Files in batches, which the threads of all processes work on, and their rows in the order of the files."""
 
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice, zip_longest
 
 import torch
-from PIL import Image
 
+from skindist.data.inspection import reading_images
 from skindist.data.listing import Item
 from skindist.distributed import group, host
 from skindist.distributed.group import Accelerator, decide
@@ -42,8 +41,7 @@ def in_order(
         return list(islice(files, many))
 
     before: list[Future[list[Row]]] | None = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with reading_images():
         pool = ThreadPoolExecutor(threads, initializer=settle, initargs=(accelerator.device,))
         used = torch.get_num_threads()
         try:

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from skindist.data.inspection import reading_images
 from skindist.data.scan import CLASSES
 from skindist.evaluation.mistakes import FALSE_ALARM, MISSED, UNCERTAIN, telling_cases
 from skindist.machine import available_cores
@@ -42,7 +43,7 @@ def mistakes(run: Run, scores: Scores, threshold: float, folder: Path | None) ->
     """
     kinds = telling_cases(scores.probabilities, scores.labels, threshold, MOST)
     wanted = [index for members in kinds.values() for index in members]
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with reading_images(), ThreadPoolExecutor(available_cores()) as pool:
         cases = dict(zip(wanted, pool.map(lambda index: _case(run, scores, index, folder), wanted), strict=True))
     return [(CAPTIONS[kind], [cases[index] for index in members]) for kind, members in kinds.items() if members]
 

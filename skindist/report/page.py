@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from skindist.data.inspection import reading_images
 from skindist.data.scan import ImageFile
 from skindist.machine import available_cores
 from skindist.report.html import Table, printable, render, thumbnail
@@ -51,7 +52,7 @@ def as_text(root: Path, sections: Iterable[Section], page: Path) -> str:
 def as_page(root: Path, images: Sequence[ImageFile], sections: Sequence[Section]) -> str:
     """The HTML page."""
     shown = sorted({member for section in sections for pictures in section.pictures for member in pictures.members})
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with reading_images(), ThreadPoolExecutor(available_cores()) as pool:
         thumbnails = dict(zip(shown, pool.map(thumbnail, (root / images[i].path for i in shown)), strict=True))
     return render("audit.html", root=str(root), images=images, sections=sections, thumbnails=thumbnails)
 

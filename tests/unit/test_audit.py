@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 
 from skindist.cli import main
 from skindist.data.scan import scan_folder
+from skindist.data.store import Source, ensure_store
 from skindist.data.survey import Survey, survey
 from skindist.errors import UserError
 from skindist.recipe import DataConfig
@@ -361,3 +362,17 @@ def test_a_path_may_begin_with_the_home(
     assert "1 of 14 images have a row" in capsys.readouterr().out
     assert main(["clear-cache", "--cache_dir=~/cache"]) == 0
     assert capsys.readouterr().out == f"0.00 GB removed from {tmp_path / 'cache'}\n"
+
+
+def test_what_pil_warns_of_is_not_said_to_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Here, a warning is an error: it would make the file a damaged one, or end the command."""
+    for name in ("benign/0", "malignant/1"):
+        with Image.open(picture(tmp_path / f"lesions/{name}.png", int(name[-1]))) as image:
+            image.convert("P").save(tmp_path / f"lesions/{name}.png", transparency=bytes([0, 128]))
+            cut_off = b"Exif\0\0II*\0\x08\0\0\0\x09\0"
+            image.convert("RGB").save(tmp_path / f"lesions/{name}.jpg", exif=cut_off)
+    assert main(["audit", str(tmp_path / "lesions"), f"--page={tmp_path / 'page.html'}"]) == 0
+    assert "unusable images    none" in capsys.readouterr().out
+    images = scan_folder(tmp_path / "lesions").images
+    sources = [Source(tmp_path / "lesions" / image.path, image.sha256, 64, 64) for image in images]
+    assert ensure_store(tmp_path / "cache", sources, 32, "bicubic").is_dir()
