@@ -230,12 +230,12 @@ def files_below(folder: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, 
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from files_below(entry.path, seen)
-                continue
             try:
-                status = entry.stat()
-            except OSError:  # a link to nothing: named when it is read
+                is_folder, status = entry.is_dir(), entry.stat()
+            except OSError:  # a link to nothing or to itself: named when it is read
                 yield entry.path, "0"
+                continue
+            if is_folder:
+                yield from files_below(entry.path, seen)
             else:
                 yield entry.path, f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"

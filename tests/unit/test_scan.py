@@ -1,6 +1,8 @@
 """Scanning: what counts as data, what is refused with a reason, what is remembered."""
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -64,9 +66,13 @@ def test_links_are_followed_once_and_a_dead_one_is_named(flat: Path, tmp_path: P
     (flat / "malignant/linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/loop").symlink_to(tmp_path / "elsewhere")
     (flat / "malignant/dead.png").symlink_to(tmp_path / "nowhere.png")
+    (flat / "malignant/itself.png").symlink_to(flat / "malignant/itself.png")
     found = scan_folder(flat)
     assert [image.path for image in found.images][2:] == ["malignant/linked/c.png", "malignant/test_9.PNG"]
-    assert found.bad == [("malignant/dead.png", "cannot be read (No such file or directory)")]
+    assert found.bad == [
+        ("malignant/dead.png", "cannot be read (No such file or directory)"),
+        ("malignant/itself.png", f"cannot be read ({os.strerror(errno.ELOOP)})"),
+    ]
 
 
 def test_a_class_folder_may_be_a_link(flat: Path, tmp_path: Path) -> None:
