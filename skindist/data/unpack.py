@@ -1,6 +1,7 @@
 """`skindist unpack`: a data set in Parquet files, WebDataset archives or on the Hub, as the folder and the table that
 `skindist train` reads. Each image is written once, byte for byte; all that is said of it becomes a row of the table."""
 
+import glob
 import io
 import logging
 import re
@@ -65,21 +66,32 @@ def load(source: str) -> Mapping[str, Any]:
     path = expanded(source)
     if not path.exists() and not HUB_ID.fullmatch(source):
         raise UserError(f"{source}: no such file or folder, and not the id of a data set on the Hub (OWNER/NAME)")
-    if path.is_file() and path.suffix not in KINDS:
+    if path.is_file() and path.suffix.lower() not in KINDS:
         raise UserError(f"{source}: must be a .parquet or .tar file, a folder of such, or OWNER/NAME on the Hub")
     try:
         if not path.exists():  # the library would wait and try again for much longer
             ask = partial(HfApi().dataset_info, source, timeout=NETWORK_SECONDS)
             within(NETWORK_SECONDS, ask)
-        if path.is_file():
-            return dict(datasets.load_dataset(KINDS[path.suffix], data_files=str(path), streaming=True))
-        return dict(datasets.load_dataset(str(path) if path.exists() else source, streaming=True))
+        return dict(datasets.load_dataset(**_place(path, source), streaming=True))
     except Exception as error:  # no common base: HTTP client, pyarrow, tarfile, the library's own
         raise UserError(f"{source}: cannot be read as a data set ({first_line(error)})") from None
 
 
+def _place(path: Path, source: str) -> dict[str, str]:
+    """Where a data set is, in words of the library, which takes the brackets of a path for a pattern."""
+    if not path.exists():
+        return {"path": source}
+    escaped = glob.escape(str(path.resolve()))
+    if path.is_file():
+        return {"path": KINDS[path.suffix.lower()], "data_files": escaped}
+    suffixes = [file.suffix for file in path.rglob("*") if file.suffix.lower() in KINDS]
+    if suffixes and (escaped != str(path.resolve()) or not KINDS.keys() >= set(suffixes)):
+        return {"path": KINDS[suffixes[0].lower()], "data_dir": escaped}
+    return {"path": str(path)}
+
+
 def choose_column(source: str, split: Any, wanted: str | None) -> str:
-    """The column of the images.
+    """The column of the images; where the set calls none so, that of plain bytes.
 
     Raises:
         UserError: there is none of this name, none at all, or more than one.
@@ -92,10 +104,12 @@ def choose_column(source: str, split: Any, wanted: str | None) -> str:
         for name, feature in features.items()
         if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
     ]
+    plain = [name for name, feature in features.items() if getattr(feature, "dtype", "") in ("binary", "large_binary")]
     if wanted is not None:
-        if wanted not in found:
+        if wanted not in (*found, *plain):
             raise UserError(f"--image_column {wanted}: holds no images; those that do: {', '.join(found) or 'none'}")
         return wanted
+    found = found or plain
     if len(found) != 1:
         if found:
             raise UserError(f"{source}: several columns hold images ({', '.join(found)}): choose with --image_column")

@@ -110,6 +110,17 @@ def test_bytes_without_a_name_get_the_suffix_of_what_they_are(tmp_path: Path) ->
     assert [file.name for file in (tmp_path / "out/images").iterdir()] == ["0000001.webp"]
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+@pytest.mark.parametrize("name", ["set [v1].PARQUET", "set [v1]/test.parquet", "capitals/test.PARQUET"])
+def test_plain_bytes_and_odd_names_are_read(tmp_path: Path, files: list[Path], name: str, kind: pa.DataType) -> None:
+    source = tmp_path / name
+    source.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"picture": pa.array([files[0].read_bytes()], kind), "dx": ["nv"]}), source)
+    assert unpack(str(source if source.parent == tmp_path else source.parent), tmp_path / "out") == 1
+    assert (tmp_path / "out/images/0000001.png").read_bytes() == files[0].read_bytes()
+    assert [row["split"] for row in table(tmp_path / "out")] == ["train" if source.parent == tmp_path else "test"]
+
+
 def two_columns(folder: Path) -> Path:
     content = {"bytes": b"", "path": None}
     pq.write_table(pa.Table.from_pylist([{"a": content, "b": content}]), folder / "two.parquet")
