@@ -1,6 +1,7 @@
 """Commands on images: draw, unpack and audit them; forget what was prepared of them."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +24,11 @@ def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) 
     from skindist.data.demo import write_demo_data
 
     write_demo_data(directory, count, size, seed)
+    quoted = shlex.quote(str(directory))
     print(f"{count} pictures in {directory}; to train on them, in the project's folder:")
-    print(f"  python launch/train.py --config launch/demo.yaml --data.path {directory}")
+    print(f"  python launch/train.py --config launch/demo.yaml --data.path {quoted}")
     print("elsewhere, from random weights:")
-    print(f"  skindist train --data.path {directory} --data.image_size 64 --model.pretrained false --optim.lr 1.0")
+    print(f"  skindist train --data.path {quoted} --data.image_size 64 --model.pretrained false --optim.lr 1.0")
 
 
 def unpack(source: str, out: Path | None = None, image_column: str | None = None) -> None:
@@ -42,9 +44,10 @@ def unpack(source: str, out: Path | None = None, image_column: str | None = None
     from skindist.data.unpack import IMAGES, TABLE, unpack
 
     unpack(source, out, image_column)
+    images, table = (shlex.quote(str(out / name)) for name in (IMAGES, TABLE))
     print("look at the table, then train with its column of labels, and what that says of each class:")
     print(
-        f"  skindist train --data.path {out / IMAGES} --data.metadata {out / TABLE} --data.label_column COLUMN"
+        f"  skindist train --data.path {images} --data.metadata {table} --data.label_column COLUMN"
         " --data.malignant '[WORD, ...]' --data.benign '[WORD, ...]'"
     )
 

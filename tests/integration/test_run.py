@@ -578,8 +578,9 @@ def test_curves_are_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_demo_data_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["demo-data", str(tmp_path / "d"), "--count", "4", "--size=32"]) == 0
-    assert len(list((tmp_path / "d").glob("*/*"))) == 4
-    assert main(["demo-data", str(tmp_path / "d")]) == 2
+    assert main(["demo-data", str(tmp_path / "a b"), "--count", "4", "--size=32"]) == 0
+    assert len(list((tmp_path / "a b").glob("*/*"))) == 4
+    assert capsys.readouterr().out.count(f"--data.path '{tmp_path}/a b'") == 2
+    assert main(["demo-data", str(tmp_path / "a b")]) == 2
     assert main(["demo-dat"]) == 2
     assert "Traceback" not in capsys.readouterr().err

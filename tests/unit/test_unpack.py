@@ -68,12 +68,15 @@ def about(image: Path) -> bytes:
     return json.dumps({"dx": image.parent.name, "age": 50, "deep": {"more": 1}}).encode()
 
 
-def test_parquet_files_become_images_byte_for_byte_and_a_table(tmp_path: Path, files: list[Path]) -> None:
+def test_parquet_files_become_images_byte_for_byte_and_a_table(
+    tmp_path: Path, files: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "set").mkdir()
-    out = tmp_path / "out"
+    out = tmp_path / "what came out"
     assert main(["unpack", str(parquet(tmp_path / "set", files)), f"--out={out}"]) == 0
     rows = table(out)
     assert list(rows[0]) == ["path", "split", "dx", "age"]
+    assert f"--data.path '{out}/images' --data.metadata '{out}/metadata.csv' --data.label" in capsys.readouterr().out
     kept = {(out / "images" / row["path"]).read_bytes(): (row["split"], row["dx"]) for row in rows}
     parts = ["train"] * 4 + ["test"] * 2
     words = {"benign": "nv", "malignant": "mel"}
