@@ -13,7 +13,7 @@ from skindist.data.split import Row, count_rows, cut_into_folds, make_split, ref
 from skindist.data.survey import Survey, conflicting_copies, describe_links, look_into, metadata_of, survey
 from skindist.errors import UserError
 from skindist.recipe import DataConfig
-from skindist.wording import plural
+from skindist.wording import percent, plural
 
 LISTED = 5  # files named in one message
 FEWEST = 5  # images of a class in a test set: with fewer, no interval says anything
@@ -103,7 +103,7 @@ def refuse_bad(config: DataConfig, bad: Mapping[str, str], total: int) -> None:
     """Raise UserError naming the bad images, where the policy does not let them be left out."""
     if not bad or (config.on_bad == "quarantine" and len(bad) <= config.max_bad * total):
         return
-    limit = "" if config.on_bad == "error" else f", more than --data.max_bad {config.max_bad:.0%}"
+    limit = "" if config.on_bad == "error" else f", more than --data.max_bad {percent(config.max_bad)}"
     raise UserError(
         f"--data.path {config.path}: {len(bad)} of {total} images cannot be used{limit}; repair or remove them:\n"
         + listing([f"{path}: {reason}" for path, reason in bad.items()])
@@ -144,8 +144,8 @@ def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:
     if config.leaks == "error":
         raise UserError(f"--data.leaks error: {said}\nclean {config.path}, or choose warn or drop-from-train")
     if config.leaks == "warn":
-        advice = f"--data.leaks drop-from-train trains without {len(dropped)} image{'s' * (len(dropped) != 1)}"
-        log.warning(f"data: {said}\n  test figures will flatter; {advice}")
+        without = f"; --data.leaks drop-from-train trains without {plural(len(dropped), 'image')}" if dropped else ""
+        log.warning(f"data: {said}\n  test figures will flatter{without}")
         return {}
     log.warning(f"data: {said}\n  training images that are left out: {len(dropped)}")
     if rest := sum({"val", "test"} <= names for names in sides.values()):

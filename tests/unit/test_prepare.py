@@ -70,6 +70,8 @@ def test_bad_images_are_refused_when_asked_or_too_many(folder: Path) -> None:
     with pytest.raises(UserError, match=r"11 of 56 images cannot be used, more than --data.max_bad 10%;") as caught:
         prepare(config(folder, max_bad=0.1), seed=0)
     assert "... and 6 more (skindist audit lists them)" in str(caught.value)
+    with pytest.raises(UserError, match=r"more than --data.max_bad 0.4%;"):
+        prepare(config(folder, max_bad=0.004), seed=0)
 
 
 @pytest.fixture
@@ -100,7 +102,12 @@ def test_leaks_of_a_given_split_are_said(given: Path, caplog: pytest.LogCaptureF
     assert "2 leaks over the given split: 1 set of copies, 1 pair of near-duplicates" in caplog.text
     assert "same bytes: test/malignant/1.png, val/malignant/2.png" in caplog.text
     assert "near-duplicate: train/benign/3.png, val/benign/0.png" in caplog.text
-    assert "drop-from-train trains without 1 image" in caplog.text
+    assert "test figures will flatter; --data.leaks drop-from-train trains without 1 image" in caplog.text
+    (given / "val/benign/0.png").unlink()
+    caplog.clear()
+    prepare(config(given), seed=0)
+    assert "1 leak over the given split: 1 set of copies" in caplog.text
+    assert caplog.text.endswith("test figures will flatter\n"), "no training image is part of it"
 
 
 def test_leaks_are_refused_when_asked(given: Path) -> None:
