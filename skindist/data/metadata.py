@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skindist.errors import UserError
+from skindist.wording import plural
 
 Metadata = dict[str, dict[str, str]]  # image path -> column -> value
 KEYS = ("path", "file_name", "filename", "file", "image", "image_id", "image_name", "img_id", "isic_id", "id", "name")
@@ -61,9 +62,9 @@ def read_metadata(
     number = sum(path in metadata for path in paths)
     log.info(f"metadata: {number:,} of {len(paths):,} images have a row in {file.name} ({known})")
     if missing := [path for path in paths if path not in metadata]:
-        log.warning(f"metadata: {len(missing):,} image{'s' * (len(missing) != 1)} without a row, such as {missing[0]}")
+        log.warning(f"metadata: {plural(len(missing), 'image')} without a row, such as {missing[0]}")
     if lonely:
-        log.info(f"metadata: {len(lonely):,} row{'s' * (len(lonely) != 1)} without an image, such as {lonely[0].key}")
+        log.info(f"metadata: {plural(len(lonely), 'row')} without an image, such as {lonely[0].key}")
     return metadata
 
 

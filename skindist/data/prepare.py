@@ -140,7 +140,7 @@ def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:
         if image.split == "train" and len(sides[group]) > 1
     }
     lines = listing([describe_link(found, link) for link in leaks])
-    said = f"{len(leaks)} leak{'s' * (len(leaks) != 1)} over the given split: {describe_links(leaks)}\n{lines}"
+    said = f"{plural(len(leaks), 'leak')} over the given split: {describe_links(leaks)}\n{lines}"
     if config.leaks == "error":
         raise UserError(f"--data.leaks error: {said}\nclean {config.path}, or choose warn or drop-from-train")
     if config.leaks == "warn":

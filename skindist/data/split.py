@@ -108,8 +108,8 @@ def _assign(rows: Sequence[Row], held_out: dict[str, float], seed: int) -> list[
         groups = sum(int(count[label] > 0) for count in counts.values())
         if groups <= len(held_out):
             raise UserError(
-                f"--data.path: class {name} has {total[label]} image{'s' * bool(total[label] != 1)} in {groups} "
-                f"group{'s' * (groups != 1)} that must stay together (copies, one lesion, one patient); each of "
+                f"--data.path: class {name} has {plural(int(total[label]), 'image')} in {plural(groups, 'group')} "
+                "that must stay together (copies, one lesion, one patient); each of "
                 f"train{''.join(f', {split}' for split in held_out)} needs at least one group: add images to {name}/"
             )
     names = sorted(counts)

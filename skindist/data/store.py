@@ -36,6 +36,7 @@ from skindist.data.resizing import resized, stored_size
 from skindist.errors import UserError
 from skindist.files import sync_folder, write_json
 from skindist.machine import available_cores
+from skindist.wording import plural
 
 PIXELS, MANIFEST = "pixels.arrow", "manifest.json"
 OURS = re.compile(r"[0-9a-f]{16,20}(\.(tmp|lock|jsonl))?")  # what is called so in the cache
@@ -141,7 +142,7 @@ def _make(folder: Path, sources: Sequence[Source], size: int, interpolation: str
     unique = list({source.sha256: source for source in sources}.values())
     shapes = [stored_size(source.width, source.height, size) for source in unique]
     wanted = int(SPARE * sum(3 * width * height for width, height in shapes))
-    count, free = f"{len(unique)} image{'s' * (len(unique) != 1)}", shutil.disk_usage(folder.parent).free
+    count, free = plural(len(unique), "image"), shutil.disk_usage(folder.parent).free
     if wanted > free:
         raise UserError(
             f"--data.cache_dir {folder.parents[1]}: the pixels of {count} need {wanted / 1e9:.2f} GB and "
