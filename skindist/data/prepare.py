@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from skindist.data.duplicates import Link
@@ -10,7 +10,7 @@ from skindist.data.inspection import Facts
 from skindist.data.metadata import Metadata
 from skindist.data.scan import ImageFile
 from skindist.data.split import Row, count_rows, cut_into_folds, make_split, refuse_changed_images
-from skindist.data.survey import Survey, conflicting_copies, describe_links, look_into, metadata_of, survey
+from skindist.data.survey import Survey, describe_links, look_into, metadata_of, survey
 from skindist.errors import UserError
 from skindist.recipe import DataConfig
 from skindist.wording import percent, plural
@@ -43,10 +43,9 @@ def prepare(config: DataConfig, seed: int) -> Prepared:
         UserError: as `survey`; too many bad images; a leak under `data.leaks: error`; a split that cannot be drawn.
     """
     found = survey(config)
-    bad = dict([*found.scan.bad, *conflicting_copies(found)])
-    refuse_bad(config, bad, len(found.images) + len(found.scan.bad))
-    say_what_was_found(found, bad)
-    left_out = bad | dict(found.scan.left_out) | dropped_for_leaks(config, found)
+    refuse_bad(config, found)
+    say_what_was_found(found)
+    left_out = found.bad | dict(found.scan.left_out) | dropped_for_leaks(config, found)
     kept = [index for index, image in enumerate(found.images) if image.path not in left_out]
     images, groups = [found.images[index] for index in kept], [found.groups[index] for index in kept]
     rows = make_split(images, groups, config.fractions, seed if config.fold is None else 0)
@@ -65,9 +64,9 @@ def prepare_test(config: DataConfig) -> Prepared:
         UserError: as `survey`; too many bad images; too few images of a class to say anything.
     """
     found = survey(config, "test")
-    bad = dict([*found.scan.bad, *conflicting_copies(found)])
-    refuse_bad(config, bad, len(found.images) + len(found.scan.bad))
-    say_what_was_found(found, bad)
+    refuse_bad(config, found)
+    say_what_was_found(found)
+    bad = found.bad
     kept = [(image, group) for image, group in zip(found.images, found.groups, strict=True) if image.path not in bad]
     rows = sorted((Row(i.path, i.label, "test", group, i.sha256) for i, group in kept), key=lambda row: row.path)
     for name, count in count_rows(rows)["test"].items():
@@ -99,8 +98,9 @@ def _facts(rows: Iterable[Row], images: Iterable[ImageFile]) -> list[Facts]:
     return [facts[row.path] for row in rows]
 
 
-def refuse_bad(config: DataConfig, bad: Mapping[str, str], total: int) -> None:
+def refuse_bad(config: DataConfig, found: Survey) -> None:
     """Raise UserError naming the bad images, where the policy does not let them be left out."""
+    bad, total = found.bad, len(found.images) + len(found.scan.bad)
     if not bad or (config.on_bad == "quarantine" and len(bad) <= config.max_bad * total):
         return
     limit = "" if config.on_bad == "error" else f", more than --data.max_bad {percent(config.max_bad)}"
@@ -110,11 +110,11 @@ def refuse_bad(config: DataConfig, bad: Mapping[str, str], total: int) -> None:
     )
 
 
-def say_what_was_found(found: Survey, bad: Mapping[str, str]) -> None:
+def say_what_was_found(found: Survey) -> None:
     """Log what a user should know of the files, in a few lines."""
     if found.scan.others:
         log.info(f"data: files that are not images: {len(found.scan.others)} (such as {found.scan.others[0]})")
-    if bad:
+    if bad := found.bad:
         log.warning(f"data: images that cannot be used and are left out: {len(bad)}; quarantine.csv says why")
     if notes := Counter(note for image in found.images for note in image.facts.notes):
         words = ", ".join(f"{count} {note}" for note, count in sorted(notes.items()))

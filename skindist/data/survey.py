@@ -33,6 +33,11 @@ class Survey:
         """The usable images."""
         return self.scan.images
 
+    @property
+    def bad(self) -> dict[str, str]:
+        """Why each image is bad that cannot be used, or has the same bytes as one with the other label."""
+        return dict([*self.scan.bad, *conflicting_copies(self)])
+
     def leaks(self) -> list[Link]:
         """Links that cross the given split; none where the folder has none."""
         return straddling(self.links, [image.split for image in self.images])

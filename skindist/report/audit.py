@@ -12,7 +12,7 @@ from skindist.data.duplicates import Link
 from skindist.data.metadata import ALIASES, NO_ID
 from skindist.data.scan import CLASSES, ImageFile
 from skindist.data.split import SPLITS
-from skindist.data.survey import Survey, conflicting_copies, data_folder, describe_links, survey
+from skindist.data.survey import Survey, data_folder, describe_links, survey
 from skindist.evaluation.resampling import FEWEST
 from skindist.evaluation.shortcut import shortcut_baseline
 from skindist.recipe import DataConfig
@@ -41,7 +41,7 @@ def audit(config: DataConfig, page: Path) -> str:
 
 def examine(found: Survey) -> Iterator[Section]:
     """All that there is to say, section by section."""
-    bad = sorted({**dict(found.scan.bad), **dict(conflicting_copies(found))}.items())
+    bad = sorted(found.bad.items())
     conflicts = found.conflicts()
     yield _images(found.images)
     yield _sizes(found.images)
