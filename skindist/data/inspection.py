@@ -1,6 +1,6 @@
 """What one reading of an image file tells: whether it can be used, and its size, hashes and colours.
 
-Each file is decoded once, JPEGs at an eighth of their size: every byte is still parsed, at a fraction of the work.
+Each file is decoded once, a JPEG at down to an eighth of its size: every byte is parsed, at a fraction of the work.
 """
 
 import hashlib
@@ -118,6 +118,8 @@ def open_image(path: Path, use: Callable[[bytes, Image.Image], T]) -> T | str:
 
 def _refusal(image: Image.Image) -> str:
     """Why pixels like these are not used; "" if they are."""
+    if image.mode not in MODES_8_BIT and image.mode[0] not in "IF":
+        return f"pixels that are not read (mode {image.mode}); convert it to RGB"
     if image.mode not in MODES_8_BIT:
         return f"16-bit or floating-point pixels (mode {image.mode}); convert it to 8 bits a channel"
     if min(image.size) < MIN_SIDE:

@@ -1,8 +1,8 @@
 """An image at the size of evaluation: as a store keeps it, and the square of it that a model sees.
 
 The pixels are those of timm's evaluation transform before its central crop: the short side resized to the image size,
-with the model's interpolation. A large JPEG is decoded at half or a quarter of its size where that leaves twice the
-pixels that are needed.
+with the model's interpolation. A large JPEG is decoded at a half, a quarter or an eighth of its size where that leaves
+twice the pixels that are needed.
 """
 
 from pathlib import Path

@@ -38,6 +38,11 @@ def half_a_png(lesion: Image.Image) -> bytes:
     return content[: len(content) // 2]
 
 
+def lab(lesion: Image.Image) -> Image.Image:
+    return Image.merge("LAB", lesion.split())
+
+
+DEEP = "16-bit or floating-point pixels"
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"
 BAD: list[tuple[str, Callable[[Image.Image], bytes], str]] = [
     ("a.jpg", lambda lesion: b"", "empty (0 bytes)"),
@@ -52,7 +57,9 @@ BAD: list[tuple[str, Callable[[Image.Image], bytes], str]] = [
         lambda lesion: saved(lesion.resize((700, 33)), "PNG"),
         "a strip (700 x 33 pixels), too long to show a lesion",
     ),
-    ("a.png", grey_16_bit, "16-bit or floating-point pixels (mode I;16); convert it to 8 bits a channel"),
+    ("a.png", grey_16_bit, f"{DEEP} (mode I;16); convert it to 8 bits a channel"),
+    ("a.tif", lambda lesion: saved(lesion.convert("F"), "TIFF"), f"{DEEP} (mode F); convert it to 8 bits a channel"),
+    ("a.tif", lambda lesion: saved(lab(lesion), "TIFF"), "pixels that are not read (mode LAB); convert it to RGB"),
     ("a.png", lambda lesion: saved(lesion.resize((31, 90)), "PNG"), "too small (31 x 90 pixels; at least 32 x 32)"),
 ]
 
