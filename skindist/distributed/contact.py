@@ -14,11 +14,12 @@ import torch
 from skindist.distributed import host
 from skindist.distributed.ending import fail_alone
 from skindist.distributed.peers import these_ranks
-from skindist.errors import NoAnswer
+from skindist.errors import NoAnswer, Stopped, TrainingError, UserError
 
 EACH = 1.0  # seconds from one sign of life to the next
 GRACE = 3.0  # seconds for the main thread to say itself what it may have noticed, too
 BUSY = 30.0  # seconds that a machine may be too busy for a sign of life
+SHARED = (UserError, TrainingError, Stopped)  # what all ranks raise together
 
 
 class Contact:
@@ -28,7 +29,7 @@ class Contact:
     def __init__(self, device: torch.device, timeout_minutes: float) -> None:
         self.seconds = 60 * timeout_minutes
         self.beats = 0
-        self._over = threading.Event()
+        self._over, self._alone = threading.Event(), False
         self._group: Any = None if device.type == "cpu" else host.new_group(max(self.seconds, BUSY))
         self._thread = threading.Thread(target=self._watch, name="contact", daemon=True)
 
@@ -37,11 +38,16 @@ class Contact:
             self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.leave()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.leave(alone=kind is not None and not issubclass(kind, SHARED))
 
-    def leave(self) -> None:
-        """End it, as leaving the block does."""
+    def leave(self, alone: bool = False) -> None:
+        """End it, as leaving the block does.
+
+        Args:
+            alone: this process fails, and the others do not know. They go on to watch, and see its connection close.
+        """
+        self._alone = alone
         self._over.set()
         if self._group:
             self._thread.join(GRACE)
@@ -56,6 +62,8 @@ class Contact:
         try:
             while True:
                 leaving = self._over.wait(EACH)
+                if leaving and self._alone:
+                    return
                 beats = host.gather_numbers(-1 if leaving else self.beats, self._group)
                 if min(beats) < 0:
                     return

@@ -47,6 +47,7 @@ def test_a_process_that_is_gone_is_noticed_before_a_device_is_read(tmp_path: Pat
     ("what", "message"),
     [
         ("killed", "rank 1 of 3 was killed, or its machine failed"),
+        ("raises", "rank 1 of 3: out of memory with 8 images"),
         ("hangs", "rank 1 of 3 did not answer within --run.timeout_minutes"),
     ],
 )

@@ -31,7 +31,7 @@ from skindist.data.listing import Item
 from skindist.data.loading import Batch, heed_only_the_parent
 from skindist.distributed import buffers, ending, group, host
 from skindist.distributed.contact import Contact
-from skindist.errors import Stopped, TrainingError, UserError
+from skindist.errors import OutOfMemory, Stopped, TrainingError, UserError
 from skindist.inference import batches, evaluation
 from skindist.inference.table import GrowingTable, Row
 from skindist.parsing import parse_config
@@ -394,16 +394,22 @@ def reads_from_a_device(gone: str) -> list[Any]:
 
 
 def waits_for_a_device(what: str) -> None:
-    """Rank 1 is killed, or hangs. The main threads of the others are deep in the system, where no Python runs."""
+    """Rank 1 is killed, raises, or hangs. The main threads of the others are deep in the system, where no Python runs."""
     accelerator = group.join_group()
     sleep = ctypes.CDLL(None).sleep  # unlike Python's, it heeds no signal of ours
-    with Contact(torch.device("cuda"), 1 / 30) as contact:
-        if accelerator.process_index == 1:
-            if what == "killed":
-                os.kill(os.getpid(), signal.SIGKILL)
-        elif what == "hangs":
-            contact.beat()
-        sleep(600)
+
+    def wait() -> None:
+        with Contact(torch.device("cuda"), 1 / 30) as contact:
+            if accelerator.process_index == 1:
+                if what == "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if what == "raises":
+                    raise OutOfMemory("out of memory with 8 images")
+            elif what == "hangs":
+                contact.beat()
+            sleep(600)
+
+    os._exit(ending.together(wait))
 
 
 def leaves_contact() -> float:
