@@ -74,10 +74,12 @@ def other_values(run: Run, config: Config) -> list[str]:
 
 def keep_micro_batch_size(config: Config, run: Run) -> Config:
     """The config with the micro-batch that the run being continued has found, for BatchNorm's sake, and no more images
-    in evaluation than it found to fit."""
+    in evaluation than it found to fit. A run that was not to find one stays as it is, and refuses this config."""
     if config.train.micro_batch_size != "auto" or not run.exists:
         return config
     found = run.saved_config()["train"]
+    if found["micro_batch_size"] is None:
+        return config
     fits = min(config.train.eval_batch_size, found["eval_batch_size"])
     train = dataclasses.replace(config.train, micro_batch_size=found["micro_batch_size"], eval_batch_size=fits)
     return dataclasses.replace(config, train=train)

@@ -436,6 +436,11 @@ def other_config(demo: Path, tmp: Path) -> list[str]:
     return []
 
 
+def other_micro_batch(demo: Path, tmp: Path) -> list[str]:
+    other_config(demo, tmp)
+    return ["--optim.lr=0.7", "--train.micro_batch_size=auto"]
+
+
 def images_there(demo: Path, tmp_path: Path) -> list[str]:
     for name in ("benign", "train"):
         (tmp_path / "run" / name).mkdir(parents=True)
@@ -462,6 +467,7 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
     (lambda *_: ["--train.micro_batch_size=0"], "must be 1 or more, or auto"),
     (lambda *_: ["--run.resume=must"], "--run.resume must: no checkpoint"),
     (other_config, "optim.lr 0.7 -> 0.1"),
+    (other_micro_batch, "train.micro_batch_size None -> 'auto'"),
     (no_metadata, "nowhere.csv: no such file"),
     (no_cache, "a file: Not a directory; give another folder"),
     (images_there, "holds images (benign, train), and no run; give another folder"),
@@ -474,8 +480,8 @@ BAD_INPUT: list[tuple[Callable[[Path, Path], list[str]], str]] = [
 ]
 NAMES = [
     "missing", "not given", "empty", "one class", "one image", "unknown flag", "unknown model", "no network",
-    "other weights", "unknown optimizer", "no images at a time", "nothing to resume", "other config", "no metadata",
-    "no cache", "images", "another folder", "another size", "one image at a time",
+    "other weights", "unknown optimizer", "no images at a time", "nothing to resume", "other config",
+    "other micro-batch", "no metadata", "no cache", "images", "another folder", "another size", "one image at a time",
 ]  # fmt: skip
 
 
