@@ -152,7 +152,7 @@ class TrainConfig(Section):
     """Optimizer steps between two logged points of the training curves."""
 
     def passes(self, images: int, world_size: int) -> int:
-        """From how many passes each process accumulates its part of a batch of so many images."""
+        """From how many passes, at most, each process accumulates its part of a batch of so many images."""
         part = -(-images // world_size)
         return -(-part // self.micro_batch_size) if isinstance(self.micro_batch_size, int) else 1
 

@@ -93,10 +93,8 @@ def global_batches(ids: NDArray[np.int64], batch_size: int, seed: int, epoch: in
 
 
 class TrainBatches:
-    """Batch sampler of one process: its part of each global batch, as `accumulation_steps` micro-batches of keys.
-
-    A part of the batch is made of as many micro-batches as keep each within `train.micro_batch_size` images.
-    """
+    """Batch sampler of one process: its part of each global batch, in as many micro-batches of keys as keep each within
+    `train.micro_batch_size` images."""
 
     def __init__(self, ids: Sequence[int], config: TrainConfig, seed: int, rank: int, world_size: int) -> None:
         self.ids = np.asarray(ids, dtype=np.int64)
@@ -104,16 +102,15 @@ class TrainBatches:
         self.sizes = batch_sizes(len(ids), config.batch_size)
         self.accumulation_steps = config.passes(max(self.sizes), world_size)
         self.parts = world_size * self.accumulation_steps
-        self.mine = range(rank * self.accumulation_steps, (rank + 1) * self.accumulation_steps)
-        self.seed = seed
+        self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
         self.first_step = 0  # of the epoch, where a run goes on in its middle
-        if (smallest := min(self.sizes)) < self.parts:
-            micro_batches = f" x {self.accumulation_steps} micro-batches" if self.accumulation_steps > 1 else ""
+        passes = self.accumulation_steps if config.sync_batchnorm else 1  # there, each waits for those of all processes
+        if (smallest := min(self.sizes)) < world_size * passes:
             raise UserError(
                 f"a global batch of {plural(smallest, 'image')} ({plural(len(self.ids), 'training image')}, "
                 f"--train.batch_size {self.batch_size}) is too small for {plural(world_size, 'process')}"
-                f"{micro_batches}; use fewer processes or a larger batch"
+                f"{f' x {passes} micro-batches' * (passes > 1)}; use fewer processes, or larger batches"
             )
 
     @property
@@ -124,16 +121,20 @@ class TrainBatches:
     @property
     def fewest(self) -> int:
         """Images in a micro-batch at least."""
-        return min(self.sizes) // self.parts
+        return max(1, min(self.sizes) // self.parts)
+
+    def passes(self, size: int) -> list[int]:
+        """How many micro-batches each process has of a global batch of so many images: none of them is empty."""
+        return [min(self.accumulation_steps, part) for part in equal_parts(size, self.world_size)]
 
     def __len__(self) -> int:
-        return (len(self.sizes) - self.first_step) * len(self.mine)
+        return sum(self.passes(size)[self.rank] for size in self.sizes[self.first_step :])
 
     def __iter__(self) -> Iterator[list[Key]]:
         for batch in global_batches(self.ids, self.batch_size, self.seed, self.epoch)[self.first_step :]:
-            parts = np.array_split(batch, self.parts)
-            for part in self.mine:
-                yield [(self.epoch, int(sample_id)) for sample_id in parts[part]]
+            passes = self.passes(len(batch))
+            for part in np.array_split(batch, sum(passes))[sum(passes[: self.rank]) :][: passes[self.rank]]:
+                yield [(self.epoch, int(sample_id)) for sample_id in part]
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ def advised(images: int, evaluating: bool = False) -> Iterator[None]:
         remedy = (
             "use a device with more memory, or in training a smaller --train.eval_batch_size; the figures stay the same"
             if evaluating
-            else "choose a smaller --train.micro_batch_size, or auto to find the largest that fits, in a new --run.dir; "
-            "the global batch stays the same"
+            else "choose a smaller --train.micro_batch_size, or auto to find the largest that fits, in a new "
+            "--run.dir; the global batch stays the same"
         )
         raise OutOfMemory(f"out of memory with {plural(images, 'image')} at a time: {remedy}") from error
 

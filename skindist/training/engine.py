@@ -68,7 +68,7 @@ def train_one_epoch(
             started = time.perf_counter()
             lr = rate(state.global_step, len(sizes))
             set_learning_rate(learner.optimizer, lr)
-            mine = list(islice(micro_batches, train.batches.accumulation_steps))
+            mine = list(islice(micro_batches, train.batches.passes(size)[train.batches.rank]))
             learner.pending.append(train_step(learner, mine, size, state.global_step, config, train.class_weights_K))
             state.global_step += 1
             state.epoch_step += 1

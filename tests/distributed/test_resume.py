@@ -64,6 +64,18 @@ def test_3_then_2_then_1_processes_see_every_image_once_an_epoch(
     observe("3, then 2, then 1 processes", words, images=len(ids), epochs=len(seen) // STEPS, batches=len(seen))
 
 
+def test_ranks_whose_passes_differ_in_number_go_on_exactly(demo: Path, tmp_path: Path) -> None:
+    """Batches of 8 and 7 on 3 ranks, which take 2 or 3 passes of one image."""
+    one_by_one = ("--train.batch_size=8", "--train.micro_batch_size=1", "--train.freeze_batchnorm=true")
+    flags = (*FLAGS, "--train.epochs=1", *one_by_one)
+    expected = run_ranks(3, tmp_path / "a", jobs.fit_and_watch, demo, tmp_path / "uncut", *flags)
+    seen = run_ranks(3, tmp_path / "b", jobs.fit_until, 2, demo, tmp_path / "cut", *flags)
+    last = run_ranks(3, tmp_path / "c", jobs.fit_and_watch, demo, tmp_path / "cut", *flags)
+    assert [[len(ids) for ids in rank] for rank in expected] == [[3] * 5, [3, 2, 2, 2, 2], [2] * 5]
+    assert [before + now for before, now in zip(seen, last, strict=True)] == expected
+    assert_same_bytes(tmp_path / "cut", tmp_path / "uncut")
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_signal_in_an_evaluation_is_obeyed_before_it_ends(
     demo: Path, tmp_path: Path, observe: Observe, world_size: int

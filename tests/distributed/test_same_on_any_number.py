@@ -76,13 +76,18 @@ def test_ranks_of_a_group_have_the_same_bits(observed: Observed) -> None:
             assert all(np.array_equal(value, ranks[0]["weights"][name]) for name, value in rank["weights"].items())
 
 
-def test_4_ranks_accumulation_and_uneven_batches(demo: Path, observed: Observed, tmp_path: Path) -> None:
-    """36 training images in batches of 16 make 3 of 12: 4 ranks x 2 micro-batches get 1 or 2 images each."""
-    flags = (*EXACT, "--train.batch_size=16")
+@pytest.mark.parametrize(("world_size", "batch_size", "micro_batch_size"), [(4, 16, 2), (3, 8, 1)])
+def test_accumulation_and_uneven_batches(
+    demo: Path, tmp_path: Path, world_size: int, batch_size: int, micro_batch_size: int
+) -> None:
+    """36 training images in batches of 16 make 3 of 12: 4 ranks x 2 micro-batches get 1 or 2 images each. In batches of
+    8 and 7, ranks take 2 or 3 passes of one image."""
+    flags = (*EXACT, f"--train.batch_size={batch_size}")
     alone = run_ranks(1, tmp_path / "1", jobs.observe, demo, tmp_path / "run", *flags)[0]
-    ranks = run_ranks(4, tmp_path / "4", jobs.observe, demo, tmp_path / "run", *flags, "--train.micro_batch_size=2")
+    micro = f"--train.micro_batch_size={micro_batch_size}"
+    ranks = run_ranks(world_size, tmp_path / "n", jobs.observe, demo, tmp_path / "run", *flags, micro)
     for rank in ranks:
-        assert {len(micro_batch) for micro_batch in rank["loaded"][0]} <= {1, 2}
+        assert {len(micro_batch) for micro_batch in rank["loaded"][0]} <= {1, micro_batch_size}
         assert rank["losses"] == pytest.approx(alone["losses"], abs=1e-5)
         for name, value in alone["weights"].items():
             np.testing.assert_allclose(rank["weights"][name], value, rtol=0, atol=1e-5, err_msg=name)

@@ -89,7 +89,7 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     for step, size in enumerate((sizes * 2)[:5]):
         if step == len(sizes):
             micro_batches, _ = loaders.train.start(1)
-        mine = list(islice(micro_batches, batches.accumulation_steps))
+        mine = list(islice(micro_batches, batches.passes(size)[batches.rank]))
         losses.append(
             accelerator.reduce(train_step(learner, mine, size, step, config, loaders.train.class_weights_K))[0].item()
         )
@@ -97,7 +97,6 @@ def observe(data: Path, run: Path, *flags: str) -> dict[str, Any]:
     after = evaluate(learner, loaders.val)
     result = {
         "loaded": loaded,
-        "micro_batches_per_step": batches.accumulation_steps,
         "train_ids": batches.ids.tolist(),
         "first_logits": before.logits.tolist(),
         "probabilities": after.probabilities.tolist(),
@@ -394,7 +393,7 @@ def reads_from_a_device(gone: str) -> list[Any]:
 
 
 def waits_for_a_device(what: str) -> None:
-    """Rank 1 is killed, raises, or hangs. The main threads of the others are deep in the system, where no Python runs."""
+    """Rank 1 is killed, raises or hangs. The others' main threads are deep in the system, where no Python runs."""
     accelerator = group.join_group()
     sleep = ctypes.CDLL(None).sleep  # unlike Python's, it heeds no signal of ours
 

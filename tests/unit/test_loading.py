@@ -86,7 +86,22 @@ def test_too_few_images_for_the_processes_are_refused() -> None:
     ):
         TrainBatches(range(5), TrainConfig(batch_size=4), 0, 0, 4)
     with pytest.raises(UserError, match="too small for 2 processes x 3 micro-batches"):
-        TrainBatches(range(5), TrainConfig(batch_size=8, micro_batch_size=1), 0, 0, 2)
+        TrainBatches(range(5), TrainConfig(batch_size=8, micro_batch_size=1, sync_batchnorm=True), 0, 0, 2)
+
+
+@pytest.mark.parametrize(("world_size", "passes"), [(1, [[5, 4]]), (2, [[3, 2], [2, 2]]), (4, [[2, 1]] + [[1, 1]] * 3)])
+def test_a_batch_with_fewer_images_than_passes_has_none_that_is_empty(world_size: int, passes: list[list[int]]) -> None:
+    """9 images in batches of 5 and 4, one at a time; then the second batch alone, as a run goes on in mid-epoch."""
+    config = TrainConfig(batch_size=5, micro_batch_size=1)
+    ranks = [TrainBatches(range(9), config, 0, rank, world_size) for rank in range(world_size)]
+    assert [[sampler.passes(size)[sampler.rank] for size in (5, 4)] for sampler in ranks] == passes
+    for first, batch in enumerate(global_batches(np.arange(9), 5, 0, 0)):
+        for sampler in ranks:
+            sampler.first_step = first
+        parts = [list(sampler) for sampler in ranks]
+        assert [len(part) for part in parts] == [sum(mine[first:]) for mine in passes] == [len(mine) for mine in ranks]
+        now = [part[: mine[first]] for part, mine in zip(parts, passes, strict=True)]
+        assert list(chain(*now)) == [[(0, sample_id)] for sample_id in batch]
 
 
 @pytest.mark.parametrize(
