@@ -35,6 +35,7 @@ class Launch:
     by_accelerate: bool = False  # the parent is `accelerate launch`
     asked: int | None = None  # for so many processes; None: not known
     precision: str | None = None
+    on_cpu: bool = False  # although there is a GPU, as Accelerate then does
     threads: str | None = None
     address: str = ""  # of the store that all processes share
     port: int = 0
@@ -86,6 +87,7 @@ def read_launch(
         by_accelerate=launched and by_accelerate,
         asked=_asked(environ, words) if launched and by_accelerate else None,
         precision=precision,
+        on_cpu=environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on"),
         threads=environ.get(OUR_THREADS) or (None if launched and given == "1" else given),  # 1: told nothing
         address=environ.get("MASTER_ADDR", ""),
         port=int(environ.get("MASTER_PORT", 0)),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from skindist.errors import UserError
+from skindist.launcher import this_launch
 from skindist.model import head_keys
 from skindist.recipe import OptimConfig
 from skindist.weights import first_line
@@ -54,7 +55,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, pretrained: bool = Fa
 def refuse_unsaveable(name: str, options: Mapping[str, Any]) -> None:
     """Raise UserError where an optimizer takes no plain step on this machine, or has a state that no checkpoint can
     hold (tensors, and what JSON knows): before the training, not after its first epoch."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    on_cpu = this_launch().on_cpu or not torch.accelerator.is_available()
+    device = "cpu" if on_cpu else torch.accelerator.current_accelerator()
     weight = nn.Parameter(torch.zeros(2, 2, device=device))
     weight.grad = torch.ones_like(weight)
     try:

@@ -43,7 +43,8 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
         UserError: a precision that the device has not; processes that do not see each other, share a GPU, or differ in
             what makes a run exact; a launch with FSDP, DeepSpeed or the like.
     """
-    launch, available = this_launch(), torch.accelerator.is_available()
+    launch = this_launch()
+    available = torch.accelerator.is_available() and not launch.on_cpu
     device = str(torch.accelerator.current_accelerator()).partition(":")[0] if available else "cpu"
     choose_kernels(deterministic, device)
     check_device(device, launch.world_size)
@@ -80,7 +81,7 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
             f"{accelerator.distributed_type.value}: skindist trains with DistributedDataParallel alone; give "
             "--config_file accelerate_config.yaml to accelerate launch, or a config without it"
         )
-    if visible > used:
+    if visible > used and not launch.on_cpu:
         log.info(f"{visible} GPUs are visible and {used} used; --num_processes {visible} would use them all")
     return accelerator
 

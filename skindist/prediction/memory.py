@@ -109,7 +109,7 @@ def largest_that_fits(accelerator: Accelerator, most: int, attempt: Callable[[in
             fits, reason = 0.0, str(error.__cause__ or error)  # not the error: it holds what did not fit
         if not fits:
             gc.collect()  # what failed may hold itself, and with it what filled a GPU
-        if torch.accelerator.is_available():
+        if accelerator.device.type != "cpu":
             torch.get_device_module(accelerator.device).empty_cache()
         if host.sum_ranks(torch.tensor(fits)) == accelerator.num_processes:
             return images

@@ -176,6 +176,18 @@ def test_two_processes_on_one_mac_are_refused(mac: pytest.MonkeyPatch) -> None:
         group.join_group()
 
 
+def test_a_launch_that_is_told_to_use_the_cpu_chooses_all_for_it(mac: pytest.MonkeyPatch) -> None:
+    """Accelerate obeys. fp16 is a GPU's precision."""
+    this_launch.cache_clear()
+    mac.setenv("ACCELERATE_USE_CPU", "True")
+    mac.setattr(group, "has_fast_bf16", lambda: True)
+    joined: object = group.join_group()
+    assert isinstance(joined, Alone)
+    assert (joined.options["cpu"], joined.options["mixed_precision"]) == (True, "bf16")
+    with pytest.raises(UserError, match="--mixed_precision fp16 does nothing on a CPU"):
+        precision("fp16", mac)
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_cuda_is_told_to_repeat_its_sums_before_it_starts(mac: pytest.MonkeyPatch, deterministic: bool) -> None:
     """Here, torch.cuda.is_bf16_supported stands for the first call that starts CUDA."""

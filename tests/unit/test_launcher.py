@@ -73,6 +73,11 @@ def test_the_launchers_silence_is_told_from_its_no(exported: str | None, parent:
     assert read_launch(environ, parent.split()).precision == expected
 
 
+@pytest.mark.parametrize(("said", "on_cpu"), [(None, False), ("False", False), ("True", True), ("true", True)])
+def test_whether_a_gpu_is_left_alone(said: str | None, on_cpu: bool) -> None:
+    assert accelerate("", {} if said is None else {"ACCELERATE_USE_CPU": said}).on_cpu == on_cpu
+
+
 def test_the_number_of_processes_asked_for_is_read_from_options_or_the_config_file(tmp_path: Path) -> None:
     here, home = tmp_path / "here.yaml", tmp_path / "accelerate/default_config.yaml"
     here.write_text("distributed_type: MULTI_CPU\nnum_processes: 3\nuse_cpu: true\n")
