@@ -31,8 +31,13 @@ def average_buffers(accelerator: Accelerator, module: nn.Module) -> Tensor:
     """
     before = gather_buffers(module)
     if accelerator.num_processes > 1:
-        write_buffers(module, before.mean(dim=0).to(accelerator.device))
+        write_buffers(module, mean_row(before).to(accelerator.device))
     return before
+
+
+def mean_row(ranks: Tensor) -> Tensor:
+    """The mean of all rows. In float32, that of 3 equal ones may differ from them, and kept statistics would change."""
+    return ranks.double().mean(dim=0).to(ranks.dtype)
 
 
 def gather_buffers(module: nn.Module) -> Tensor:
@@ -43,7 +48,7 @@ def gather_buffers(module: nn.Module) -> Tensor:
 def restore_buffers(accelerator: Accelerator, module: nn.Module, ranks: Tensor) -> None:
     """Set this rank's BatchNorm statistics from those of all ranks; another number of ranks gets their mean."""
     same = len(ranks) == accelerator.num_processes
-    write_buffers(module, (ranks[accelerator.process_index] if same else ranks.mean(dim=0)).to(accelerator.device))
+    write_buffers(module, (ranks[accelerator.process_index] if same else mean_row(ranks)).to(accelerator.device))
 
 
 def read_buffers(module: nn.Module) -> Tensor:

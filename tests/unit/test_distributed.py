@@ -12,6 +12,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from skindist.distributed import group, host
+from skindist.distributed.buffers import mean_row
 from skindist.distributed.peers import Peer, this_peer
 from skindist.errors import UserError
 from skindist.launcher import OTHER_INDEX, this_launch
@@ -80,6 +81,14 @@ def test_a_group_on_gpus_has_cpu_groups_beside_it(monkeypatch: pytest.MonkeyPatc
     assert default["timeout"] == timedelta(minutes=12)
     assert prompt == {"backend": "gloo", "timeout": timedelta(minutes=10)}
     assert patient == {"backend": "gloo", "timeout": timedelta(days=1)}
+
+
+@pytest.mark.parametrize("ranks", range(2, 9))
+def test_statistics_that_all_ranks_share_are_their_own_mean(ranks: int) -> None:
+    """To the last bit: those of pretrained weights are kept on any number of processes."""
+    row = torch.randn(2000, generator=torch.Generator().manual_seed(0)).exp()
+    assert torch.equal(mean_row(row.repeat(ranks, 1)), row)
+    assert mean_row(torch.tensor([[1.0, 0.0]] * (ranks - 1) + [[1.0, ranks]])).tolist() == [1.0, 1.0]
 
 
 class Built(Exception):
