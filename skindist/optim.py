@@ -17,11 +17,12 @@ from skindist.model import head_keys
 from skindist.recipe import OptimConfig
 from skindist.weights import first_line
 
+ADADELTA_EPS = 1e-6  # of the reference recipe
 HEAD_LR_FACTOR = 5.0  # of a new head on layers that have learnt already
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, pretrained: bool = False) -> torch.optim.Optimizer:
-    """Any optimizer that timm or torch knows; it gets those of rho and eps that it has.
+    """Any optimizer that timm or torch knows; it gets those of rho and eps that it has and that are given.
 
     Args:
         pretrained: whether all but the head of a timm model was trained before.
@@ -34,9 +35,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, pretrained: bool = Fa
         nearest = difflib.get_close_matches(config.name.lower(), known, n=3) or ["adadelta"]
         raise UserError(f"--optim.name {config.name}: no such optimizer; nearest: {', '.join(nearest)}")
     accepted = inspect.signature(timm.optim.get_optimizer_class(config.name, bind_defaults=False)).parameters
-    options: dict[str, Any] = {
-        key: value for key, value in {"rho": config.rho, "eps": config.eps}.items() if key in accepted
-    }
+    eps = ADADELTA_EPS if config.eps is None and config.name.lower() == "adadelta" else config.eps
+    asked = {"rho": config.rho, "eps": eps}
+    options: dict[str, Any] = {key: value for key, value in asked.items() if key in accepted and value is not None}
     refuse_unsaveable(config.name, options)
     optimizer: torch.optim.Optimizer = timm.optim.create_optimizer_v2(
         model,

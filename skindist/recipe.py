@@ -96,8 +96,8 @@ class OptimConfig(Section):
     """Learning rate at its peak."""
     rho: float = setting(0.9, lambda share: 0 <= share < 1, "from 0 to below 1")
     """Adadelta's decay of the squared averages."""
-    eps: float = setting(1e-6, lambda x: 0 < x < math.inf, "above 0")
-    """Term added for numerical stability, for the optimizers that have one."""
+    eps: float | None = setting(None, lambda x: 0 < x < math.inf, "above 0, or null")
+    """Term added for numerical stability, for the optimizers that have one; null: 1e-6 for Adadelta, else their own."""
     weight_decay: float = setting(0.0, lambda x: 0 <= x < math.inf, "0 or more")
     """Weight decay (not applied to biases and normalisation layers)."""
     layer_decay: float = setting(1.0, lambda factor: 0 < factor <= 1, "above 0 and at most 1")

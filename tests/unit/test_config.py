@@ -25,7 +25,7 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "model.drop_path_rate": (-0.1, "from 0 to below 1"),
     "optim.lr": (0.0, "above 0 and at most 1000"),
     "optim.rho": (1.0, "from 0 to below 1"),
-    "optim.eps": (0.0, "above 0"),
+    "optim.eps": (0.0, "above 0, or null"),
     "optim.layer_decay": (0.0, "above 0 and at most 1"),
     "optim.head_lr_factor": (0.0, "above 0, or null"),
     "early_stopping.first_epoch": (0, "1 or more, or null"),
@@ -66,7 +66,7 @@ def test_the_defaults_are_the_reference_recipe() -> None:
     config = parse_config([])
     assert config == Config()
     assert (config.model.name, config.model.pretrained, config.data.image_size) == ("efficientnet_b0", True, 224)
-    assert (config.optim.name, config.optim.rho, config.optim.eps) == ("adadelta", 0.9, 1e-6)
+    assert (config.optim.name, config.optim.rho, config.optim.eps) == ("adadelta", 0.9, None)
     assert (config.train.epochs, config.data.fractions) == (10, (0.90, 0.05, 0.05))
     assert config.early_stopping == EarlyStoppingConfig(patience=2, min_delta=0.001, monitor="val/loss")
 

@@ -57,6 +57,19 @@ def test_what_was_read_is_no_longer_a_view_of_the_file(tmp_path: Path) -> None:
         assert "optimizer.safetensors" not in Path("/proc/self/maps").read_text()
 
 
+@pytest.mark.parametrize(
+    ("name", "asked", "eps"),
+    [
+        ("Adadelta", None, 1e-6), ("adabelief", None, 1e-16), ("adafactor", None, 1e-30), ("adamw", None, 1e-8),
+        ("adadelta", 1e-3, 1e-3), ("adabelief", 1e-3, 1e-3),
+    ],
+)  # fmt: skip
+def test_an_optimizer_has_its_own_eps_unless_one_is_given(name: str, asked: float | None, eps: float) -> None:
+    """With Adadelta's, AdaBelief and Adafactor hardly learn."""
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimConfig(name=name, eps=asked))
+    assert {group["eps"] for group in optimizer.param_groups} == {eps}
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "AdamW", "lion"])
 def test_other_optimizers_by_name(name: str) -> None:
     model = nn.Linear(2, 2)
