@@ -20,7 +20,7 @@ def bind_threads(launch: Launch) -> None:
     """Import torch so that GNU OpenMP gives each core one of its threads, for a process that has a machine's cores for
     itself. This thread may still go anywhere, and so may what it starts. Elsewhere, and once torch is imported, nothing
     happens."""
-    alone = launch.local_world_size == 1 and launch.threads is None
+    alone = launch.local_world_size == 1 and launch.threads is None and launch.cores is None
     told = any(name in os.environ for name in TOLD)
     if not alone or told or "torch" in sys.modules or not hasattr(os, "sched_setaffinity"):
         return

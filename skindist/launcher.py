@@ -17,7 +17,7 @@ from skindist.errors import UserError
 from skindist.wording import plural
 
 THREADS = "OMP_NUM_THREADS"
-OUR_THREADS = "SKINDIST_THREADS"  # what `side_by_side` says; launchers make the other one 1 where they are told nothing
+OUR_CORES = "SKINDIST_CORES"  # what `side_by_side` says to a whole launch
 OTHER_INDEX = "ACCELERATE_BYPASS_DEVICE_MAP"  # else Accelerate takes this process's number for its GPU's, in DDP
 
 
@@ -37,6 +37,7 @@ class Launch:
     precision: str | None = None
     on_cpu: bool = False  # although there is a GPU, as Accelerate then does
     threads: str | None = None
+    cores: int | None = None  # its share of the machine, for all its processes there; None: all
     address: str = ""  # of the store that all processes share
     port: int = 0
     error_file: Path | None = None  # what a failed process leaves here, torchrun's report ends with
@@ -75,7 +76,7 @@ def read_launch(
     launched = restarts or precision is not None
     if precision == "no" and by_accelerate and _told(environ, words, "mixed_precision") is None:
         precision = None  # exported both when told so and when told nothing
-    error_file, given = environ.get("TORCHELASTIC_ERROR_FILE"), environ.get(THREADS)
+    error_file, given, share = (environ.get(name) for name in ("TORCHELASTIC_ERROR_FILE", THREADS, OUR_CORES))
     return Launch(
         rank=int(environ.get("RANK", 0)),
         local_rank=int(environ.get("LOCAL_RANK", 0)),
@@ -88,7 +89,8 @@ def read_launch(
         asked=_asked(environ, words) if launched and by_accelerate else None,
         precision=precision,
         on_cpu=environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on"),
-        threads=environ.get(OUR_THREADS) or (None if launched and given == "1" else given),  # 1: told nothing
+        threads=None if share or (launched and given == "1") else given,  # 1: told nothing
+        cores=int(share) if share else None,
         address=environ.get("MASTER_ADDR", ""),
         port=int(environ.get("MASTER_PORT", 0)),
         error_file=Path(error_file) if error_file else None,
@@ -198,4 +200,4 @@ def side_by_side(environ: Mapping[str, str], place: int, at_once: int, cores: in
         named = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = named if named != [""] else [str(number) for number in range(gpus)]
         return {**environ, "CUDA_VISIBLE_DEVICES": names[place % len(names)]}
-    return {**environ, **dict.fromkeys((THREADS, OUR_THREADS), str(max(1, cores // at_once)))}
+    return {**environ, **dict.fromkeys((THREADS, OUR_CORES), str(max(1, cores // at_once)))}

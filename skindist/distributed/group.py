@@ -71,7 +71,7 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
         log_with=log_with,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
     )
-    threads = choose_threads(launch.threads, device, available_cores(), sharing_cores(me, peers))
+    threads = choose_threads(launch.threads, device, launch.cores or available_cores(), sharing_cores(me, peers))
     if threads:
         torch.set_num_threads(threads)  # after Accelerate, which has set another number where nothing was said
     accelerator.gradient_accumulation_steps = 1  # it may be told another number, and would divide each gradient by it

@@ -25,6 +25,12 @@ def test_ranks_share_the_cores_and_leave_the_number_out_of_the_environment(tmp_p
     assert run_ranks(2, tmp_path, jobs.threads_of, 6) == [(3, False, [])] * 2
 
 
+@pytest.mark.parametrize(("cores", "threads"), [(8, 2), (2, 1)])
+def test_ranks_share_what_their_launch_has_of_the_cores(tmp_path: Path, cores: int, threads: int) -> None:
+    """With `skindist folds --at_once 2`."""
+    assert run_ranks(2, tmp_path, jobs.threads_of, cores, 2) == [(threads, True, [])] * 2
+
+
 def test_rows_travel_as_tensors(tmp_path: Path) -> None:
     """As predictions do: in rank order, to the bit, also where a rank has none. No row is pickled."""
     rows = [[[7.0, 1 / 3, 0.0]], [], [[number, 0.1 * number, 1.0] for number in range(40)]]

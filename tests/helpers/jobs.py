@@ -34,6 +34,7 @@ from skindist.distributed.contact import Contact
 from skindist.errors import OutOfMemory, Stopped, TrainingError, UserError
 from skindist.inference import batches, evaluation
 from skindist.inference.table import GrowingTable, Row
+from skindist.launcher import side_by_side
 from skindist.parsing import parse_config
 from skindist.prediction.evaluate import evaluate
 from skindist.run.folder import Run
@@ -331,10 +332,11 @@ def timeouts(minutes: float) -> list[Any]:
     return [limits, before, torch.distributed.get_pg_count()]
 
 
-def threads_of(cores: int) -> tuple[int, bool, list[str]]:
-    """A rank's threads on a machine of so many cores where nobody named a number, whether its environment names one
-    then, and what Python warned of."""
+def threads_of(cores: int, at_once: int = 1) -> tuple[int, bool, list[str]]:
+    """A rank's threads on a machine of so many cores, which so many launches share and where nobody named a number;
+    whether its environment names one then, and what Python warned of."""
     os.environ.pop("OMP_NUM_THREADS")
+    os.environ.update(side_by_side({}, 0, at_once, cores, gpus=0))
     os.sched_setaffinity(0, range(os.cpu_count() or 1))
     replace(group, "available_cores", lambda: cores)
     with warnings.catch_warnings(record=True) as warned:

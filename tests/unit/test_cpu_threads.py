@@ -57,7 +57,7 @@ def test_each_thread_has_a_core_and_this_one_takes_what_is_left_where_it_asks_fo
     "environ",
     [
         {"OMP_NUM_THREADS": "2"},
-        {"SKINDIST_THREADS": "1"},
+        {"SKINDIST_CORES": "1"},
         {"LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"},
         {"OMP_PROC_BIND": "false"},
     ],

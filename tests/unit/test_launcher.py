@@ -177,9 +177,9 @@ def test_a_forked_process_reads_its_own_launch() -> None:
 
 def test_launches_side_by_side_share_the_gpus_or_else_the_cores() -> None:
     assert side_by_side({"A": "1"}, 0, 1, cores=8, gpus=4) == {"A": "1"}
-    assert side_by_side({}, 1, 2, cores=8, gpus=0) == {"OMP_NUM_THREADS": "4", "SKINDIST_THREADS": "4"}
-    one = side_by_side({}, 3, 4, cores=2, gpus=0) | {"ACCELERATE_MIXED_PRECISION": "no"}
-    assert read_launch(one).threads == "1", "although launchers say 1 where they are told nothing"
+    assert side_by_side({}, 1, 2, cores=8, gpus=0) == {"OMP_NUM_THREADS": "4", "SKINDIST_CORES": "4"}
+    launch = read_launch(side_by_side({}, 3, 4, cores=2, gpus=0))
+    assert (launch.threads, launch.cores) == (None, 1), "no order of the user's, whose number counts for each process"
     assert side_by_side({}, 1, 2, cores=8, gpus=2) == {"CUDA_VISIBLE_DEVICES": "1"}
     some = {"CUDA_VISIBLE_DEVICES": "5,GPU-ab"}
     assert [side_by_side(some, place, 3, 8, gpus=2)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == [
