@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +90,12 @@ def prune(last: Path, best: Path | None, keep: int) -> None:
     What lies after `last` is damaged: the run would have gone on from there."""
     folder = last.parent
     for name, target in (("last", last), ("best", best)):
-        if target:
-            link = folder / f".{name}.tmp"
-            link.unlink(missing_ok=True)
-            link.symlink_to(target.name)
-            link.replace(folder / name)
+        with suppress(OSError):  # exFAT and some network disks have no links, and nothing here needs them
+            if target:
+                link = folder / f".{name}.tmp"
+                link.unlink(missing_ok=True)
+                link.symlink_to(target.name)
+                link.replace(folder / name)
     steps = sorted(folder.glob("step-*"))
     kept = [step for step in steps if step <= last][-keep:]
     rest = folder.glob(".step-*")  # of a process that was killed

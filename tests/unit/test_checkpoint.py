@@ -133,6 +133,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step-00000003", "step-00000004"]
 
 
+def test_a_disk_without_links_keeps_checkpoints_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exFAT answers."""
+
+    def refuse(path: Path, target: str) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    for step in (1, 2, 3):
+        save_checkpoint(step_folder(tmp_path, step), example())
+    prune(step_folder(tmp_path, 3), step_folder(tmp_path, 3), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
+
+
 def test_damaged_checkpoints_ahead_are_no_newest_ones(tmp_path: Path) -> None:
     """A run that went on from step 10, as 20 and 30 are damaged, keeps what it saves before step 20."""
     for step in (10, 20, 30):
