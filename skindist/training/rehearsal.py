@@ -55,6 +55,7 @@ def capture_steps(learner: Learner, config: Config, sizes: Sequence[int]) -> Non
     mine = sorted({equal_parts(size, ranks)[rank] for size in sizes} - {0, 1}, reverse=True)  # those may be refused
     if not mine:
         log.info("--train.cuda_graph is not used: this process has one image at a time")
+        return
     batches = [learner.to_device(black_images(count, config.data.image_size))[0] for count in mine]
     learner.graphs = capture(learner.module, batches, learner.pairs)
 

@@ -15,9 +15,20 @@ from torch import Tensor, nn
 from skindist.config import Config
 from skindist.folding import Pairs, pairs_to_fold
 from skindist.recipe import TrainConfig
-from skindist.training import cuda_graph
+from skindist.training import cuda_graph, rehearsal
 from skindist.training.cuda_graph import Graphs, capture, hindrance
 from skindist.training.learner import Learner
+
+
+def test_nothing_is_captured_for_a_process_with_one_image_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rehearsal, "capture", pytest.fail)
+    second: Any = SimpleNamespace(device=torch.device("cuda"), num_processes=2, process_index=1)
+    learner: Any = SimpleNamespace(accelerator=second, model=nn.Linear(1, 1))
+    with caplog.at_level(logging.INFO, "skindist"):
+        rehearsal.capture_steps(learner, Config(), [3])
+    assert "--train.cuda_graph is not used: this process has one image at a time" in caplog.text
 
 
 class StandIn:
