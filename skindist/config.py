@@ -26,7 +26,7 @@ class RunConfig(Section):
     dir: str | None = setting(None, path=True, free=True)
     """Folder of the run; null: runs/<time>-<pid>-<model>."""
     seed: int = setting(0, lambda n: n >= 0, "0 or more")
-    """Seed of the split, the order of images, the augmentation and dropout."""
+    """Seed of all that is drawn: split, first weights, order, augmentation, dropout, intervals, stress test."""
     resume: Literal["auto", "never", "must"] = setting("auto", free=True)
     """auto: continue the run in run.dir if there is one; never: refuse then; must: refuse where there is none."""
     timeout_minutes: float = setting(10.0, lambda x: 0.5 <= x <= 10_000, "from 0.5 to 10000", free=True)

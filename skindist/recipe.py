@@ -117,7 +117,7 @@ class TrainConfig(Section):
     epochs: int = setting(10, lambda n: n >= 1, "1 or more")
     """Epochs at most."""
     batch_size: int = setting(32, lambda n: n >= 1, "1 or more")
-    """GLOBAL batch of one optimizer step: it is split over processes."""
+    """GLOBAL batch of one optimizer step, at most: an epoch is cut into equal batches, each split over processes."""
     micro_batch_size: int | Literal["auto"] | None = setting(None, lambda n: n == "auto" or n > 0, "1 or more, or auto")
     """Images that one process holds at a time: its part of the batch is accumulated from as many passes as that
     takes. null: the whole part at once; auto: the largest number that fits into memory."""

@@ -46,8 +46,8 @@ def train_one_epoch(
     """Take all steps of an epoch, from where `state` is, and advance it; then give every rank the mean of all ranks'
     BatchNorm statistics.
 
-    A point of the curve is recorded every `train.log_every` steps. No step waits for the device: losses stay there
-    until a point is recorded or the state is saved.
+    A point of the curve is recorded every `train.log_every` steps. Losses stay on the device until a point is recorded
+    or the state is saved. So no step waits for it, except in fp16 and with `train.non_finite: skip`.
 
     Args:
         after_step: called after each step but the epoch's last, when `state` is up to date but for its window.
@@ -140,7 +140,7 @@ def train_step(
 
 def collect_window(learner: Learner, state: TrainState, train: TrainConfig) -> None:
     """Bring the loss and accuracy of the pending steps from all ranks into the state's window, and note which were
-    skipped: the one place of the loop that waits for the device (with `non_finite: skip`, each step does).
+    skipped: the one place of the loop that waits for the device (in fp16 and with `non_finite: skip`, each step does).
 
     Raises:
         TrainingError: on every rank alike, when a step was not finite, or one more than may be skipped.

@@ -2,7 +2,7 @@
 
 A scheduler's signal (SIGTERM, or SIGUSR1 from Slurm) may reach one process only, and clocks differ, so all ranks are
 asked, about once a second and at the same steps. The question travels on the CPU while the steps go on, and its answer
-is read when the next one is asked: no step waits for another process, or for a device.
+is read when the next one is asked: it makes no step wait for another process, or for a device.
 A launcher that was killed can send no signal: its orphans see that it is gone, and stop in the same way.
 """
 
