@@ -115,9 +115,7 @@ def on_each_machine(accelerator: Accelerator, function: Callable[..., object], *
 
     An error is raised on every process as by `decide`, so that all of them end.
     """
-    mine = _attempt(function, *args)[1] if accelerator.is_local_main_process else None
-    for error in host.gather(mine, may_take_hours=True):
-        _result(None, error)
+    on_all(accelerator, lambda: accelerator.is_local_main_process and function(*args), may_take_hours=True)
 
 
 def on_all(accelerator: Accelerator, function: Callable[..., T], *args: Any, may_take_hours: bool = False) -> T:

@@ -55,7 +55,7 @@ def step_folder(checkpoints: Path, global_step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder` atomically; call it on the main process only.
+    """Write `folder` atomically, from tensors on the CPU; call it on the main process only.
 
     Raises:
         TrainingError: the disk is full or refuses.
@@ -64,7 +64,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.weights.items()}
+        tensors = {name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}
         moments, values = split_optimizer(checkpoint.optimizer)
         write_atomic(temporary / "model.safetensors", save(tensors))
         write_atomic(temporary / "optimizer.safetensors", save(moments))
@@ -145,7 +145,7 @@ def split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str,
     for parameter, moments in state["state"].items():
         for name, value in moments.items():
             target: dict[str, Any] = tensors if isinstance(value, Tensor) else scalars
-            target[f"{parameter}.{name}"] = value.detach().cpu().contiguous() if isinstance(value, Tensor) else value
+            target[f"{parameter}.{name}"] = value.contiguous() if isinstance(value, Tensor) else value
     return tensors, {"scalars": scalars, "param_groups": state["param_groups"]}
 
 
