@@ -129,11 +129,8 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
             learner.views = config.evaluation.views
             final = {split.name: evaluate(learner, split, between_batches) for split in (loaders.val, loaders.test)}
             images: Any = loaders.test.loader.dataset
-            disturbed = {}
-            if config.evaluation.stress:
-                disturbed = stress_test(
-                    learner, config.data, data, images, config.train.eval_batch_size, between_batches
-                )
+            stress = (learner, config.data, data, images, config.train.eval_batch_size, between_batches)
+            disturbed = stress_test(*stress) if config.evaluation.stress else {}
         contact.leave()  # what follows is the main process's work, and may take long
         outcome = (run, config, data, learner, state, stopping, final, disturbed, images)
         results = decide(accelerator, judge, *outcome, may_take_hours=True)
@@ -211,6 +208,8 @@ def settle_memory(learner: Learner, config: Config, images: int) -> Config:
     """
     auto, size = config.train.micro_batch_size == "auto", config.data.image_size
     batches = batch_sizes(images, config.train.batch_size)
+    if images < config.train.batch_size:
+        log.info(f"--train.batch_size {config.train.batch_size}: there are {images} training images, in one batch")
     if auto:
         found = find_micro_batch_size(learner, size, -(-max(batches) // learner.accelerator.num_processes))
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))

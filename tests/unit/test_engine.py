@@ -335,6 +335,16 @@ def test_the_rehearsal_tries_what_training_and_evaluation_will_hold() -> None:
     assert (found.micro_batch_size, found.eval_batch_size) == (3, 32)
 
 
+@pytest.mark.parametrize(("images", "said"), [(12, []), (7, ["--train.batch_size 12: there are 7 training images"])])
+def test_a_batch_larger_than_the_training_set_is_mentioned(
+    caplog: pytest.LogCaptureFixture, images: int, said: list[str]
+) -> None:
+    learner, _, config = learner_and_batch()
+    with caplog.at_level(logging.INFO, "skindist"):
+        trainer.settle_memory(learner, config, images)
+    assert [message.partition(",")[0] for message in caplog.messages if "batch_size" in message] == said
+
+
 def test_the_views_of_an_image_are_its_eight_positions_and_their_logits_are_averaged() -> None:
     corner = torch.arange(4, dtype=torch.uint8).view(1, 1, 2, 2)
     seen = [turned(corner, number).flatten().tolist() for number in range(8)]
