@@ -18,6 +18,7 @@ from skindist.cli import main, train
 from skindist.data.demo import write_demo_data
 from skindist.errors import UserError
 from skindist.evaluation.stress import DISTURBANCES
+from skindist.inference import evaluation
 from skindist.prediction import pictures
 from skindist.report.history import evaluation_flags, repeat_command
 from skindist.report.run_page import run_page
@@ -112,6 +113,19 @@ def test_what_is_refitted_stands_apart(found: Path) -> None:
     assert again["shown_on"] == {"benign": 18, "malignant": 9}
     assert again["threshold"] != told["operating_point"]["threshold"]
     assert again["refitted"]["sensitivity"]["n"] == again["frozen"]["sensitivity"]["n"] == 9
+
+
+def test_a_killed_loader_worker_is_one_line(
+    run: Path, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def die(*args: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    monkeypatch.setattr(evaluation, "evaluate", die)
+    assert main(["evaluate", str(run), str(elsewhere), f"--out={tmp_path / 'out'}"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: a loader worker was killed: ")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("folder", ["run", "found"])
