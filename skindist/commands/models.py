@@ -119,7 +119,8 @@ def export(model: str, out: Path | None = None, overwrite: bool = False) -> None
 def push(model: str, repository: str, public: bool = False, yes: bool = False) -> None:
     """Send a saved model and its card to the Hugging Face Hub; what would be sent is shown first.
 
-    Nothing is sent but config.json, model.safetensors and README.md; of an ensemble, also those of each member.
+    Nothing is sent but config.json, model.safetensors and README.md; of an ensemble, those of each member, and its own
+    config.json and README.md.
 
     Args:
         model: Run folder, or its model/ folder.

@@ -22,8 +22,8 @@ log = logging.getLogger("skindist")
 
 
 def push_model(model: str, repository: str, public: bool = False, yes: bool = False) -> None:
-    """Send the three files of a model, or of each member of an ensemble, to a repository, which is made if there is
-    none.
+    """Send the three files of a model to a repository, which is made if there is none; of an ensemble, those of each
+    member, and its own config.json and README.md.
 
     Args:
         model: a run folder or its `model/` folder.
