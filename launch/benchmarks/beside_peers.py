@@ -45,7 +45,7 @@ PEERS = (
 )
 
 
-def beside_peers(data: Path, folder: Path, peers: tuple[Peer, ...] = PEERS, rounds: int = ROUNDS) -> list[Figure]:
+def beside_peers(data: Path, folder: Path, peers: tuple[Peer, ...] = PEERS) -> list[Figure]:
     """A line for each other trainer with its defaults, and with its best flags."""
     images = class_folders(data, folder)
     places = tqdm(peers, "installing", disable=None)
@@ -54,7 +54,7 @@ def beside_peers(data: Path, folder: Path, peers: tuple[Peer, ...] = PEERS, roun
     theirs: dict[tuple[str, str], list[float]] = {}
     failed: dict[tuple[str, str], str] = {}
     asked = list(itertools.product((peer.name for peer in peers), ("defaults", "best flags")))
-    for turn in tqdm(range(rounds), "measuring", disable=None):
+    for turn in tqdm(range(ROUNDS), "measuring", disable=None):
         ours.append(our_speed(images / "train", folder / f"run{turn}"))
         for peer, which in zip((peer for peer in peers for _ in range(2)), asked, strict=True):
             try:

@@ -37,7 +37,7 @@ class BatchReader:
     """Gives the rows of a batch of files. Threads may share it: where the model cannot serve several at a time, on a
     GPU and for heat maps, they take turns."""
 
-    def __init__(self, predictor: Predictor, description: Description, maps: Path | None = None) -> None:
+    def __init__(self, predictor: Predictor, description: Description, maps: Path | None) -> None:
         self.predictor, self.description, self.maps = predictor, description, maps
         self.module = for_prediction(predictor.judged)
         alone = maps is not None or predictor.accelerator.device.type != "cpu"

@@ -65,9 +65,9 @@ class Slurm:
         lines = self.run("scontrol", "--oneliner", "show", "job", number).splitlines()
         return [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
 
-    def wait(self, number: str, state: str, restarts: int = 0, seconds: float = PATIENCE) -> list[dict[str, str]]:
+    def wait(self, number: str, state: str, restarts: int = 0) -> list[dict[str, str]]:
         """Until all tasks of a job are in a state, and were requeued so often."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             jobs = self.jobs(number)
             if all(job["JobState"] == state and int(job["Restarts"]) >= restarts for job in jobs):

@@ -13,9 +13,9 @@ GOOD = 12  # ordinary images of each class
 EXIF_ORIENTATION = 0x0112
 
 
-def lesion(index: int, malignant: bool = False, size: int = 128) -> Image.Image:
+def lesion(index: int, malignant: bool = False) -> Image.Image:
     """A picture of its own."""
-    return draw_lesion(np.random.default_rng([7, malignant, index]), malignant, size)
+    return draw_lesion(np.random.default_rng([7, malignant, index]), malignant, size=128)
 
 
 def saved(picture: Image.Image, file_format: str, **options: object) -> bytes:
