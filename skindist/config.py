@@ -7,7 +7,7 @@ here: they belong to `accelerate launch` and its YAML file.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -168,6 +168,15 @@ def marked(fact: Literal["path", "free"]) -> list[tuple[str, str]]:
         for key in fields(getattr(Config(), section.name))
         if key.metadata.get(fact) or section.metadata.get(fact)
     ]
+
+
+def in_common(configs: Sequence[Config]) -> dict[str, dict[str, Any]]:
+    """By section, the settings that have one value in all of these."""
+    first, *others = [config.to_dict() for config in configs]
+    return {
+        name: {key: value for key, value in values.items() if all(other[name][key] == value for other in others)}
+        for name, values in first.items()
+    }
 
 
 def changes(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

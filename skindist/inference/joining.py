@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skindist.config import Config
+from skindist.config import Config, in_common
 from skindist.data.loading import sample_ids
 from skindist.data.prepare import Prepared, prepare_again
 from skindist.data.scan import CLASSES
@@ -43,7 +43,8 @@ from skindist.run.folder import Run
 
 SURE = 1e-16  # a probability is at least so far from 0 and from 1
 DOUBTED = 100  # labels that are listed, beginning with the most doubted
-OF_ALL, OF_EACH = ("data", "evaluation"), ("model", "optim", "train", "early_stopping")  # sections of the config
+SECTIONS = ("data", "model", "optim", "train", "early_stopping", "evaluation")
+OWN = ("path", "metadata", "cache_dir", "fold", "folds")  # of "data": where its images were read, and no fold
 FEWER = (
     "it was chosen on what only those members say of an image that did not train on it; the mean of all members lies "
     "closer together, so expect a sensitivity above the target, and a specificity below that of the choice"
@@ -153,12 +154,10 @@ def contents(rows: Sequence[Row], part: str | None = None) -> set[tuple[str, str
 
 
 def shared_settings(config: Config, members: Sequence[Member]) -> dict[str, dict[str, Any]]:
-    """The config of the ensemble by section: of the sections in which members may differ, what they agree on."""
-    sections, own = config.to_dict(), [member.config.to_dict() for member in members]
-    for name in OF_EACH:
-        agreed = [key for key, value in sections[name].items() if all(each[name][key] == value for each in own)]
-        sections[name] = {key: sections[name][key] for key in agreed}
-    return {name: sections[name] for name in (*OF_ALL, *OF_EACH)}
+    """The config of the ensemble by section: its own settings, and those on which all members agree."""
+    own = {key: getattr(config.data, key) for key in OWN}
+    agreed = in_common([replace(member.config, data=replace(member.config.data, **own)) for member in members])
+    return {name: agreed[name] for name in SECTIONS}
 
 
 def common_rows(members: Sequence[Member]) -> list[Row]:

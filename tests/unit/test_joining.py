@@ -37,7 +37,7 @@ from skindist.inference.joining import (
     shared_settings,
 )  # fmt: skip
 from skindist.parsing import parse_config
-from skindist.recipe import ModelConfig
+from skindist.recipe import DataConfig, ModelConfig
 from skindist.report.model_card import header
 from skindist.run.folder import Run
 from tests.helpers import commands, jobs
@@ -56,13 +56,18 @@ def test_an_image_has_the_mean_of_those_runs_that_did_not_train_on_it() -> None:
 
 def test_an_ensemble_has_the_settings_that_its_members_agree_on() -> None:
     def member(**model: Any) -> Any:
-        config = Config(model=ModelConfig(**model), run=RunConfig(seed=len(model)))
+        data = DataConfig(path=model["name"], augment=model["name"] == "a")
+        config = Config(data=data, model=ModelConfig(**model), run=RunConfig(seed=len(model)))
         return SimpleNamespace(config=config)
 
-    of_two = shared_settings(Config(), [member(name="a"), member(name="b", drop_rate=0.0)])
+    first, other = member(name="a"), member(name="b", drop_rate=0.0)
+    of_two = shared_settings(first.config, [first, other])
     assert "name" not in of_two["model"]
     assert of_two["model"]["drop_rate"] == 0.0
     assert of_two["optim"] == Config().to_dict()["optim"]
+    assert "augment" not in of_two["data"]
+    assert of_two["data"]["path"] == "a", "where the images were read"
+    assert Config.from_dict(of_two).data.augment, "a setting that is not known has its default"
 
 
 def test_a_probability_of_1_keeps_finite_log_odds() -> None:
@@ -233,6 +238,22 @@ def test_the_ensemble_is_a_model_that_says_what_its_predictions_say(crossed: Pat
     ours = {row["path"]: float(row["probability"]) for row in rows(out)}
     theirs = {row["path"]: float(row["probability"]) for row in rows(crossed / "ensemble/predictions-test.csv")}
     assert {path: ours[path] for path in theirs} == pytest.approx(theirs, abs=1e-6)
+
+
+def test_equal_images_of_two_machines_are_the_same(crossed: Path, demo: Path, tmp_path: Path) -> None:
+    """And members may differ: the config says nothing of that, and the page and an evaluation go on without it."""
+    other = Path(shutil.copytree(crossed / "runs/seed-0-fold-1", tmp_path / "other"))
+    (other / "config.yaml").write_text(
+        (other / "config.yaml").read_text().replace(str(demo), "/mnt/x").replace("smoothing: 0.1", "smoothing: 0.2")
+    )
+    out = tmp_path / "out"
+    join_runs([crossed / "runs/seed-0-fold-0", other], out)
+    saved = Run(out).saved_config()
+    assert (saved["data"]["path"], "label_smoothing" in saved["train"]) == (str(demo), False)
+    assert "train.label_smoothing" not in (out / "report.html").read_text()
+    assert main(["report", str(out), str(crossed / "ensemble"), f"--page={tmp_path / 'page.html'}"]) == 0
+    assert main(["evaluate", str(out), str(demo), f"--out={tmp_path / 'evaluated'}", "--views=1"]) == 0
+    assert Run(tmp_path / "evaluated").results()["seen_in_training"]["train"] > 0
 
 
 def test_the_card_of_an_ensemble_names_no_base_model_that_there_is_not(crossed: Path) -> None:
