@@ -28,9 +28,11 @@ from benchmarks.measuring import BATCH, Figure, draw_set
 
 from skindist.data.loading import sample_ids
 from skindist.data.prepare import prepare
+from skindist.errors import UserError
 from skindist.launcher import this_launch
 from skindist.machine import available_cores
 from skindist.recipe import DataConfig
+from skindist.wording import plural
 
 BENCHMARKS: dict[str, Callable[[Path, Path], list[Figure]]] = {
     "loader": data.loader, "training": steps.training, "plain": steps.beside_plain, "evaluation": steps.evaluation,
@@ -55,8 +57,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="skindist-benchmark-") as folder:
         os.environ["SKINDIST_CACHE"] = str(Path(folder, "cache"))
         images = arguments.data or draw_set(Path(folder, "drawn"), count=600, size=256)
-        if len(sample_ids(prepare(DataConfig(path=str(images)), seed=0).rows, "train")) < BATCH:
-            parser.error(f"--data {images}: fewer than {BATCH} images to train on; batches are of so many")
+        if arguments.data and (why := why_not(images)):
+            parser.error(why)
         if arguments.peers:
             figures = beside_peers(images, Path(folder))
         for name in arguments.only or ([] if arguments.peers else BENCHMARKS if ranks == 1 else ["training"]):
@@ -69,6 +71,16 @@ def main() -> None:
     print(f"\n{machine}, Python {platform.python_version()}, {versions}\n")
     print("| what | skindist | instead | result |\n| --- | --- | --- | --- |")
     print("\n".join(f"| {' | '.join(figure)} |" for figure in figures))
+
+
+def why_not(images: Path) -> str:
+    """Why nothing can be measured with a folder of images; "" if something can."""
+    try:
+        train = sample_ids(prepare(DataConfig(path=str(images)), seed=0).rows, "train")
+    except UserError as error:
+        return str(error)
+    few = f"--data {images}: {plural(len(train), 'image')} to train on, fewer than a batch of {BATCH}; give more"
+    return few if len(train) < BATCH else ""
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """Other trainers beside skindist: the table that comes of it, with those that cannot be had."""
 
+import importlib
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks import beside_peers
@@ -49,6 +52,17 @@ def test_all_train_on_the_same_files_of_both_classes(
     assert counts["val", "benign"] + counts["val", "malignant"] == 16
     assert min(counts.values()) >= 5, counts
     assert all(file.resolve().is_relative_to(demo) for file in images.glob("*/*/*"))
+
+
+def test_a_folder_with_less_than_a_batch_is_refused_before_the_work(demo: Path, tmp_path: Path) -> None:
+    benchmark: Any = importlib.import_module("benchmark")
+    assert benchmark.why_not(demo) == ""
+    assert benchmark.why_not(tmp_path / "none") == f"--data.path {tmp_path / 'none'}: no such folder"
+    shutil.copytree(demo / "benign", tmp_path / "few/benign")
+    (tmp_path / "few/malignant").mkdir()
+    for file in sorted((demo / "malignant").iterdir())[:3]:
+        shutil.copy(file, tmp_path / "few/malignant")
+    assert benchmark.why_not(tmp_path / "few").endswith("images to train on, fewer than a batch of 32; give more")
 
 
 def test_every_loop_that_drives_a_trainer_is_there() -> None:
