@@ -351,11 +351,16 @@ def test_the_command_that_repeats_an_ensemble_names_its_runs() -> None:
     assert bare == "skindist ensemble RUN RUN --out NEW"
 
 
-def test_nan_in_a_table_is_no_patient(run: Path, elsewhere: Path, tmp_path: Path) -> None:
+def test_nan_in_a_table_is_no_patient(
+    run: Path, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table lies at home, and the config says where."""
+    monkeypatch.setenv("HOME", str(tmp_path))
     names = sorted(path.relative_to(elsewhere).as_posix() for path in elsewhere.glob("*/*"))
     (tmp_path / "table.csv").write_text("path,patient_id,age\n" + "".join(f"{name},nan,NaN\n" for name in names))
     out = tmp_path / "out"
-    assert main(["evaluate", str(run), str(elsewhere), f"--out={out}", f"--metadata={tmp_path / 'table.csv'}"]) == 0
+    assert main(["evaluate", str(run), str(elsewhere), f"--out={out}", "--metadata=~/table.csv"]) == 0
+    assert Run(out).config().data.metadata == str((tmp_path / "table.csv").resolve())
     assert len({row["group"] for row in rows(out / "split.csv")}) == 54
     assert results(out)["subgroups"] == []
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,16 @@ def test_no_outputs_are_committed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_all_cells_run(processes: int, demo: Path, tmp_path: Path) -> None:
+    """On a folder as people have it: with other capitals, a file of the system's, and a damaged image."""
     pytest.importorskip("ipykernel")
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
-    values = {**SMALL, "FOLDER": str(demo), "PROCESSES": processes}
+    folder = tmp_path / "lesions"
+    for name in ("benign", "malignant"):
+        shutil.copytree(demo / name, folder / name.title())
+    for name in ("Benign/.DS_Store", "Malignant/0.png"):
+        (folder / name).write_text("no image")
+    values = {**SMALL, "FOLDER": str(folder), "PROCESSES": processes}
     parameters = next(cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     names = {line.split(" = ")[0] for line in parameters.source.splitlines()}
     assert values.keys() < names
@@ -41,7 +48,8 @@ def test_all_cells_run(processes: int, demo: Path, tmp_path: Path) -> None:
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=PATIENCE, kernel_name="python3", resources=resources).execute()
 
-    results = Run(tmp_path / "runs/quickstart").results()
+    run = Run(tmp_path / "runs/quickstart")
+    results, tested = run.results(), [row.path for row in run.split() if row.split == "test" and row.label]
     assert results["world_size"] == processes
     shown = [outputs_of(cell) for cell in notebook.cells if cell.cell_type == "code"]
     pictures, training, report, prediction, heat_map = shown[1:]
@@ -51,7 +59,7 @@ def test_all_cells_run(processes: int, demo: Path, tmp_path: Path) -> None:
     assert training["stdout"].count("epoch 2: ") == 1
     assert "iframe srcdoc" in report["text/html"]
     assert results["verdict"].split(";")[0][:40] in report["text/html"]
-    assert "probability of malignant 0." in prediction["stdout"]
+    assert f"{tested[0]}: probability of malignant 0." in prediction["stdout"]
     assert base64.b64decode(heat_map["image/jpeg"]).startswith(b"\xff\xd8")
 
 
