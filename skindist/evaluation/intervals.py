@@ -207,7 +207,7 @@ def _over_resamples(value: float, drawn: Values, images: int, units: int) -> End
 
     Resamples of few units vary too little, by (units - 1) / units. Where they show no spread, each unit is one image.
     """
-    if math.isnan(value):
+    if math.isnan(value) or np.isnan(drawn).all():
         return math.nan, math.nan
     value, spread = min(value, 1.0), float(np.nanvar(drawn.round(ROUNDING)))
     n = min(value * (1 - value) / spread * (units - 1) / units, images) if spread and units > 1 else units
