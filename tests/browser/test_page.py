@@ -101,8 +101,10 @@ def test_the_sliders_say_what_python_says(browser: Any, run: Run) -> None:
             page.locator("#prevalence-field").fill(repr(100 * prevalence))
             assert now(page) == pytest.approx(expected(test, threshold, prevalence), rel=1e-9, nan_ok=True), threshold
         page.get_by_role("button", name="chosen on validation").click()
-        page.get_by_role("button", name="as here").click()
+        page.get_by_role("button", name="as stated").click()
         assert now(page) == pytest.approx(frozen, abs=1e-12)
+        page.get_by_role("button", name="as here").click()
+        assert now(page) == pytest.approx(expected(test, chosen, float(test.labels.mean())), rel=1e-9)
 
 
 def test_the_sliders_move_with_the_keyboard(browser: Any, run: Run) -> None:
