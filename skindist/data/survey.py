@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
@@ -33,7 +34,7 @@ class Survey:
         """The usable images."""
         return self.scan.images
 
-    @property
+    @cached_property
     def bad(self) -> dict[str, str]:
         """Why each image is bad that cannot be used, or has the same bytes as one with the other label."""
         return dict([*self.scan.bad, *conflicting_copies(self)])

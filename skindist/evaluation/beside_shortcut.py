@@ -5,13 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from skindist.data.scan import CLASSES
 from skindist.evaluation.intervals import Estimate, difference, estimates
 from skindist.evaluation.known import OTHER, UNKNOWN, Known
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
-from skindist.evaluation.resampling import FEWEST
-from skindist.evaluation.shortcut import groups_of, shortcut_of_test
+from skindist.evaluation.resampling import FEWEST, sample_of
+from skindist.evaluation.shortcut import shortcut_of_test
 
 BETTER, NOT_BETTER, UNTOLD = (
     "clearly better than the shortcut", "not clearly better than the shortcut", "cannot be told",
@@ -52,7 +51,7 @@ def compare_with_shortcut(test: Predictions, known: Known, train: Known | str, s
 
 def too_few_groups(train: Known, test: Known) -> str:
     """Why there is no baseline."""
-    fewest = min(groups_of(part, label) for part in (train, test) for label in range(len(CLASSES)))
+    fewest = min(sample_of(part.labels, part.groups).fewest for part in (train, test))
     return f"the baseline takes {FEWEST} groups of each class, in training and in test; the smallest number is {fewest}"
 
 

@@ -115,7 +115,8 @@ def estimates(
     order = np.lexsort((y, p))  # what order the images come in does not matter
     p, y = p[order], y[order]
     sample = sample_of(y, None if groups is None else np.asarray(groups)[order])
-    metrics = [metric for name, metric in METRICS.items() if name in names or name in PARTS]
+    parts = PARTS if any(_is_made_of_parts(METRICS[name], prevalence) for name in names) else ()
+    metrics = [metric for name, metric in METRICS.items() if name in names or name in parts]
     metrics.sort(key=lambda metric: _is_made_of_parts(metric, prevalence))  # these last
     resampled = [metric for metric in metrics if _is_resampled(metric, sample, prevalence)]
     drawn = _bootstrap(resampled, p, sample, threshold, seed, resamples) if resampled else {}
@@ -217,9 +218,8 @@ def _over_resamples(value: float, drawn: Values, images: int, units: int) -> End
 def _pairs(sample: Sample) -> int:
     """How many pairs of a malignant and a benign unit there are, no unit in two of them: so many independent chances to
     take one for the other. Where one class is absent, how many units there are."""
-    malignant, benign = (set(sample.units[sample.labels == label].tolist()) for label in (1, 0))
-    units = len(malignant | benign)
-    return min(len(malignant), len(benign), units // 2) if malignant and benign else units
+    units = len(set(sample.units.tolist()))
+    return min(sample.fewest, units // 2) if sample.fewest else units
 
 
 def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> int:

@@ -42,6 +42,11 @@ class Sample:
         """How many units hold an image of a class."""
         return len(set(self.units[self.labels == label].tolist()))
 
+    @property
+    def fewest(self) -> int:
+        """How many units hold an image of the rarer class."""
+        return min(self.units_of(0), self.units_of(1))
+
     def weights(self, seed: int, resamples: int = RESAMPLES) -> Iterator[Values]:
         """How much each image counts in each resample, (resamples, N), in chunks."""
         rng, shares = np.random.default_rng(seed), np.random.default_rng([seed, 1])

@@ -16,12 +16,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 
 from skindist.data.inspection import FORMATS, Facts
-from skindist.data.scan import CLASSES, ImageFile
+from skindist.data.scan import ImageFile
 from skindist.evaluation.counts import Labels, Probabilities
 from skindist.evaluation.intervals import Estimate, estimates
 from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import METRICS
-from skindist.evaluation.resampling import FEWEST
+from skindist.evaluation.resampling import FEWEST, sample_of
 
 Traits = NDArray[np.float64]
 FOLDS = 5
@@ -63,7 +63,7 @@ def shortcut_baseline(images: Sequence[ImageFile], groups: Sequence[str], seed: 
     """
     labels = np.array([image.label for image in images], np.int64)
     members = np.array(groups)
-    if any(len(set(members[labels == label].tolist())) < FEWEST for label in range(len(CLASSES))):
+    if sample_of(labels, members).fewest < FEWEST:
         return None
     families = _families([image.facts for image in images])
     folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(labels, labels, members))
@@ -90,7 +90,7 @@ def shortcut_of_test(train: Known, test: Known, seed: int) -> dict[str, Probabil
         Probabilities of malignant, (test images,), with each family of traits alone by its name, and with all of them
         as "all"; None where a class has fewer than FEWEST groups in either part.
     """
-    if any(groups_of(part, label) < FEWEST for part in (train, test) for label in range(len(CLASSES))):
+    if any(sample_of(part.labels, part.groups).fewest < FEWEST for part in (train, test)):
         return None
     sources = np.array([*train.values("source"), *test.values("source")])
     families = _families([*train.facts, *test.facts])
@@ -102,11 +102,6 @@ def shortcut_of_test(train: Known, test: Known, seed: int) -> dict[str, Probabil
     n = len(train.facts)
     with threadpool_limits(1):
         return {name: _trained(traits[:n], train.labels, traits[n:], seed) for name, traits in families.items()}
-
-
-def groups_of(part: Known, label: int) -> int:
-    """How many groups hold an image of a class."""
-    return len(set(part.groups[part.labels == label].tolist()))
 
 
 def _families(facts: Sequence[Facts]) -> dict[str, Traits]:

@@ -75,6 +75,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         test_read=test is not None,
         scores=held_by_the_page(test, point) if test and test.both_classes else None,
         drawn=draw(results, test, events),
+        fitted=is_calibrated(results),
         elsewhere="model" in results,
         recalibrated=recalibrated_table(results.get("recalibrated")),
         subgroups=by_column(results.get("subgroups") or []),
@@ -136,10 +137,8 @@ def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mappi
         band = {"this model": bands.precision_recall(p, y, groups, seed=0)}
         drawn["precision-recall"] = plots.precision_recall("precision-recall", band, float(y.mean()))
         drawn["spread"] = plots.histogram("spread", test.of("malignant").tolist(), test.of("benign").tolist())
-    calibration = results.get("calibration") or {}
-    if reliability := calibration.get("reliability"):
-        fitted = calibration.get("temperature") != 1 or calibration.get("bias")
-        bins = reliability if fitted else {"this model": reliability["after"]}
+    if reliability := (results.get("calibration") or {}).get("reliability"):
+        bins = reliability if is_calibrated(results) else {"this model": reliability["after"]}
         drawn["reliability"] = plots.reliability("reliability", bins)
     best = (results.get("early_stopping") or {}).get("best_epoch")
     for name, title in (("loss", "loss"), ("auroc", "AUROC")):
@@ -148,6 +147,12 @@ def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mappi
             labels = {PARTS[split]: line for split, line in series.items()}
             drawn[f"curve-{name}"] = plots.curve(f"curve-{name}", title, labels, best)
     return drawn
+
+
+def is_calibrated(results: Mapping[str, Any]) -> bool:
+    """Whether the probabilities are other ones than the model gives."""
+    calibration = results.get("calibration") or {}
+    return calibration.get("temperature", 1) != 1 or bool(calibration.get("bias"))
 
 
 def points(events: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

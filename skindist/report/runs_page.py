@@ -12,7 +12,6 @@ import numpy as np
 from markupsafe import Markup
 
 from skindist.config import marked
-from skindist.data.scan import CLASSES
 from skindist.errors import UserError
 from skindist.evaluation import bands
 from skindist.evaluation.counts import Probabilities
@@ -98,8 +97,7 @@ def compare(one: Side, other: Side) -> Pair:
         return Pair(one.name, other.name, None, "tested on other images or labels: their figures cannot be paired")
     if not one.test.both_classes:
         return Pair(one.name, other.name, None, "AUROC takes test images of both classes")
-    sample = sample_of(one.test.labels, one.test.groups)
-    if min(map(sample.units_of, range(len(CLASSES)))) < FEWEST:
+    if sample_of(one.test.labels, one.test.groups).fewest < FEWEST:
         return Pair(one.name, other.name, None, f"too few test images: it takes {FEWEST} groups of each class")
     found = difference(one.test.probabilities, aligned, one.test.labels, 0, one.test.groups)
     if found.low <= 0 <= found.high:
