@@ -1,21 +1,21 @@
 """Run a function on N real processes that form a gloo group, and collect what each of them returns.
 
-The processes are forked from a server that has imported everything once: a start costs milliseconds, not seconds.
+The processes are forked from a server that has imported everything once: a start costs milliseconds, not seconds. The
+test keeps the store in which they find each other, as a launcher does, so that it outlives each of them.
 """
 
 import multiprocessing
 import os
 import pickle
-import random
-import socket
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.helpers.commands import PATIENCE
 
@@ -41,27 +41,21 @@ def _rank(env: dict[str, str], log: Path, result: Path, function: Callable[..., 
         os._exit(1)
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, below those that the kernel gives to connections: they stay free until they are
-    used."""
-    found: list[int] = []
-    for port in random.SystemRandom().sample(range(20_000, 29_000), 100):
-        with suppress(OSError), socket.socket() as free:
-            free.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise OSError(f"fewer than {count} free ports of 100 between 20000 and 29000")
+class Ranks(list[BaseProcess]):
+    """Processes, and the store in which they find each other."""
+
+    store: Any = None
 
 
-def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *args: Any) -> list[BaseProcess]:
+def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *args: Any) -> Ranks:
     """Start `function(*args)` on each rank; its words go to `folder`/rank0.log and so on."""
     folder.mkdir(parents=True, exist_ok=True)
-    (port,) = free_ports(1)
-    ranks: list[BaseProcess] = []
+    ranks = Ranks()
     for rank in range(world_size):
-        env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        env: dict[str, Any] = {"OMP_NUM_THREADS": 1}
         if world_size > 1:
+            ranks.store = ranks.store or TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ranks.store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
             env |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         words = {key: str(value) for key, value in env.items()}
         files = folder / f"rank{rank}.log", folder / f"result{rank}.pkl"
@@ -72,7 +66,7 @@ def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *ar
     return ranks
 
 
-def end_ranks(ranks: list[BaseProcess], seconds: float = PATIENCE) -> list[int | None]:
+def end_ranks(ranks: Ranks, seconds: float = PATIENCE) -> list[int | None]:
     """Wait until all have ended by themselves; the exit status of each, None where it had to be killed."""
     for process in ranks:
         process.join(seconds)

@@ -1,6 +1,7 @@
 """A real Slurm on this machine: two nodes of one core, a controller, and a munge of its own, all in one folder."""
 
 import os
+import random
 import re
 import secrets
 import shutil
@@ -8,11 +9,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.helpers.commands import PATIENCE, ROOT
-from tests.helpers.ranks import free_ports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "taskset")
 PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
@@ -43,6 +43,19 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=1
 PartitionName=all Nodes=ALL Default=YES
 """
 """A requeued job waits until its credential has expired: cred_expire, two minutes unless told."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, below those that the kernel gives to connections: they stay free until they are
+    used."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(20_000, 29_000), 100):
+        with suppress(OSError), socket.socket() as free:
+            free.bind(("", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"fewer than {count} free ports of 100 between 20000 and 29000")
 
 
 class Slurm:
