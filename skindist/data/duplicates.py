@@ -7,8 +7,12 @@ say what is usual for it (a picture with little structure is near to many), and 
 improbable a distance is.
 """
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +21,7 @@ from PIL import Image
 
 from skindist.data.inspection import HASH_SIDE, LAYOUT_SIDE, ORIENTATIONS
 from skindist.data.scan import ImageFile
+from skindist.files import write_atomic
 
 BITS = HASH_SIDE**2
 CERTAIN = 24  # bits: encoding again or resizing changes fewer; ISIC 2017's nearest unrelated pair differs in 40
@@ -26,6 +31,7 @@ FEWEST = 200  # images below which there is no tail to read: only certain pairs 
 CHANCE = 0.01  # unrelated pairs for each image of the set whose hashes may pass by chance
 ALIKE = 0.96  # correlation of colours: of unrelated pictures, only those in one camera's frame have as much
 QUERIES = 4096  # images looked up at a time
+FORMAT = 1  # of what is remembered: raise it when the same images would give other pairs
 
 Kind = Literal["same bytes", "near-duplicate", "lesion", "patient"]
 Hashes = NDArray[np.uint8]  # (N, 8 orientations, BITS / 8)
@@ -48,10 +54,16 @@ class _Pair(NamedTuple):
     turn: int
 
 
-def find_links(images: Sequence[ImageFile], metadata: Mapping[str, Mapping[str, str]]) -> list[Link]:
-    """Everything that ties two or more of the images together; near-duplicates as pairs, nearest first."""
+def find_links(
+    images: Sequence[ImageFile], metadata: Mapping[str, Mapping[str, str]], memory: Path | None = None
+) -> list[Link]:
+    """Everything that ties two or more of the images together; near-duplicates as pairs, nearest first.
+
+    Args:
+        memory: a folder in which near-duplicates are remembered.
+    """
     links = [Link("same bytes", members) for members in _alike(image.sha256 for image in images)]
-    links += near_duplicates(images)
+    links += near_duplicates(images, memory)
     for kind in ("lesion", "patient"):
         ids = (metadata.get(image.path, {}).get(f"{kind}_id", "") for image in images)
         links += [Link(kind, members) for members in _alike(ids)]
@@ -79,8 +91,28 @@ def straddling(links: Iterable[Link], sides: Sequence[object]) -> list[Link]:
     return [link for link in links if len({sides[member] for member in link.members}) > 1]
 
 
-def near_duplicates(images: Sequence[ImageFile]) -> list[Link]:
-    """Pairs of images with different bytes that show the same picture, nearest first."""
+def near_duplicates(images: Sequence[ImageFile], memory: Path | None = None) -> list[Link]:
+    """Pairs of images with different bytes that show the same picture, nearest first.
+
+    Args:
+        memory: a folder in which the pairs are remembered, as a search among many images takes its time.
+    """
+    if memory is None:
+        return _near_duplicates(images)
+    content = hashlib.sha256(bytes([FORMAT]))
+    for image in images:
+        content.update(image.sha256.encode() + image.facts.hashes + image.facts.layout)
+    file = memory / f"{content.hexdigest()[:20]}.json"
+    with suppress(OSError, ValueError, TypeError):
+        return [Link("near-duplicate", (a, b), distance) for a, b, distance in json.loads(file.read_bytes())]
+    links = _near_duplicates(images)
+    with suppress(OSError):  # a cache that cannot be written costs time at the next start, nothing else
+        memory.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, json.dumps([(*link.members, link.distance) for link in links]))
+    return links
+
+
+def _near_duplicates(images: Sequence[ImageFile]) -> list[Link]:
     first_of: dict[str, int] = {}
     for index, image in enumerate(images):
         if image.facts.hashes:

@@ -95,7 +95,7 @@ def scan_folder(
 def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> dict[str, Facts]:
     """What is remembered of the files that have not changed, and what the others tell now."""
     place = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
-    memory = cache_folder(cache_dir) / "scans" / f"{place}.jsonl"
+    memory = memory_of(cache_dir) / f"{place}.jsonl"
     known = _recall(memory)
     facts = {path: known[path][1] for path, stamp in files.items() if path in known and known[path][0] == stamp}
     new = [path for path in files if path not in facts]
@@ -109,6 +109,11 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> 
     settled = {path: stamp for path, stamp in files.items() if max(map(int, stamp.split())) < started - SETTLED}
     _remember(memory, {path: (stamp, facts[path]) for path, stamp in settled.items()})
     return facts
+
+
+def memory_of(cache_dir: str | None) -> Path:
+    """The folder in which what was found out about images is remembered."""
+    return cache_folder(cache_dir) / "scans"
 
 
 def _recall(memory: Path) -> dict[str, tuple[Stamp, Facts]]:

@@ -39,7 +39,7 @@ from skindist.machine import available_cores
 from skindist.wording import plural
 
 PIXELS, MANIFEST = "pixels.arrow", "manifest.json"
-OURS = re.compile(r"[0-9a-f]{16,20}(\.(tmp|lock|jsonl))?")  # what is called so in the cache
+OURS = re.compile(r"[0-9a-f]{16,20}(\.(tmp|lock|jsonl?))?")  # what is called so in the cache
 FORMAT = 2  # of the file and its pixels: raise it when the same images would give another file
 CHUNK = 2**28  # bytes of pixels that are held and written at a time
 SPARE = 1.02  # what Arrow adds to the pixels

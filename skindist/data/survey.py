@@ -11,7 +11,7 @@ from pathlib import Path
 from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
 from skindist.data.labels import refuse_lonely_flags, split_of, use_table
 from skindist.data.metadata import Metadata, read_metadata
-from skindist.data.scan import SPLIT_WORDS, ImageFile, Scan, scan_folder
+from skindist.data.scan import SPLIT_WORDS, ImageFile, Scan, memory_of, scan_folder
 from skindist.errors import UserError
 from skindist.files import expanded
 from skindist.recipe import DataConfig
@@ -65,7 +65,7 @@ def survey(config: DataConfig, part: str | None = None) -> Survey:
     scan = use_table(config, scan, metadata)
     scan = part_of(scan, part, split_of(config, metadata)) if part and by_table else scan
     metadata = {image.path: metadata[image.path] for image in scan.images if image.path in metadata}
-    links = find_links(scan.images, metadata)
+    links = find_links(scan.images, metadata, memory_of(config.cache_dir))
     return Survey(scan, metadata, links, group_images(scan.images, links))
 
 

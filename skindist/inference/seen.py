@@ -7,6 +7,7 @@ from skindist.data.duplicates import near_duplicates, straddling
 from skindist.data.loading import sample_ids
 from skindist.data.metadata import IDS
 from skindist.data.prepare import Prepared, prepare_again
+from skindist.data.scan import memory_of
 from skindist.data.survey import look_into
 from skindist.errors import UserError
 from skindist.evaluation.known import Known
@@ -96,7 +97,8 @@ def near_duplicates_of(
     if {image.sha256 for image in then} != known:
         return None, set()
     now = [image for image in look_into(tested).images if image.sha256 in ours - known]
-    links = straddling(near_duplicates([*then, *now]), [False] * len(then) + [True] * len(now))
+    both = near_duplicates([*then, *now], memory_of(tested.cache_dir))
+    links = straddling(both, [False] * len(then) + [True] * len(now))
     members = {member for link in links for member in link.members}
     theirs = {then[member].sha256 for member in members if member < len(then)}
     return sum(member >= len(then) for member in members), theirs

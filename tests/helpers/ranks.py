@@ -9,7 +9,7 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *ar
     return ranks
 
 
-def end_ranks(ranks: Ranks, seconds: float = PATIENCE) -> list[int | None]:
+def end_ranks(ranks: Sequence[BaseProcess], seconds: float = PATIENCE) -> list[int | None]:
     """Wait until all have ended by themselves; the exit status of each, None where it had to be killed."""
     for process in ranks:
         process.join(seconds)

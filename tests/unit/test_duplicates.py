@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
+from skindist.data import duplicates
 from skindist.data.demo import draw_lesion
 from skindist.data.duplicates import Link, find_links, group_images, near_duplicates, straddling
 from skindist.data.inspection import Facts, inspect
 from skindist.data.scan import ImageFile
+from skindist.data.store import clear_cache
 
 
 def image(path: str, sha256: str, label: int = 0) -> ImageFile:
@@ -87,6 +89,29 @@ def test_a_small_set_has_certain_pairs_only(large_set: list[ImageFile]) -> None:
     links = near_duplicates(few)
     assert {link.members for link in links} == {(0, 20), (1, 21), (2, 22)}
     assert all(link.distance <= 24 for link in links)
+
+
+def test_near_duplicates_are_searched_once(
+    large_set: list[ImageFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = tmp_path / "cache" / "scans"
+    links = near_duplicates(large_set, memory)
+    assert len(links) == len(CHANGES)
+    with monkeypatch.context() as patched:
+        patched.setattr(duplicates, "_pairs_within", None)
+        assert near_duplicates(large_set, memory) == links
+        with pytest.raises(TypeError):
+            near_duplicates(large_set[1:], memory)
+    (file,) = memory.iterdir()
+    file.write_text("{")
+    assert near_duplicates(large_set, memory) == links
+    assert clear_cache(tmp_path / "cache") > 0
+    assert not memory.exists()
+
+
+def test_a_memory_that_cannot_be_written_is_no_fault(large_set: list[ImageFile], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert len(near_duplicates(large_set, tmp_path / "file")) == len(CHANGES)
 
 
 def test_copies_and_pictures_without_structure_are_no_near_duplicates(tmp_path: Path) -> None:
