@@ -36,8 +36,8 @@ from skindist.wording import plural
 
 BENCHMARKS: dict[str, Callable[[Path, Path], list[Figure]]] = {
     "loader": data.loader, "training": steps.training, "plain": steps.beside_plain, "evaluation": steps.evaluation,
-    "shared": steps.shared, "checkpoint": steps.checkpoint, "preparation": data.preparation, "start": processes.start,
-    "memory": processes.memory,
+    "shared": steps.shared, "checkpoint": steps.checkpoint, "preparation": data.preparation, "large": data.large,
+    "start": processes.start, "memory": processes.memory,
 }  # fmt: skip
 
 

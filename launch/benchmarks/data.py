@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from benchmarks.measuring import (
     BATCH,
     SIZE,
     Figure,
+    endless,
     epoch_speed,
     open_store,
     plain_images,
@@ -22,6 +25,7 @@ from benchmarks.measuring import (
     speed,
     training_loader,
     write_photographs,
+    write_tiles,
 )
 from skindist.data.prepare import prepare
 from skindist.machine import available_cores
@@ -61,3 +65,29 @@ def preparation(data: Path, folder: Path) -> list[Figure]:
     speeds = side_by_side(lambda: speed(whole), lambda: speed(plain), rounds=3)
     what = f"first preparation of 3000 x 2000 JPEGs, images/s, {threads} threads"
     return [ratio_figure(what, "PIL decode + resize alone", *speeds)]
+
+
+def large(data: Path, folder: Path) -> list[Figure]:
+    """What an image costs among 50,000 and among 1,000: to prepare for the first time, and to read in training."""
+
+    def prepared_speed(tiles: Path) -> float:
+        def first() -> int:
+            prepared = prepare(DataConfig(path=str(tiles)), seed=0)
+            open_store(tiles, prepared, 64)
+            return len(prepared.rows)
+
+        return speed(first)
+
+    many, few = (write_tiles(folder / f"tiles-{count}", count) for count in (50_000, 1_000))
+    preparing = [prepared_speed(many)], [prepared_speed(few)]
+    reading = side_by_side(reader(many), reader(few))
+    return [
+        ratio_figure("first preparation of 50,000 small images, images/s", "of 1,000", *preparing),
+        ratio_figure("training batches of 50,000 small images, images/s", "of 1,000", *reading),
+    ]
+
+
+def reader(tiles: Path) -> Callable[[], float]:
+    """A measurement of how fast the next 256 batches of many epochs are read, in images a second."""
+    batches = endless(training_loader(tiles, prepare(DataConfig(path=str(tiles)), seed=0), workers=0, size=64))
+    return lambda: speed(lambda: sum(len(batch.ids_B) for batch in islice(batches, 256)))
