@@ -63,13 +63,14 @@ def finite(values: Any) -> Any:
 
 def is_occupied(folder: Path) -> bool:
     """Whether something is there that `whole_folder` may not replace."""
-    return folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {UNFINISHED})
+    return os.path.lexists(folder) and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {UNFINISHED})
 
 
 def refuse_occupied(out: Path) -> None:
     """Raise UserError unless `whole_folder` may become what `--out` says: before the work, not after."""
     if is_occupied(out):
-        raise UserError(f"--out {out}: is {'not empty' if out.is_dir() else 'a file'}; give a new folder")
+        what = "not empty" if out.is_dir() else "a file" if out.exists() else "a link to nothing"
+        raise UserError(f"--out {out}: is {what}; give a new folder")
     near = next(place for place in (out, *out.absolute().parents) if place.exists())
     if not near.is_dir():
         raise UserError(f"--out {out}: {near} is a file; give another folder")

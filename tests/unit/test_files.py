@@ -65,5 +65,8 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path)
     with pytest.raises(UserError, match=r"/file/out/deep: \S+/file is a file; give another folder$"):
         refuse_occupied(tmp_path / "file/out/deep")
     (tmp_path / "file").unlink()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="is a link to nothing; give a new folder"):
+        refuse_occupied(tmp_path / "link")
     refuse_occupied(tmp_path / "new" / "deep")
     assert not list(tmp_path.iterdir()), "trying leaves nothing"
