@@ -63,7 +63,9 @@ def finite(values: Any) -> Any:
 
 def is_occupied(folder: Path) -> bool:
     """Whether something is there that `whole_folder` may not replace."""
-    return os.path.lexists(folder) and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {UNFINISHED})
+    return os.path.lexists(folder) and not (
+        folder.is_dir() and {path.name for path in folder.iterdir()} <= {UNFINISHED}
+    )
 
 
 def refuse_occupied(out: Path) -> None:

@@ -68,5 +68,6 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path)
     (tmp_path / "link").symlink_to("nowhere")
     with pytest.raises(UserError, match="is a link to nothing; give a new folder"):
         refuse_occupied(tmp_path / "link")
+    (tmp_path / "link").unlink()
     refuse_occupied(tmp_path / "new" / "deep")
     assert not list(tmp_path.iterdir()), "trying leaves nothing"
