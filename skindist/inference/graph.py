@@ -9,6 +9,7 @@ or another rounding.
 from collections.abc import Callable
 
 import torch
+from scipy.special import logit
 from torch import Tensor, nn
 
 from skindist.data.transforms import mean_of_views
@@ -90,10 +91,9 @@ class Classifier(nn.Module):
         mean, std = torch.tensor(pixels.mean), torch.tensor(pixels.std)
         self.register_buffer("scale", (1 / (255 * std))[:, None, None], persistent=False)
         self.register_buffer("shift", (-mean / std)[:, None, None], persistent=False)
-        self.calibration, self.threshold = frozen.calibration, frozen.threshold.value
+        self.calibration, self.bound = frozen.calibration, float(logit(frozen.threshold.value))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits_NK = mean_of_views(self.module, self.resize(images) * self.scale + self.shift, self.views)
         logits_N = (logits_NK[:, 1] - logits_NK[:, 0]) / self.calibration.temperature + self.calibration.bias
-        probability_N = torch.sigmoid(logits_N)
-        return probability_N, (probability_N >= self.threshold).to(torch.int64)
+        return torch.sigmoid(logits_N), (logits_N >= self.bound).to(torch.int64)  # a runtime may round 1e-9 to 0

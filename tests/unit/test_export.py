@@ -102,6 +102,25 @@ def test_an_exported_model_says_what_skindist_says(
     assert known["skindist"] == own.description.version
 
 
+@pytest.mark.extra
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_decision_at_a_tiny_threshold_is_the_models(model: Path, tmp_path: Path, suffix: str) -> None:
+    """Of probabilities near 1e-17, which a runtime takes for 0."""
+    if suffix == ".onnx":
+        for package in ("onnx", "onnxruntime", "onnxscript"):
+            pytest.importorskip(package)
+    own, images = load_model(model), pictures(32, 32)
+    sure = Calibration(own.description.frozen.calibration.temperature, -39.0)
+    save_model(tmp_path / "sure", own.module, 32, Frozen(sure, Threshold(0.5, "validation", 0.95)), TRAINED_ON, "", 3)
+    expected = np.sort(own_answer(load_model(tmp_path / "sure"), images))
+    assert expected[-1] < 1e-9
+    frozen = Frozen(sure, Threshold(float(expected[:2].mean()), "validation", 0.95))
+    save_model(tmp_path / "sure", own.module, 32, frozen, TRAINED_ON, "", 3)
+    export_model(str(tmp_path / "sure"), tmp_path / f"model{suffix}")
+    _, decision = export.READERS[suffix]((tmp_path / f"model{suffix}").read_bytes())(images)
+    assert sorted(decision.tolist()) == [0, 1, 1]
+
+
 def metadata(file: Path) -> dict[str, str]:
     """What stands in the file beside the graph."""
     if file.suffix == ".pt2":
@@ -142,7 +161,7 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (2e-4, 0, "nothing is written: at 32 x 32 pixels the exported probabilities are up to 0.0002 off, and 0.0001"),
         (float("nan"), 0, "probabilities are up to nan off"),
-        (0.0, 1, "nothing is written: the exported decisions are not those of the threshold"),
+        (0.0, 1, "nothing is written: the exported decisions are not those of the model"),
     ],
 )
 def test_a_file_that_says_otherwise_is_never_written(
