@@ -40,11 +40,14 @@ def chosen_for(target: float) -> str:
 def choose_threshold(
     probabilities: Probabilities, labels: Labels, target: float, seed: int, groups: Groups | None = None
 ) -> Threshold:
-    """The highest threshold with which the sensitivity on these images reaches the target.
+    """A threshold with which the sensitivity on these images reaches the target, and no more of them are called
+    malignant than must be.
 
-    It is the probability of a malignant image. Images that tie with it are called malignant too, so that the
-    sensitivity may be above the target. The interval is that of the threshold over resamples of the malignant images,
-    or of their groups; there is none with fewer than FEWEST. Without a malignant image, the threshold is 0.5.
+    It lies halfway between the lowest probability that must be called malignant and the next lower one of any image: a
+    last digit, which may differ with the batch or the device, changes no decision. Images that tie are called
+    malignant together, so that the sensitivity may be above the target. The interval is that of the threshold over
+    resamples of the malignant images, or of their groups; there is none with fewer than FEWEST. Without a malignant
+    image, the threshold is 0.5.
 
     Args:
         probabilities: of malignant, for the validation images, shape (images,).
@@ -58,12 +61,12 @@ def choose_threshold(
         note = f"no validation image is malignant: no threshold can be chosen, {DEFAULT_THRESHOLD} is taken"
         return Threshold(DEFAULT_THRESHOLD, "fixed", target, None, note)
     falling = malignant[np.argsort(-probabilities[malignant], kind="stable")]
-    scores = probabilities[falling]
+    thresholds = _below(probabilities[falling], probabilities)
     sample = sample_of(labels[falling], None if groups is None else np.asarray(groups)[falling])
-    value = float(_reaching(scores, np.ones((1, scores.size)), target)[0])
+    value = float(_reaching(thresholds, np.ones((1, thresholds.size)), target)[0])
     interval = None
     if sample.units_of(1) >= FEWEST:
-        drawn = np.concatenate([_reaching(scores, weights, target) for weights in sample.weights(seed)])
+        drawn = np.concatenate([_reaching(thresholds, weights, target) for weights in sample.weights(seed)])
         low, high = np.quantile(drawn, [TAIL, 1 - TAIL]).tolist()
         interval = low, high
     return Threshold(value, "validation", target, interval, _note(probabilities, labels, value, target))
@@ -91,27 +94,38 @@ def _reciprocal(share: float) -> float:
     return math.inf if share == 0 else 1 / share
 
 
-def _reaching(scores: Probabilities, weights: Values, target: float) -> Values:
-    """The first of the falling scores (M,) of malignant images with which each resample, weights (resamples, M),
-    reaches the target: (resamples,)."""
+def _below(scores: Probabilities, probabilities: Probabilities) -> Probabilities:
+    """The thresholds halfway between each score and the next lower one of all probabilities, or 0."""
+    rising = np.unique(probabilities)
+    lower = np.concatenate([[0.0], rising])[np.searchsorted(rising, scores)]
+    halfway = (scores + lower) / 2
+    return np.where(halfway > lower, halfway, scores)  # no number lies between two neighbours
+
+
+def _reaching(thresholds: Probabilities, weights: Values, target: float) -> Values:
+    """The first of the falling thresholds (M,), one for each malignant image, with which each resample, weights
+    (resamples, M), reaches the target: (resamples,)."""
     found = weights.cumsum(axis=1)
     enough = found >= target * found[:, -1:] - _ROUNDING
-    return np.asarray(scores[enough.argmax(axis=1)])
+    return np.asarray(thresholds[enough.argmax(axis=1)])
 
 
 def _note(probabilities: Probabilities, labels: Labels, threshold: float, target: float) -> str | None:
     """What a reader must know of the choice."""
     malignant, benign = probabilities[labels == 1], probabilities[labels == 0]
     needed = math.ceil(target * malignant.size - _ROUNDING)
-    tied = int((malignant == threshold).sum())
+    called = malignant[malignant >= threshold]
+    tied = int((called == called.min()).sum())
     notes = []
     if target < 1 and needed == malignant.size:
         notes.append(
             f"only {plural(malignant.size, 'malignant validation image')}: to reach the target none may be missed, and "
             "on other images the sensitivity may be far from it"
         )
-    if int((malignant >= threshold).sum()) > needed:
-        notes.append(f"{plural(tied, 'malignant validation image')} tie at the threshold, so the target is exceeded")
+    if called.size > needed:
+        notes.append(
+            f"{plural(tied, 'malignant validation image')} tie right above the threshold, so the target is exceeded"
+        )
     if not benign.size:
         notes.append("no validation image is benign: what the threshold costs in specificity is unknown")
     elif (benign >= threshold).all():

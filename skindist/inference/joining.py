@@ -92,7 +92,7 @@ def join_runs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     held_out, test = (predicted(rows, [member.scores[part] for member in members]) for part in ("val", "test"))
     seed = derived_seed(config.run.seed, Stream.BOOTSTRAP)
     known = {name: known_of(data, found.ids.tolist()) for name, found in (("val", held_out), ("test", test))}
-    trained = known_of(data, [*sample_ids(rows, "train"), *sample_ids(rows, "val")])
+    trained = known_of(data, sample_ids(rows, "train"))
     frozen = frozen_on(members, held_out, known["val"], config.evaluation.sensitivity, seed)
     judged = judge(frozen, (held_out, known["val"]), (test, known["test"]), trained, config.evaluation, seed)
     tell_leaks(judged, rows)
