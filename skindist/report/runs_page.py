@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from numpy.typing import NDArray
 
 from skindist.config import marked
 from skindist.errors import UserError
 from skindist.evaluation import bands
-from skindist.evaluation.counts import Probabilities
 from skindist.evaluation.intervals import Estimate, difference
 from skindist.evaluation.metrics import METRICS, UNDEFINED
 from skindist.evaluation.resampling import FEWEST, sample_of
@@ -24,6 +24,7 @@ from skindist.report.scores import Scores, read_scores
 from skindist.run.folder import Run
 
 DRAWN = 5  # ROC curves in one plot
+Order = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,16 @@ def compare(one: Side, other: Side) -> Pair:
     """The paired difference of two runs that were tested on the same images."""
     if one.test is None or other.test is None:
         return Pair(one.name, other.name, None, "the test predictions of one are missing")
-    aligned = align(one.test, other.test)
-    if aligned is None:
+    orders = in_one_order(one.test, other.test)
+    if orders is None:
         return Pair(one.name, other.name, None, "tested on other images or labels: their figures cannot be paired")
     if not one.test.both_classes:
         return Pair(one.name, other.name, None, "AUROC takes test images of both classes")
     if sample_of(one.test.labels, one.test.groups).fewest < FEWEST:
         return Pair(one.name, other.name, None, f"too few test images: it takes {FEWEST} groups of each class")
-    found = difference(one.test.probabilities, aligned, one.test.labels, 0, one.test.groups)
+    first, second = (side.probabilities[order] for side, order in zip((one.test, other.test), orders, strict=True))
+    groups = None if one.test.groups is None else np.array(one.test.groups)[orders[0]]
+    found = difference(first, second, one.test.labels[orders[0]], 0, groups)
     if found.low <= 0 <= found.high:
         said = "no clear difference"
     else:
@@ -107,23 +110,22 @@ def compare(one: Side, other: Side) -> Pair:
     return Pair(one.name, other.name, found, said)
 
 
-def align(one: Scores, other: Scores) -> Probabilities | None:
-    """The other run's probabilities in the order of the first; None unless both tested the same images (by SHA-256,
-    or by path where a run does not tell) with the same labels."""
+def in_one_order(one: Scores, other: Scores) -> tuple[Order, Order] | None:
+    """The order of each run's images, (N,), in which both have the same ones, whichever run comes first; None unless
+    both tested the same images (by SHA-256, or by path where a run does not tell) with the same labels."""
     hashed = one.hashes is not None and other.hashes is not None
-    keys = [(s.hashes if hashed else s.paths) or () for s in (one, other)]
-    if Counter(zip(keys[0], one.labels.tolist(), strict=True)) != Counter(
-        zip(keys[1], other.labels.tolist(), strict=True)
-    ):
-        return None
-    of_key = dict(zip(keys[1], other.probabilities.tolist(), strict=True))  # the same bytes get the same probability
-    return np.array([of_key[key] for key in keys[0]])
+    keys = [np.array((s.hashes if hashed else s.paths) or ()) for s in (one, other)]
+    orders = [np.lexsort((s.probabilities, s.labels, key)) for s, key in zip((one, other), keys, strict=True)]
+    for here, there in (keys, (one.labels, other.labels)):
+        if not np.array_equal(here[orders[0]], there[orders[1]]):
+            return None
+    return orders[0], orders[1]
 
 
 def draw(sides: Sequence[Side]) -> Markup | None:
     """The ROC curves over each other, if they are of the same images."""
     tests = [side.test for side in sides if side.test and side.test.both_classes]
-    if len(tests) < len(sides) or len(sides) > DRAWN or any(align(tests[0], test) is None for test in tests[1:]):
+    if len(tests) < len(sides) or len(sides) > DRAWN or any(in_one_order(tests[0], test) is None for test in tests[1:]):
         return None
     curves = {s.name: bands.roc(t.probabilities, t.labels, t.groups, 0) for s, t in zip(sides, tests, strict=True)}
     return plots.roc("roc", curves)

@@ -3,12 +3,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from skindist import cli
-from skindist.report.runs_page import align, compare, draw, names, read_side, write_runs_page
-from skindist.report.scores import read_scores
+from skindist.report.runs_page import compare, draw, in_one_order, names, read_side, write_runs_page
+from skindist.report.scores import Scores, read_scores
 from skindist.run.folder import Run
 from tests.helpers.made_run import invented, made_run
 from tests.unit.test_run_page import Reader
@@ -61,9 +62,20 @@ def test_images_are_paired_by_their_bytes_whatever_their_order(runs: list[Run], 
         (moved.path / name).write_text("\n".join([header, *reversed(lines)]))
     here, there = read_scores(runs[1], "test"), read_scores(moved, "test")
     assert list(here.paths) != list(there.paths)
-    aligned = align(here, there)
-    assert aligned is not None
-    assert aligned.tolist() == here.probabilities.tolist()
+    orders = in_one_order(here, there)
+    assert orders is not None
+    assert here.probabilities[orders[0]].tolist() == there.probabilities[orders[1]].tolist()
+
+
+def test_copies_are_paired_one_by_one() -> None:
+    """The last digits of two copies may differ."""
+    labels = np.array([0, 1, 0])
+    one = Scores(["a", "b", "c"], labels, np.array([0.1, 0.9, 0.2]), None, ["x", "y", "x"], [])
+    other = Scores(["c", "a", "b"], labels[[2, 0, 1]], np.array([0.4, 0.3, 0.8]), None, ["x", "x", "y"], [])
+    orders = in_one_order(one, other)
+    assert orders is not None
+    assert one.probabilities[orders[0]].tolist() == [0.1, 0.2, 0.9]
+    assert other.probabilities[orders[1]].tolist() == [0.3, 0.4, 0.8]
 
 
 def test_other_images_or_labels_are_not_paired(runs: list[Run], tmp_path: Path) -> None:
