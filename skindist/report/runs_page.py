@@ -98,11 +98,12 @@ def compare(one: Side, other: Side) -> Pair:
         return Pair(one.name, other.name, None, "tested on other images or labels: their figures cannot be paired")
     if not one.test.both_classes:
         return Pair(one.name, other.name, None, "AUROC takes test images of both classes")
-    if sample_of(one.test.labels, one.test.groups).fewest < FEWEST:
+    ordered = list(zip((one.test, other.test), orders, strict=True))
+    labels, groups = one.test.labels[orders[0]], join([np.array(t.groups)[o] for t, o in ordered if t.groups])
+    if sample_of(labels, groups).fewest < FEWEST:
         return Pair(one.name, other.name, None, f"too few test images: it takes {FEWEST} groups of each class")
-    first, second = (side.probabilities[order] for side, order in zip((one.test, other.test), orders, strict=True))
-    groups = None if one.test.groups is None else np.array(one.test.groups)[orders[0]]
-    found = difference(first, second, one.test.labels[orders[0]], 0, groups)
+    first, second = (test.probabilities[order] for test, order in ordered)
+    found = difference(first, second, labels, 0, groups)
     if found.low <= 0 <= found.high:
         said = "no clear difference"
     else:
@@ -120,6 +121,22 @@ def in_one_order(one: Scores, other: Scores) -> tuple[Order, Order] | None:
         if not np.array_equal(here[orders[0]], there[orders[1]]):
             return None
     return orders[0], orders[1]
+
+
+def join(groupings: Sequence[NDArray[np.str_]]) -> NDArray[np.int64] | None:
+    """The group of each image, (N,), where images belong together that do so in any of the groupings, directly or
+    through others; None without a grouping."""
+    from scipy.sparse import coo_array  # a second of import, for several runs alone
+    from scipy.sparse.csgraph import connected_components
+
+    if not groupings:
+        return None
+    joined = np.unique(groupings[0], return_inverse=True)[1]
+    for grouping in groupings[1:]:  # each image ties its group in one to its group in the other
+        ends = joined, joined.size + np.unique(grouping, return_inverse=True)[1]
+        ties = coo_array((np.ones(joined.size), ends), shape=(2 * joined.size, 2 * joined.size))
+        joined = connected_components(ties, directed=False)[1][joined]
+    return joined
 
 
 def draw(sides: Sequence[Side]) -> Markup | None:

@@ -4,11 +4,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
 from skindist import cli
-from skindist.report.runs_page import compare, draw, in_one_order, names, read_side, write_runs_page
+from skindist.report.runs_page import compare, draw, in_one_order, join, names, read_side, write_runs_page
 from skindist.report.scores import Scores, read_scores
 from skindist.run.folder import Run
 from tests.helpers.made_run import invented, made_run
@@ -88,6 +89,38 @@ def test_other_images_or_labels_are_not_paired(runs: list[Run], tmp_path: Path) 
     assert compare(a, read_side(relabelled, "d")).difference is None
     (relabelled.path / "predictions-test.csv").unlink()
     assert "predictions of one are missing" in compare(a, read_side(relabelled, "d")).said
+
+
+def test_images_that_either_run_ties_together_are_one_group() -> None:
+    """a and b are one lesion to the first run, b and c one to the second; d and e stand alone."""
+    first, second = np.array(["1", "1", "2", "3", "4"]), np.array(["p", "q", "q", "r", "s"])
+    for groupings in ([first, second], [second, first]):
+        joined = join(groupings)
+        assert joined is not None
+        a, b, c, d, e = joined.tolist()
+        assert a == b == c
+        assert len({a, d, e}) == 3
+    alone = join([second])
+    assert alone is not None
+    assert alone.tolist() == [0, 1, 1, 2, 3]
+    assert join([]) is None
+
+
+def test_which_run_comes_first_changes_only_the_sign(runs: list[Run], tmp_path: Path) -> None:
+    """One run knows that each four of its images are one lesion; the other does not, and its files are in another
+    order."""
+    knowing = Run(Path(shutil.copytree(runs[1].path, tmp_path / "knowing")))
+    split = pd.read_csv(knowing.path / "split.csv")
+    split["group"] = [f"lesion {at // 4}" for at in range(len(split))]
+    split[::-1].to_csv(knowing.path / "split.csv", index=False)
+    pd.read_csv(knowing.path / "predictions-test.csv")[::-1].to_csv(knowing.path / "predictions-test.csv", index=False)
+    a, b, plain = (read_side(run, name) for run, name in ((runs[0], "a"), (knowing, "b"), (runs[1], "b")))
+    there, back, alone = compare(a, b).difference, compare(b, a).difference, compare(a, plain).difference
+    assert there
+    assert back
+    assert alone
+    assert (there.interval, back.interval, alone.interval) == ("group bootstrap", "group bootstrap", "bootstrap")
+    assert (there.low, there.value, there.high) == pytest.approx((-back.high, -back.value, -back.low))
 
 
 def test_names_tell_runs_apart(tmp_path: Path) -> None:
