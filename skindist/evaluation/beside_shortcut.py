@@ -76,7 +76,7 @@ def why_not_better(own: Estimate, its: Estimate, gain: Estimate, within: list[di
     and, among images of one source, at least half of what it is above chance in all.
     """
     if own.high < 0.5:
-        return "the model itself is surely below chance: are labels swapped, or are these images of another kind?"
+        return "the model itself is surely below chance: labels may be swapped, or these images may be of another kind"
     if own.low <= 0.5:
         return "the model itself is not surely above chance"
     if gain.high < 0:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -117,7 +118,7 @@ GAIN = Estimate(0.2, 0.1, 0.3, 300)
     [
         (ABOVE, GAIN, [], None),
         (replace(ABOVE, low=0.49), GAIN, [], "not surely above chance"),
-        (Estimate(0.3, 0.2, 0.49, 300), GAIN, [], "surely below chance: are labels swapped"),
+        (Estimate(0.3, 0.2, 0.49, 300), GAIN, [], "surely below chance: labels may be swapped"),
         (ABOVE, replace(GAIN, low=-0.01), [], "may be chance"),
         (ABOVE, Estimate(-0.3, -0.4, -0.2, 300), [], "the shortcut is better, by 0.300 (0.200 to 0.400)"),
         (ABOVE, GAIN, [(0.55, 0.45, 0.65)], "among images of one source its AUROC is only 0.55"),
@@ -139,6 +140,13 @@ def test_what_makes_a_model_not_clearly_better(own: Estimate, gain: Estimate, wi
     ]
     found = why_not_better(own, Estimate(0.65, 0.6, 0.7, 300), gain, rows)
     assert (found is None) if said is None else (found and said in found)
+
+
+def test_swapped_labels_are_told_of_in_two_whole_sentences() -> None:
+    test, known = draw(300, 1)
+    told = judged(draw(150, 0), (replace(test, logits=-test.logits), known), draw(600, 2)[1])["verdict"]
+    assert told.endswith("labels may be swapped, or these images may be of another kind.")
+    assert re.findall(r"[.?!](?= |$)", told) == [".", "."]
 
 
 def test_threshold_and_temperature_do_not_depend_on_test() -> None:
