@@ -199,7 +199,7 @@ def _basic(value: float, drawn: Values) -> Ends:
     if math.isnan(low):
         return low, high
     raised = float(np.nanmean(drawn)) - value
-    return max(0.0, 2 * value - high - math.sqrt(2) * raised), max(value, 2 * value - low)
+    return max(0.0, 2 * value - high - math.sqrt(2) * raised), min(1.0, max(value, 2 * value - low))
 
 
 def _over_resamples(value: float, drawn: Values, images: int, units: int) -> Ends:

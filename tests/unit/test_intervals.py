@@ -222,6 +222,14 @@ def test_intervals_of_grouped_images_cover_the_truth_and_those_that_ignore_the_g
     assert np.mean([*covered[False].values()]) <= 86, "three times as many images are not three times the evidence"
 
 
+def test_the_interval_of_the_ece_ends_at_1() -> None:
+    """All ten are surely malignant and one is so: the gap is 0.9. In 7 % of resamples three or more are so, and the
+    gap is at most 0.7: as far above 0.9 would be 1.1."""
+    found = estimates([1.0] * 10, [0] * 9 + [1], seed=0, names=["ece"])["ece"]
+    assert found.value == pytest.approx(0.9)
+    assert found.high == 1.0
+
+
 def test_groups_change_the_intervals_but_not_the_figures() -> None:
     p, y, lesions = draw_grouped(30, seed=0)
     apart, together = estimates(p, y, 0), estimates(p, y, 0, groups=lesions)
