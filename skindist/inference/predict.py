@@ -35,7 +35,7 @@ from skindist.inference.table import WRITERS, GrowingTable, Row, part_of
 from skindist.prediction.evaluate import progress
 from skindist.prediction.memory import images_at_a_time
 from skindist.prediction.predictor import Predictor
-from skindist.report.words import origin_of_threshold
+from skindist.report.words import figure_text, origin_of_threshold
 from skindist.wording import plural
 
 BATCH, BATCH_ON_CPU = 64, 8  # images of one batch, at most; on a CPU each thread has one
@@ -227,9 +227,9 @@ def finish(table: GrowingTable, columns: Sequence[str]) -> dict[str, int]:
 def describe_frozen(frozen: Frozen) -> str:
     """What decides, for the console."""
     threshold, calibration = frozen.threshold, frozen.calibration
-    plain = calibration.changes_nothing
+    plain, value = calibration.changes_nothing, figure_text(threshold.value, "threshold")
     return (
-        f"decision: malignant from a {'' if plain else 'calibrated '}probability of {threshold.value:.3g} on, "
+        f"decision: malignant from a {'' if plain else 'calibrated '}probability of {value} on, "
         f"{origin_of_threshold(vars(threshold))}"
         + (f"; its probabilities are {calibration.note or 'not calibrated'}" if plain else "")
     )

@@ -87,7 +87,7 @@ probability for any picture, also for one that shows no lesion.
 
 ## Operating point
 
-The threshold is {point["threshold"]:.4f} of the calibrated probability, {_origin(point)}.
+The threshold is {figure_text(point["threshold"], "threshold")} of the calibrated probability, {_origin(point)}.
 PPV and NPV are at {_prevalence(point)}.
 
 | test, at this threshold | value | 95 % interval | images | interval by |
