@@ -58,6 +58,10 @@ ENSEMBLE_USE = """## Use
 The probability is the mean of the calibrated probabilities of all members. `skindist predict` and `skindist evaluate`
 take this folder like a single model; `skindist export` writes it as one ONNX file. Each `member-N` folder is a model of
 its own, which timm and transformers load."""
+OF_LOGIT = """`config.json` holds temperature, bias and threshold under "skindist". The logit is that of malignant minus
+that of benign; calibrated probability = 1 / (1 + exp(-(logit / temperature + bias)))."""
+OF_MEMBERS = """`config.json` holds the threshold under "skindist". Each member has a temperature and a bias of its own,
+in the `config.json` of its folder."""
 
 
 def model_card(config: Config, results: Mapping[str, Any], ensemble: str | None = None) -> str:
@@ -105,8 +109,7 @@ At a threshold of {test["threshold"]}.
 ## Calibration
 
 {_calibration(results["calibration"])}
-`config.json` holds temperature, bias and threshold under "skindist". The logit is that of malignant minus that of
-benign; calibrated probability = 1 / (1 + exp(-(logit / temperature + bias))).
+{OF_MEMBERS if ensemble else OF_LOGIT}
 
 ## Shortcut
 

@@ -31,3 +31,11 @@ def test_a_threshold_near_an_end_is_told_from_it(judged: Judged, value: float, s
     assert f"The threshold is {said} of the calibrated probability, chosen on validation" in card
     frozen = Frozen(Calibration(2.0, 0.0), Threshold(value, "validation", 0.95))
     assert f"a calibrated probability of {said} on, chosen" in describe_frozen(frozen)
+
+
+def test_the_card_of_an_ensemble_has_no_formula_of_one_logit(judged: Judged) -> None:
+    single, ensemble = model_card(*judged), model_card(*judged, "2 x test_resnet")
+    assert "logit / temperature + bias" in single
+    assert "holds temperature, bias and threshold" in single
+    assert "logit" not in ensemble
+    assert '`config.json` holds the threshold under "skindist". Each member has a temperature' in ensemble
