@@ -15,20 +15,25 @@ OTHERS = {
 """How figures are printed that are no metrics of METRICS; with three decimals otherwise."""
 
 
-def describe_epoch(epoch: int, metrics: Mapping[str, float], images_per_second: float | None, is_best: bool) -> str:
-    """The validation metrics of a finished epoch."""
+def describe_epoch(
+    epoch: int, metrics: Mapping[str, float], images_per_second: float | None, is_best: bool, counts: bool
+) -> str:
+    """The validation metrics of a finished epoch, and whether it is the best so far, or too early a one to be so."""
     said = [f"{metric.title} {metric.text(metrics[metric.name])}" for metric in HEADLINES]
     speed = [f"{images_per_second:.1f} images/s"] if images_per_second else []
-    return f"epoch {epoch}: val {', '.join(said + speed)}{' (best so far)' if is_best else ''}"
+    note = " (best so far)" if is_best else "" if counts else " (does not count yet)"
+    return f"epoch {epoch}: val {', '.join(said + speed)}{note}"
 
 
 def describe_results(results: Mapping[str, Any]) -> str:
     """How a run ended, and what its best epoch scores on the test set."""
     stop, test = results["early_stopping"], results["test"]
     reason = f"{'stopped early after ' if stop['stopped_early'] else ''}{plural(stop['epochs'], 'epoch')}"
+    first = stop.get("first_epoch", 1)
+    early = f" (epochs before number {first} did not count)" if first > 1 else ""
     said = [describe_figure(name, test[name]) for name in ("accuracy", "auroc", "sensitivity", "specificity")]
     return (
-        f"{reason}; best {stop['monitor']} {stop['best']:.4f} in epoch {stop['best_epoch']}\n"
+        f"{reason}; best {stop['monitor']} {stop['best']:.4f} in epoch {stop['best_epoch']}{early}\n"
         f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}\n"
         f"{describe_operating_point(results['operating_point'])}\n{results['verdict']}"
     )

@@ -32,9 +32,11 @@ class Tracker:
             self.wandb.log(event)
             self.others.log(event)
 
-    def log_epoch(self, state: TrainState, metrics: dict[str, float]) -> None:
-        """Log the validation metrics of a finished epoch and say them in one line."""
+    def log_epoch(self, state: TrainState, metrics: dict[str, float], first_epoch: int) -> None:
+        """Log the validation metrics of a finished epoch and say them in one line. Epochs before the first one do not
+        count for early stopping."""
         speed = state.images_per_second
         values = {f"val/{name}": value for name, value in metrics.items()}
         self.log({**values, "train/images_per_second": speed, "epoch": state.epoch, "global_step": state.global_step})
-        log.info(describe_epoch(state.epoch, metrics, speed, is_best=state.best_step == state.global_step))
+        is_best, counts = state.best_step == state.global_step, state.epoch >= first_epoch
+        log.info(describe_epoch(state.epoch, metrics, speed, is_best, counts))

@@ -121,7 +121,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
                 state.finish_epoch()
                 if stopping.update(metrics[config.early_stopping.metric], state.epoch):
                     state.best_step = state.global_step
-                tracker.log_epoch(state, metrics)
+                tracker.log_epoch(state, metrics, stopping.first_epoch)
                 saver.save(state, stopping)
 
             learner.graphs = {}  # their memory is free for what follows
