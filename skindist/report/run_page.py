@@ -24,6 +24,7 @@ from skindist.report.words import crossed, figure_text
 from skindist.run.folder import Run
 
 WIDE = 1280  # pixels of a picture over the whole width of the page
+TITLES = {"number_needed_to_biopsy": "biopsies for one malignant lesion"}  # of figures that are no metrics
 FigureRow = tuple[str, str, Mapping[str, Any], float | None]
 log = logging.getLogger("skindist")
 
@@ -77,7 +78,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         drawn=draw(results, test, events),
         fitted=is_calibrated(results),
         elsewhere="model" in results,
-        recalibrated=recalibrated_table(results.get("recalibrated")),
+        recalibrated=recalibrated_table(results),
         subgroups=by_column(results.get("subgroups") or []),
         stress=stress_table(results.get("stress") or []),
         stress_picture=thumbnail(run.stress_picture, WIDE) if pictures and run.stress_picture.exists() else None,
@@ -117,7 +118,7 @@ def figure_rows(split: Mapping[str, Any], benign: Mapping[str, float]) -> list[F
 
 def title(key: str) -> str:
     """What people call a figure of the results."""
-    return METRICS[key].title if key in METRICS else key.replace("_", " ")
+    return METRICS[key].title if key in METRICS else TITLES.get(key, key.replace("_", " "))
 
 
 def held_by_the_page(test: Scores, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,13 +169,23 @@ def by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     return columns
 
 
-def recalibrated_table(found: Mapping[str, Any] | None) -> Table | None:
-    """The frozen threshold and calibration beside those that were fitted on half of the images."""
+def recalibrated_table(results: Mapping[str, Any]) -> Table | None:
+    """The frozen threshold and calibration beside those that were fitted on half of the images, and their figures."""
+    found = results.get("recalibrated")
     if not found:
         return None
-    frozen, refitted = found["frozen"], found["refitted"]
+    frozen, refitted = ({**fixed(of), **found[name]} for of, name in ((results, "frozen"), (found, "refitted")))
     rows = [[title(name), cell(frozen[name], name), cell(refitted[name], name)] for name in frozen]
     return Table(["figure", "frozen", "fitted here"], rows)
+
+
+def fixed(of: Mapping[str, Any]) -> dict[str, Any]:
+    """Threshold, temperature and bias of a run, or of a refit, with the threshold's interval where it has one."""
+    of = {**(of.get("operating_point") or {}), **(of.get("calibration") or {}), **of}
+    low, high = of.get("threshold_interval") or (None, None)
+    value = of.get("threshold")
+    threshold = value if low is None else {"value": value, "low": low, "high": high}
+    return {"threshold": threshold, "temperature": of.get("temperature"), "bias": of.get("bias")}
 
 
 def stress_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:

@@ -370,6 +370,32 @@ def test_a_stress_test_is_shown_as_the_results_have_it(run: Run, tmp_path: Path)
     assert "blur -0.020 (-0.050 to 0.010) 25.0% undefined 1,200" in Reader(run_page(stressed)).text
 
 
+@pytest.mark.parametrize(
+    ("prevalence", "said"), [(0.02, "for a prevalence of 2.0%"), (None, "at that half's own share of malignant images")]
+)
+def test_a_refit_is_shown_beside_what_is_frozen(run: Run, tmp_path: Path, prevalence: float | None, said: str) -> None:
+    refitted = copy(run, tmp_path)
+    results = refitted.results()
+    biopsies = {"number_needed_to_biopsy": {"value": 2.5, "low": 2, "high": 4}}
+    found = {
+        "fitted_on": {"benign": 1040, "malignant": 30}, "shown_on": {"benign": 1041, "malignant": 29},
+        "threshold": 0.25, "threshold_interval": [0.125, 0.5], "temperature": 1.5, "bias": -0.5,
+        "note": "few validation images", "frozen": biopsies, "refitted": biopsies,
+    }  # fmt: skip
+    frozen = {
+        "operating_point": {**results["operating_point"], "threshold": 0.75, "threshold_interval": None},
+        "calibration": {**results["calibration"], "temperature": 2.0, "bias": 0.125},
+    }
+    frozen["operating_point"]["prevalence"] = prevalence
+    refitted.write_results({**results, **frozen, "recalibrated": found})
+    text = Reader(run_page(refitted)).text
+    assert "fitted on half of these images: 1,040 benign and 30 malignant." in text
+    assert f"not fitted on: 1,041 benign and 29 malignant; PPV, NPV and biopsies {said} figure" in text
+    assert "threshold 0.75 0.25 (0.125 to 0.5) temperature 2.000 1.500 bias 0.125 -0.500" in text
+    assert "biopsies for one malignant lesion 2.5 (2.0 to 4.0) 2.5 (2.0 to 4.0)" in text
+    assert "the validation images are the half that was fitted on: few validation images." in text
+
+
 def test_the_command_writes_the_page(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = copy(run, tmp_path)
     assert cli.main(["report", str(made.path)]) == 0
