@@ -10,7 +10,7 @@ from skindist.data.split import PARTS, leaked
 from skindist.evaluation.metrics import METRICS
 from skindist.recipe import DataConfig
 from skindist.report.html import Table, attempt
-from skindist.report.words import figure_text
+from skindist.report.words import crossed, figure_text
 from skindist.run.folder import Run
 from skindist.wording import plural
 
@@ -79,7 +79,9 @@ def members_table(results: Mapping[str, Any], named: bool) -> Table | None:
 
 
 def seeds_table(results: Mapping[str, Any]) -> Table | None:
-    """The out-of-fold figures of each seed of an ensemble."""
+    """The out-of-fold figures of each seed of an ensemble; None where its members have no folds."""
+    if not crossed(member["fold"] for member in results.get("members") or []):
+        return None
     rows = [
         [str(seed["seed"]), *(figure_text(seed["auroc"][key], "auroc") for key in ("value", "low", "high"))]
         for seed in results.get("by_seed") or []

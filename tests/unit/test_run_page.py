@@ -370,6 +370,28 @@ def test_a_stress_test_is_shown_as_the_results_have_it(run: Run, tmp_path: Path)
     assert "blur -0.020 (-0.050 to 0.010) 25.0% undefined 1,200" in Reader(run_page(stressed)).text
 
 
+@pytest.mark.parametrize(("folds", "pooled"), [((0, 1), True), ((None, None), False), ((1, 1), False)])
+def test_folds_are_spoken_of_where_there_are_folds(
+    run: Run, tmp_path: Path, folds: tuple[int | None, ...], pooled: bool
+) -> None:
+    ensemble = copy(run, tmp_path)
+    line = {
+        "run": "a",
+        "seed": 0,
+        "epochs": 3,
+        "best_epoch": 2,
+        "val_auroc": 0.8,
+        "test_auroc": 0.8,
+        "train_seconds": 9,
+    }
+    auroc = {"value": 0.8, "low": 0.7, "high": 0.9}
+    members = {"members": [{**line, "fold": fold} for fold in folds], "by_seed": [{"seed": 0, "auroc": auroc}]}
+    ensemble.write_results({**ensemble.results(), **members})
+    text = Reader(run_page(ensemble)).text
+    assert ("Seeds, their folds pooled" in text, "out-of-fold AUROC" in text) == (pooled, pooled)
+    assert ("out of fold:" in text) == pooled
+
+
 @pytest.mark.parametrize(
     ("prevalence", "said"), [(0.02, "for a prevalence of 2.0%"), (None, "at that half's own share of malignant images")]
 )
