@@ -270,7 +270,7 @@ MISSING = {
     "shortcut": "was not compared with a classifier that never sees the lesion",
     "operating_point": "No threshold was chosen in this run",
     "calibration": "This run was not calibrated",
-    "subgroups": "There are none",
+    "subgroups": "There are none: they come from the size of the images, and from columns of --data.metadata",
     "early_stopping": "does not tell how its training ended",
     "images": "does not tell how many images it had",
     "left_out": "does not tell how many images were left out",
