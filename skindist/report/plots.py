@@ -97,6 +97,22 @@ def curve(name: str, title: str, series: Mapping[str, Sequence[tuple[float, floa
     return drawn[0]
 
 
+def with_mark(plot: Markup, x: float, y: float | None = None) -> Markup:
+    """The plot with a circle at a point in the units of its axes; without y, a line through all of it. It is the mark
+    that the page's script moves."""
+    found = re.search(r'data-frame="([^"]*)"', plot)
+    if found is None or not np.isfinite([x, 0 if y is None else y]).all():
+        return plot
+    left, bottom, right, top, x0, y0, x1, y1 = map(float, found[1].split())
+    across = left + (right - left) * (x - x0) / (x1 - x0)
+    if y is None:
+        mark = f'<rect class="mark" x="{across - 0.75:.6g}" y="{top:.6g}" width="1.5" height="{bottom - top:.6g}"/>'
+    else:
+        up = bottom + (top - bottom) * (y - y0) / (y1 - y0)
+        mark = f'<circle class="mark" cx="{across:.6g}" cy="{up:.6g}" r="4.5"/>'
+    return Markup(str(plot).replace("</svg>", f"{mark}</svg>"))
+
+
 def _draw_bands(axes: Any, bands: Mapping[str, Band]) -> None:
     styles = [(FIRST, "-"), (SECOND, "--"), (TEXT, "-."), (FIRST, ":"), (SECOND, ":")]
     for index, (label, band) in enumerate(bands.items()):

@@ -134,10 +134,15 @@ def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mappi
     drawn = {}
     if test and test.both_classes:
         p, y, groups = test.probabilities, test.labels, test.groups
-        drawn["roc"] = plots.roc("roc", {"this model": bands.roc(p, y, groups, seed=0)})
+        threshold = (results.get("operating_point") or {}).get("threshold", DEFAULT_THRESHOLD)
+        at = {name: METRICS[name](p, y, threshold) for name in ("sensitivity", "specificity", "ppv")}
+        roc = plots.roc("roc", {"this model": bands.roc(p, y, groups, seed=0)})
+        drawn["roc"] = plots.with_mark(roc, 1 - at["specificity"], at["sensitivity"])
         band = {"this model": bands.precision_recall(p, y, groups, seed=0)}
-        drawn["precision-recall"] = plots.precision_recall("precision-recall", band, float(y.mean()))
-        drawn["spread"] = plots.histogram("spread", test.of("malignant").tolist(), test.of("benign").tolist())
+        precision_recall = plots.precision_recall("precision-recall", band, float(y.mean()))
+        drawn["precision-recall"] = plots.with_mark(precision_recall, at["sensitivity"], at["ppv"])
+        spread = plots.histogram("spread", test.of("malignant").tolist(), test.of("benign").tolist())
+        drawn["spread"] = plots.with_mark(spread, threshold)
     if reliability := (results.get("calibration") or {}).get("reliability"):
         bins = reliability if is_calibrated(results) else {"this model": reliability["after"]}
         drawn["reliability"] = plots.reliability("reliability", bins)

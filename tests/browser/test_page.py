@@ -253,6 +253,17 @@ def test_without_a_script_the_figures_are_there(browser: Any, pictured: Path) ->
         assert not page.locator(".controls").is_visible()
 
 
+def test_without_a_script_the_marks_are_where_it_puts_them(browser: Any, run: Run) -> None:
+    script = """() => [...document.querySelectorAll('.plot .mark')].map(
+        mark => ['x', 'cx', 'cy', 'y', 'height'].map(name => Number(mark.getAttribute(name))))"""
+    marks = []
+    for enabled in (True, False):
+        with Watched(browser, run.report, java_script_enabled=enabled) as page:
+            marks.append(np.array(page.evaluate(script)))
+    assert marks[0].shape == (3, 5)
+    assert marks[1] == pytest.approx(marks[0], abs=1e-3)
+
+
 def test_ten_thousand_images_open_in_two_seconds(browser: Any, run: Run) -> None:
     assert run.report.stat().st_size < 1e6
     with Watched(browser, run.report):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn import metrics as sk
@@ -22,6 +23,7 @@ from skindist.data.demo import write_demo_data
 from skindist.errors import UserError
 from skindist.report import run_page as module
 from skindist.report.history import early_stopping_story
+from skindist.report.plots import with_mark
 from skindist.report.run_page import draw_run_page, run_page, write_run_page
 from skindist.report.scores import read_scores
 from skindist.run.folder import Run
@@ -416,6 +418,18 @@ def test_a_refit_is_shown_beside_what_is_frozen(run: Run, tmp_path: Path, preval
     assert "threshold 0.75 0.25 (0.125 to 0.5) temperature 2.000 1.500 bias 0.125 -0.500" in text
     assert "biopsies for one malignant lesion 2.5 (2.0 to 4.0) 2.5 (2.0 to 4.0)" in text
     assert "the validation images are the half that was fitted on: few validation images." in text
+
+
+def test_a_mark_lies_where_its_figures_say() -> None:
+    """Axes from 0 to 1 between 10 and 110 across, and from 90 up to 10."""
+    plot = Markup('<svg data-frame="10 90 110 10 0 0 1 1"></svg>')
+    assert '<circle class="mark" cx="35" cy="50" r="4.5"/></svg>' in with_mark(plot, 0.25, 0.5)
+    assert '<rect class="mark" x="34.25" y="10" width="1.5" height="80"/></svg>' in with_mark(plot, 0.25)
+    assert with_mark(plot, 0.25, float("nan")) == plot
+
+
+def test_the_frozen_threshold_is_drawn_in_three_plots(run: Run) -> None:
+    assert re.findall(r'<(\w+) class="mark"', run_page(run)) == ["rect", "circle", "circle"]
 
 
 def test_the_command_writes_the_page(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
