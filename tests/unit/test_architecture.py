@@ -78,7 +78,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
         "inference.push",
     },
     {"report.audit", "inference.joining", "verify"},
-    {"folds"},
+    {"fold_runs", "folds"},
     {"commands.data", "commands.models", "commands.runs"},
     {"cli"},
     {"__main__"},

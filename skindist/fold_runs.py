@@ -1,0 +1,120 @@
+"""The runs of `skindist folds`: which of them are finished; those that are left, some side by side."""
+
+import logging
+import os
+import subprocess
+import threading
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from tqdm import tqdm
+
+from skindist.errors import UserError
+from skindist.launcher import side_by_side
+from skindist.machine import available_cores, gpus
+from skindist.programs import last_words
+from skindist.run.folder import Run
+
+log = logging.getLogger("skindist")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One run of many: a seed and a fold."""
+
+    run: Run
+    seed: int
+    fold: int
+
+    @property
+    def log(self) -> Path:
+        """The file of what it prints."""
+        return self.run.path.with_suffix(".log")
+
+    def flags(self, folds: int) -> list[str]:
+        """What makes a training command this run."""
+        own = {"data.folds": folds, "data.fold": self.fold, "run.seed": self.seed, "run.dir": self.run.path}
+        return [f"--{flag}={value}" for flag, value in own.items()]
+
+    @property
+    def done(self) -> bool:
+        """Whether it is finished."""
+        return self.run.results_file.exists()
+
+
+def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once: int) -> None:
+    """Run those that are not finished, some side by side; the first that fails ends the others, which save."""
+    places: SimpleQueue[int] = SimpleQueue()
+    for number in range(at_once):
+        places.put(number)
+    running: set[subprocess.Popen[bytes]] = set()
+    failed = threading.Event()
+    shared = gpus() if at_once > 1 else 0
+
+    def run(part: Part) -> Part:
+        place = places.get()
+        if failed.is_set():
+            places.put(place)
+            raise CancelledError
+        words = [*command, *part.flags(folds)]
+        with part.log.open("ab") as output:
+            begun = output.tell()
+            process = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=side_by_side(os.environ, place, at_once, available_cores(), shared),
+            )
+        running.add(process)
+        status = process.wait()
+        running.discard(process)
+        if has_failed := status != 0 or not part.done:
+            failed.set()
+        places.put(place)
+        if has_failed:
+            raise UserError(why_failed(part, status, begun))
+        return part
+
+    left = [part for part in parts if not part.done]
+    if not left and len(parts) == 1:
+        say_done(parts[0])
+    with (
+        ThreadPoolExecutor(at_once) as pool,
+        tqdm(total=len(parts), initial=len(parts) - len(left), unit="run", disable=None) as bar,
+    ):
+        jobs = [pool.submit(run, part) for part in left]
+        try:
+            for job in as_completed(jobs):
+                with suppress(CancelledError):  # it was to begin after another one had failed
+                    say_done(job.result())
+                    bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(running):
+                process.terminate()
+            raise
+
+
+def why_failed(part: Part, status: int, begun: int) -> str:
+    """What to tell the user of a run that has ended without its results, whose words begin there in its log."""
+    ended = f"seed {part.seed}, fold {part.fold}: ended with status {status}:"
+    mistaken = status == 2  # of the user, which the same command would make again
+    where = f"its output is in {part.log}{'' if mistaken else '; the same command goes on'}"
+    return "\n".join([ended, *last_words(part.log, begun), where])
+
+
+def say_done(part: Part) -> None:
+    """One line of a finished run."""
+    results = part.run.results()
+    auroc, stop = results["val"]["auroc"]["value"], results["early_stopping"]
+    figure = "unknown" if auroc is None else f"{auroc:.3f}"
+    minutes = results["train_seconds"] / 60
+    log.info(
+        f"seed {part.seed}, fold {part.fold}: validation AUROC {figure}, best epoch {stop['best_epoch']} of "
+        f"{stop['epochs']}, {minutes:.1f} minutes"
+    )
