@@ -30,6 +30,9 @@ class Part:
     seed: int
     fold: int
 
+    def __str__(self) -> str:
+        return f"seed {self.seed}, fold {self.fold}"
+
     @property
     def log(self) -> Path:
         """The file of what it prints."""
@@ -57,28 +60,35 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
 
     def run(part: Part) -> Part:
         place = places.get()
-        if failed.is_set():
-            places.put(place)
-            raise CancelledError
-        words = [*command, *part.flags(folds)]
-        with part.log.open("ab") as output:
-            begun = output.tell()
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=side_by_side(os.environ, place, at_once, available_cores(), shared),
-            )
+        try:
+            if failed.is_set():
+                raise CancelledError
+            run_one(part, place)
+            return part
+        except BaseException:
+            failed.set()
+            raise
+        finally:
+            places.put(place)  # whoever waits for it sees whether this one has failed
+
+    def run_one(part: Part, place: int) -> None:
+        try:
+            with part.log.open("ab") as output:
+                begun = output.tell()
+                process = subprocess.Popen(
+                    [*command, *part.flags(folds)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=side_by_side(os.environ, place, at_once, available_cores(), shared),
+                )
+        except OSError as error:
+            raise UserError(f"cannot run {part}: {error.filename}: {error.strerror}") from None
         running.add(process)
         status = process.wait()
         running.discard(process)
-        if has_failed := status != 0 or not part.done:
-            failed.set()
-        places.put(place)
-        if has_failed:
+        if status != 0 or not part.done:
             raise UserError(why_failed(part, status, begun))
-        return part
 
     left = [part for part in parts if not part.done]
     if not left and len(parts) == 1:
@@ -94,6 +104,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
                     say_done(job.result())
                     bar.update()
         except BaseException:
+            failed.set()
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(running):
                 process.terminate()
@@ -102,7 +113,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
 
 def why_failed(part: Part, status: int, begun: int) -> str:
     """What to tell the user of a run that has ended without its results, whose words begin there in its log."""
-    ended = f"seed {part.seed}, fold {part.fold}: ended with status {status}:"
+    ended = f"{part}: ended with status {status}:"
     mistaken = status == 2  # of the user, which the same command would make again
     where = f"its output is in {part.log}{'' if mistaken else '; the same command goes on'}"
     return "\n".join([ended, *last_words(part.log, begun), where])
@@ -115,6 +126,5 @@ def say_done(part: Part) -> None:
     figure = "unknown" if auroc is None else f"{auroc:.3f}"
     minutes = results["train_seconds"] / 60
     log.info(
-        f"seed {part.seed}, fold {part.fold}: validation AUROC {figure}, best epoch {stop['best_epoch']} of "
-        f"{stop['epochs']}, {minutes:.1f} minutes"
+        f"{part}: validation AUROC {figure}, best epoch {stop['best_epoch']} of {stop['epochs']}, {minutes:.1f} minutes"
     )
