@@ -19,6 +19,7 @@ from skindist.fold_runs import Part, run_parts
 from skindist.inference.joining import join_runs
 from skindist.parsing import parse_config
 from skindist.programs import refuse_unknown_program, terminated_as_interrupted
+from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_ensemble
 from skindist.run.folder import Run
 from skindist.run.opening import other_values
@@ -58,8 +59,11 @@ def run_folds(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be created ({error.strerror})") from None
+    asked = parts if only is None else [parts[only]]
     with terminated_as_interrupted():
-        run_parts(command, parts if only is None else [parts[only]], folds, at_once)
+        run_parts(command, asked, folds, at_once)
+    for part in asked:
+        draw_missing_page(part.run)
     if only is None:
         summarise(parts, out)
 
@@ -104,9 +108,16 @@ def summarise(parts: Sequence[Part], out: Path) -> None:
                 older.rename(ensemble.path)
             raise
     shutil.rmtree(older, ignore_errors=True)
+    draw_missing_page(ensemble)
     results = ensemble.results()
     write_json(out / SUMMARY, summary(results))
     log.info(f"{describe_ensemble(results)}\nmodel: {ensemble.path}; what it is worth: {ensemble.report}")
+
+
+def draw_missing_page(run: Run) -> None:
+    """Draw the page of a finished run that was killed between its results and its page."""
+    if not run.report.exists():
+        draw_run_page(run)
 
 
 def is_current(ensemble: Run, parts: Sequence[Part]) -> bool:

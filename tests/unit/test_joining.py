@@ -453,3 +453,15 @@ def test_an_ensemble_older_than_one_of_its_runs_is_made_again(crossed: Path, tmp
     (out / "runs/seed-0-fold-1/results.json").touch()
     run_folds([sys.executable, "-c", "raise"], 2, 1, out)
     assert made.stat().st_mtime_ns > before
+
+
+def test_a_page_that_a_kill_has_left_out_is_drawn_by_the_next_command(crossed: Path) -> None:
+    """The results are there already, so nothing is trained or joined again."""
+    pages = [crossed / folder / "report.html" for folder in ("runs/seed-0-fold-1", "ensemble")]
+    before = [page.read_text() for page in pages]
+    for page in pages:
+        page.unlink()
+    run_folds([sys.executable, "-c", "raise"], 2, 1, crossed, only=1)
+    assert [page.exists() for page in pages] == [True, False]
+    run_folds([sys.executable, "-c", "raise"], 2, 1, crossed)
+    assert [page.read_text() for page in pages] == before
