@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,10 @@ def refuse_settings(command: Sequence[str], parts: Sequence[Part], folds: int, o
     for flag in (word.partition("=")[0] for word in parts[0].flags(folds)):
         if any(word == flag or word.startswith(f"{flag}=") for word in command):
             raise UserError(f"{flag}: each run gets its own; leave it out (--folds, --seeds and --out decide)")
-    jobs = [place for place, word in enumerate(command) if word == "train" or Path(word).name == "train.py"]
-    if not jobs:
+    given = flags_of_main_job(command)
+    if given is None:
         return
-    asked = parse_config([*command[jobs[0] + 1 :], *parts[0].flags(folds)]).with_absolute_paths()
+    asked = parse_config([*given, *parts[0].flags(folds)]).with_absolute_paths()
     for part in parts:
         asked = replace(asked, data=replace(asked.data, fold=part.fold), run=replace(asked.run, seed=part.seed))
         differs = other_values(part.run, asked) if part.run.exists else []
@@ -86,6 +87,16 @@ def refuse_settings(command: Sequence[str], parts: Sequence[Part], folds: int, o
         if differs:
             name, said = part.run.path.name, "; ".join(differs).replace("data.folds", "--folds")
             raise UserError(f"--out {out}: {name} is another run: {said}. Give the same to go on, or another --out")
+
+
+def flags_of_main_job(command: Sequence[str]) -> Sequence[str] | None:
+    """What follows `skindist train`, `-m skindist train` or this project's launch/train.py; None: it is neither."""
+    for place, (before, word) in enumerate(pairwise(["", *command])):
+        file = Path(word).resolve()
+        is_ours = file.parts[-2:] == ("launch", "train.py") and (file.parents[1] / "skindist").is_dir()
+        if is_ours or (word == "train" and Path(before).stem == "skindist"):
+            return command[place + 1 :]
+    return None
 
 
 def summarise(parts: Sequence[Part], out: Path) -> None:

@@ -1,12 +1,14 @@
 """The runs of `skindist folds`: what is said of one that cannot begin, fails, or still goes on."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from skindist.errors import UserError
-from skindist.folds import run_folds
+from skindist.folds import flags_of_main_job, run_folds
+from tests.helpers.commands import ROOT
 
 
 def script(file: Path, text: str) -> list[str]:
@@ -28,3 +30,26 @@ def test_a_log_that_cannot_be_written_ends_all(tmp_path: Path) -> None:
     (log := tmp_path / "out/runs/seed-0-fold-0.log").mkdir(parents=True)
     with pytest.raises(UserError, match=f"^cannot run seed 0, fold 0: {re.escape(str(log))}: Is a directory$"):
         run_folds(["true"], 2, 1, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["skindist train", "/usr/bin/skindist train", "accelerate launch -m skindist train", "torchrun launch/train.py"],
+)
+def test_the_flags_of_the_main_job_are_known(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(ROOT)
+    assert flags_of_main_job([*command.split(), "--data.path=train"]) == ["--data.path=train"]
+
+
+@pytest.mark.parametrize(
+    "words", ["train.py --lr 1", "launch/train.py --lr 1", "job.py train --lr 1", "job.py --on train"]
+)
+def test_the_flags_of_a_script_of_the_users_own_are_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / words.split()[0]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("import sys; sys.exit('error: it was run')")
+    with pytest.raises(UserError, match="error: it was run"):
+        run_folds([sys.executable, *words.split()], 2, 1, tmp_path / "out")
