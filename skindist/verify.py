@@ -31,8 +31,9 @@ from skindist.run.checkpoint import step_folder
 from skindist.run.comparison import TENSORS, differences
 from skindist.run.folder import Run
 
-FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000", "--tracking.wandb=disabled")
-"""What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result."""
+FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000000000", "--tracking.wandb=disabled")
+"""What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result; all
+checkpoints are kept, as a kill may come any number of steps late."""
 REPEATABLE = "a training repeats itself on a CPU, and on a CUDA GPU with --train.deterministic true"
 
 

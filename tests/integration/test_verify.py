@@ -27,7 +27,7 @@ import hashlib, json, os, pathlib, subprocess, sys, time
 run = pathlib.Path(next(word for word in sys.argv if word.startswith("--run.dir=")).partition("=")[2])
 def save(step):
     folder = run / f"checkpoints/.step-{step:08d}"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").write_text("{}")
     (folder / "manifest.json").write_text(json.dumps({"state.json": hashlib.sha256(b"{}").hexdigest()}))
     folder.rename(folder.with_name(folder.name[1:]))
@@ -148,7 +148,21 @@ def test_our_flags_win_over_the_users(tmp_path: Path) -> None:
     flags = ["--run.resume=never", "--tracking.wandb", "online", "--config", str(tmp_path / "mine.yaml")]
     config = parse_config([*flags, "--run.dir", "other", "--run.dir=both/cut", *verify.FLAGS])
     assert (config.run.dir, config.run.resume, config.tracking.wandb) == ("both/cut", "auto", "disabled")
-    assert (config.checkpoint.every_steps, config.checkpoint.keep) == (1, 1000)
+    assert (config.checkpoint.every_steps, config.checkpoint.keep) == (1, 10**9)
+
+
+def test_the_first_steps_of_many_are_kept(tmp_path: Path) -> None:
+    """Else there is nothing to compare them with."""
+    story = """
+keep = int(next(word for word in sys.argv if word.startswith("--checkpoint.keep=")).partition("=")[2])
+done = max((int(folder.name[5:]) for folder in run.glob("checkpoints/step-*")), default=0)
+for step in range(done + 1, 10_000):
+    save(step)
+    if step > keep:
+        shutil.rmtree(run / f"checkpoints/step-{step - keep:08d}")
+"""
+    verify.run_both(fake(f"import shutil{story}"), 1100, 1, tmp_path)
+    assert all(step_folder(tmp_path / run / "checkpoints", 1).exists() for run in ("cut", "whole"))
 
 
 MISTAKES = [
