@@ -18,6 +18,7 @@ from skindist.launcher import side_by_side
 from skindist.machine import available_cores, gpus
 from skindist.programs import last_words
 from skindist.run.folder import Run
+from skindist.verify import NO_TRAINING
 
 log = logging.getLogger("skindist")
 
@@ -113,6 +114,8 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
 
 def why_failed(part: Part, status: int, begun: int) -> str:
     """What to tell the user of a run that has ended without its results, whose words begin there in its log."""
+    if status == 0:
+        return f"{part}: the command ended without results: {NO_TRAINING}\nits output is in {part.log}"
     ended = f"{part}: ended with status {status}:"
     mistaken = status == 2  # of the user, which the same command would make again
     where = f"its output is in {part.log}{'' if mistaken else '; the same command goes on'}"

@@ -36,6 +36,9 @@ FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1
 checkpoints are kept, as a kill may come any number of steps late."""
 REPEATABLE = "a training repeats itself on a CPU, and on a CUDA GPU with --train.deterministic true"
 
+NO_TRAINING = "give one that runs launch/train.py or skindist train, with its flags at the end"
+"""What to tell the user of a command that ends well, and has not trained."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -157,8 +160,7 @@ def why_ended(status: int, run: Path, log: Path) -> str:
         ended = f"the command ended with status {status}{f' after step {done}' if done else ''}:"
         return "\n".join([ended, *last_words(log)])
     if done == 0:
-        what = "launch/train.py or skindist train"
-        return f"the command ended without a step: give one that runs {what}, with its flags at the end"
+        return f"the command ended without a step: {NO_TRAINING}"
     return f"the run was over after step {done}: give fewer --steps or --kills, or more --train.epochs"
 
 

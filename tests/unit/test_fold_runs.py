@@ -53,3 +53,10 @@ def test_the_flags_of_a_script_of_the_users_own_are_not_judged(
     file.write_text("import sys; sys.exit('error: it was run')")
     with pytest.raises(UserError, match="error: it was run"):
         run_folds([sys.executable, *words.split()], 2, 1, tmp_path / "out")
+
+
+def test_a_command_that_trains_nothing_is_told_so(tmp_path: Path) -> None:
+    """Again it would train nothing: it is not told to go on."""
+    said = "seed 0, fold 0: the command ended without results: give one that runs launch/train.py or skindist train"
+    with pytest.raises(UserError, match=rf"^{said}, with its flags at the end\nits output is in \S+fold-0\.log$"):
+        run_folds(["true"], 2, 1, tmp_path)
