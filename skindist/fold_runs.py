@@ -18,6 +18,7 @@ from skindist.launcher import side_by_side
 from skindist.machine import available_cores, gpus
 from skindist.programs import last_words
 from skindist.run.folder import Run
+from skindist.run.lock import read_owner, try_flock
 from skindist.verify import NO_TRAINING
 
 log = logging.getLogger("skindist")
@@ -74,6 +75,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
 
     def run_one(part: Part, place: int) -> None:
         try:
+            refuse_running(part)
             with part.log.open("ab") as output:
                 begun = output.tell()
                 process = subprocess.Popen(
@@ -110,6 +112,20 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
             for process in list(running):
                 process.terminate()
             raise
+
+
+def refuse_running(part: Part) -> None:
+    """Raise UserError where a process of this machine writes the run already, as after SIGKILL to `skindist folds`."""
+    owner = read_owner(part.run.lock)
+    if owner is None or not owner.is_here or owner.parent_pid is None:
+        return
+    with part.run.lock.open("r+b") as file:  # which a process of the same number need not hold
+        held = try_flock(file.fileno()) is False
+    if held:
+        raise UserError(
+            f"{part}: process {owner.pid} trains it already, for another command. Wait for its end, or end it "
+            f"(kill {owner.pid}: it saves); then the same command goes on"
+        )
 
 
 def why_failed(part: Part, status: int, begun: int) -> str:

@@ -1,5 +1,6 @@
 """The runs of `skindist folds`: what is said of one that cannot begin, fails, or still goes on."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from skindist.errors import UserError
 from skindist.folds import flags_of_main_job, run_folds
 from tests.helpers.commands import ROOT
+from tests.unit.test_lock import HOLD, process
 
 
 def script(file: Path, text: str) -> list[str]:
@@ -60,3 +62,19 @@ def test_a_command_that_trains_nothing_is_told_so(tmp_path: Path) -> None:
     said = "seed 0, fold 0: the command ended without results: give one that runs launch/train.py or skindist train"
     with pytest.raises(UserError, match=rf"^{said}, with its flags at the end\nits output is in \S+fold-0\.log$"):
         run_folds(["true"], 2, 1, tmp_path)
+
+
+def test_a_run_that_still_goes_on_is_not_begun_again(tmp_path: Path) -> None:
+    """As after SIGKILL to `skindist folds`, whose runs live on. Its log is theirs."""
+    (run := tmp_path / "runs/seed-0-fold-0").mkdir(parents=True)
+    with process(HOLD, run / ".lock") as other:
+        said = (
+            f"^seed 0, fold 0: process {other.pid} trains it already, .* end it \\(kill {other.pid}: it saves\\); then"
+        )
+        with pytest.raises(UserError, match=said):
+            run_folds(["false"], 2, 1, tmp_path)
+        assert not run.with_suffix(".log").exists()
+        left = (run / ".lock").read_bytes()
+    (run / ".lock").write_bytes(left.replace(f'"pid": {other.pid}'.encode(), f'"pid": {os.getpid()}'.encode()))
+    with pytest.raises(UserError, match=r"^seed 0, fold 0: ended with status 1:"):  # that number is another's now
+        run_folds(["false"], 2, 1, tmp_path)
