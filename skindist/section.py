@@ -3,12 +3,19 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from skindist.errors import UserError
 
 T = TypeVar("T")
 Test = Callable[[Any], bool]
+PLAIN = {
+    str: "text (str)",
+    int: "a whole number (int)",
+    float: "a number (float)",
+    bool: "true or false (bool)",
+    type(None): "null",
+}
 
 
 def setting(
@@ -22,7 +29,7 @@ def setting(
     """A field of a section with more to say than its default.
 
     Args:
-        holds: whether a value other than null is in range; null is in range if the field's type has it.
+        holds: whether a value of the field's type is in range; null always is, where the type has it.
         wanted: the same in words, after "must be".
         path: whether it is a local path: made absolute, and never sent away.
         free: whether it cannot change the result, so that a run may go on with another value.
@@ -33,21 +40,51 @@ def setting(
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the config. It cannot be built with a value out of range."""
+    """A part of the config. It cannot be built with a value of another type, or out of range."""
 
     def __post_init__(self) -> None:
         for key in fields(self):
             value, holds = getattr(self, key.name), key.metadata.get("holds")
-            takes_null = type(None) in get_args(key.type)  # jsonargparse lets a file say null, whatever the type
-            if not (takes_null if value is None else holds is None or holds(value)):
+            if not fits(value, key.type):  # a file may say null, whatever the type; Python may say anything
+                *most, last = allowed(key.type)
+                wanted = f"{', '.join(most)} or {last}" if most else last
+                raise UserError(f"{self.flag(key.name)} {self.to_dict()[key.name]!r}: must be {wanted}")
+            if value is not None and holds and not holds(value):
                 raise self.out_of_range(key.name)
 
     def out_of_range(self, key: str) -> UserError:
-        """What to say of a value that the field does not take; EarlyStoppingConfig is `early_stopping`."""
+        """What to say of a value that the field does not take."""
+        wanted = self.__dataclass_fields__[key].metadata["wanted"]
+        return UserError(f"{self.flag(key)} {self.to_dict()[key]}: must be {wanted}")
+
+    def flag(self, key: str) -> str:
+        """The field on the command line; EarlyStoppingConfig is `early_stopping`."""
         section = re.sub(r"\B([A-Z])", r"_\1", type(self).__name__.removesuffix("Config")).lower()
-        wanted = self.__dataclass_fields__[key].metadata.get("wanted") or "other than null"
-        return UserError(f"--{section}.{key} {self.to_dict()[key]}: must be {wanted}")
+        return f"--{section}.{key}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML knows them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a field's type: a whole number is a number, too, and a list does for a tuple. A number of
+    NumPy's is none: YAML could not save it."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in parts
+    if get_origin(hint) is tuple:  # how many there must be is for `holds` to say
+        return isinstance(value, tuple | list) and all(fits(entry, parts[0]) for entry in value)
+    if parts:
+        return any(fits(value, part) for part in parts)
+    return type(value) in ((int, float) if hint is float else (hint,))
+
+
+def allowed(hint: Any) -> list[str]:
+    """In words, each of the things that a field's type takes."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return [str(word) for word in parts]
+    if get_origin(hint) is tuple:
+        return [f"a list, each entry {' or '.join(allowed(parts[0]))}"]
+    return [words for part in parts for words in allowed(part)] if parts else [PLAIN[hint]]

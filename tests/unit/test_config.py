@@ -1,9 +1,11 @@
 """The config: what its fields say of themselves. Its command line: defaults, precedence, what is said of a mistake."""
 
+import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -200,6 +202,44 @@ def test_null_is_refused_where_the_type_has_none(flag: str, tmp_path: Path) -> N
         parse_config([f"--config={file}"])
     with pytest.raises(UserError, match=f"--{flag} None: must be "):
         replace(getattr(Config(), section), **{key: None})
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "wanted"),
+    [
+        ("early_stopping.monitor", "val/los", "val/loss, val/accuracy, .* or val/brier"),
+        ("run.resume", "Must", "auto, never or must"),
+        ("optim.schedule", "cosin", "constant or cosine"),
+        ("train.non_finite", "skp", "error or skip"),
+        ("data.leaks", "eror", "warn, error or drop-from-train"),
+        ("tracking.wandb", "disable", "auto, online, offline or disabled"),
+        ("train.epochs", 2.5, r"a whole number \(int\)"),
+        ("train.epochs", True, r"a whole number \(int\)"),
+        ("train.micro_batch_size", "atuo", r"a whole number \(int\), auto or null"),
+        ("optim.lr", "0.1", r"a number \(float\)"),
+        ("optim.lr", np.float64(0.1), r"a number \(float\)"),
+        ("data.augment", "no", r"true or false \(bool\)"),
+        ("data.path", Path("lesions"), r"text \(str\) or null"),
+        ("data.malignant", "melanoma", r"a list, each entry text \(str\) or .*"),
+        ("data.fractions", ["0.8", 0.1, 0.1], r"a list, each entry a number \(float\)"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_python_as_on_the_command_line(
+    flag: str, value: object, wanted: str
+) -> None:
+    section, key = flag.split(".")
+    with pytest.raises(UserError, match=f"^--{flag} {re.escape(repr(value))}: must be {wanted}$"):
+        replace(getattr(Config(), section), **{key: value})
+
+
+def test_a_whole_number_is_a_number_and_a_list_does_for_a_tuple() -> None:
+    assert OptimConfig(lr=1).lr == 1
+    assert Config.from_dict({"data": {"fractions": [0.8, 0.1, 0.1], "benign": ["nevus", 0]}}).data.benign == (
+        "nevus",
+        0,
+    )
+    values: dict[str, Any] = {"fractions": [0.8, 0.1, 0.1]}
+    assert DataConfig(**values).to_dict()["fractions"] == [0.8, 0.1, 0.1]
 
 
 def test_warm_up_cannot_be_longer_than_training() -> None:
