@@ -31,7 +31,7 @@ def setting(
     Args:
         holds: whether a value of the field's type is in range; null always is, where the type has it.
         wanted: the same in words, after "must be".
-        path: whether it is a local path: made absolute, and never sent away.
+        path: whether it is a local path: never empty, made absolute, and never sent away.
         free: whether it cannot change the result, so that a run may go on with another value.
     """
     known = {"holds": holds, "wanted": wanted, "path": path, "free": free}
@@ -49,6 +49,8 @@ class Section:
                 *most, last = allowed(key.type)
                 wanted = f"{', '.join(most)} or {last}" if most else last
                 raise UserError(f"{self.flag(key.name)} {self.to_dict()[key.name]!r}: must be {wanted}")
+            if value == "" and key.metadata.get("path"):
+                raise UserError(f"{self.flag(key.name)} is empty: give a path, or leave it out; is a variable unset?")
             if value is not None and holds and not holds(value):
                 raise self.out_of_range(key.name)
 

@@ -232,6 +232,21 @@ def test_a_value_of_another_type_is_refused_in_python_as_on_the_command_line(
         replace(getattr(Config(), section), **{key: value})
 
 
+@pytest.mark.parametrize("flag", [f"{section}.{key}" for section, key in marked("path")])
+def test_an_empty_path_is_not_taken_for_none(flag: str, tmp_path: Path) -> None:
+    """As of `--run.dir "$DIR"` where DIR is not set: each start would begin a new run."""
+    section, key = flag.split(".")
+    file = tmp_path / "c.yaml"
+    file.write_text(f"{section}: {{{key}: ''}}")
+    for build in (
+        lambda: replace(getattr(Config(), section), **{key: ""}),
+        lambda: parse_config([f"--config={file}"]),
+        lambda: parse_config([f"--{flag}", ""]),
+    ):
+        with pytest.raises(UserError, match=f"^--{flag} is empty: give a path, or leave it out; is a variable unset"):
+            build()
+
+
 def test_a_whole_number_is_a_number_and_a_list_does_for_a_tuple() -> None:
     assert OptimConfig(lr=1).lr == 1
     assert Config.from_dict({"data": {"fractions": [0.8, 0.1, 0.1], "benign": ["nevus", 0]}}).data.benign == (
