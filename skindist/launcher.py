@@ -18,6 +18,7 @@ from skindist.wording import plural
 
 THREADS = "OMP_NUM_THREADS"
 OUR_CORES = "SKINDIST_CORES"  # what `side_by_side` says to a whole launch
+TO_MEET = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 OTHER_INDEX = "ACCELERATE_BYPASS_DEVICE_MAP"  # else Accelerate takes this process's number for its GPU's, in DDP
 
 
@@ -38,6 +39,7 @@ class Launch:
     on_cpu: bool = False  # although there is a GPU, as Accelerate then does
     threads: str | None = None
     cores: int | None = None  # its share of the machine, for all its processes there; None: all
+    missing: tuple[str, ...] = ()  # variables without which several processes do not find each other
     address: str = ""  # of the store that all processes share
     port: int = 0
     error_file: Path | None = None  # what a failed process leaves here, torchrun's report ends with
@@ -76,11 +78,12 @@ def read_launch(
     launched = restarts or precision is not None
     if precision == "no" and by_accelerate and _told(environ, words, "mixed_precision") is None:
         precision = None  # exported both when told so and when told nothing
+    world_size = int(environ.get("WORLD_SIZE", 1))
     error_file, given, share = (environ.get(name) for name in ("TORCHELASTIC_ERROR_FILE", THREADS, OUR_CORES))
     return Launch(
         rank=int(environ.get("RANK", 0)),
         local_rank=int(environ.get("LOCAL_RANK", 0)),
-        world_size=int(environ.get("WORLD_SIZE", 1)),
+        world_size=world_size,
         local_world_size=int(environ.get("LOCAL_WORLD_SIZE", 1)),
         attempt=int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
         launcher_pid=parent_pid if launched else None,
@@ -91,6 +94,7 @@ def read_launch(
         on_cpu=environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on"),
         threads=None if share or (launched and given == "1") else given,  # 1: told nothing
         cores=int(share) if share else None,
+        missing=tuple(name for name in TO_MEET if world_size > 1 and not environ.get(name)),
         address=environ.get("MASTER_ADDR", ""),
         port=int(environ.get("MASTER_PORT", 0)),
         error_file=Path(error_file) if error_file else None,
@@ -122,6 +126,15 @@ def _told(environ: Mapping[str, str], words: Sequence[str], name: str) -> Any:
     with suppress(OSError, yaml.YAMLError, KeyError, TypeError):
         return option(words, name) or yaml.safe_load(file.read_text())[name]
     return None
+
+
+def check_complete(launch: Launch) -> None:
+    """Refuse several processes that could not find each other."""
+    if launch.missing:
+        raise UserError(
+            f"WORLD_SIZE is {launch.world_size}, but these are not set: {', '.join(launch.missing)}. Unset WORLD_SIZE, "
+            "or start with accelerate launch or torchrun"
+        )
 
 
 def check_processes(launch: Launch, joined: int) -> None:

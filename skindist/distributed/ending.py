@@ -47,9 +47,10 @@ def together(job: Callable[[], object], again: str = "") -> int:
 
 
 def fail(message: str, status: int) -> int:
-    """Print one message from the main process, and let the launcher end with it, too."""
+    """Print one message from the main process, and let the launcher end with it, too. A process speaks for itself where
+    it could not find the others."""
     _report(message)
-    if this_launch().rank == 0:
+    if this_launch().rank == 0 or this_launch().missing:
         _say(message)
     return status
 

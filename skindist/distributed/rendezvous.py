@@ -8,7 +8,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import register_rendezvous_handler, rendezvous
 
 from skindist.distributed.network import check_way
-from skindist.launcher import this_launch
+from skindist.launcher import check_complete, this_launch
 
 ATTEMPT = "attempt://"
 
@@ -19,9 +19,10 @@ def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tupl
     A launcher that restarts its workers keeps the store, and in it the addresses of those that died: whoever reads one
     before it is overwritten waits for ever.
     """
+    launch = this_launch()
+    check_complete(launch)
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
     store = of_this_attempt(store)
-    launch = this_launch()
     if launch.world_size > launch.local_world_size:
         check_way(store, launch)
     yield store, rank, world_size

@@ -96,6 +96,19 @@ def test_fp16_on_cpu_is_refused_on_2_processes(demo: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("more", [{}, {"RANK": "1"}], ids=["no rank", "not the first"])
+@pytest.mark.parametrize("flag", ["--train.log_every=1", "--train.log_evry=1"], ids=["right", "misspelt"])
+def test_variables_of_a_launch_that_is_none_are_one_line(
+    demo: Path, tmp_path: Path, more: dict[str, str], flag: str
+) -> None:
+    """Left over in a shell, or set by hand. Any other mistake is said all the same."""
+    done = run(sys.executable, ROOT / "launch/train.py", *flags(demo, tmp_path / "run", flag), WORLD_SIZE="2", **more)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    said = "error: WORLD_SIZE is 2, but " if flag.startswith("--train.log_every") else "nearest: --train.log_every"
+    assert said in done.stderr
+
+
 ACCELERATE = LAUNCH[:3]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 NO_SUCH_FOLDER = "no such folder"

@@ -12,6 +12,7 @@ from skindist.errors import UserError
 from skindist.launcher import (
     Launch,
     check_batch,
+    check_complete,
     check_processes,
     choose_precision,
     choose_threads,
@@ -114,6 +115,20 @@ def test_fewer_processes_than_asked_for_are_refused() -> None:
         UserError, match=r"^the launcher started 1 process but Accelerate sees 2: .* and leave out --cpu$"
     ):
         check_processes(Launch(), 2)
+
+
+@pytest.mark.parametrize(
+    ("environ", "missing"),
+    [
+        ({}, "RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "1", "MASTER_ADDR": "host"}, "MASTER_PORT"),
+        ({"RANK": "0", "MASTER_ADDR": "", "MASTER_PORT": "29500"}, "MASTER_ADDR"),
+    ],
+)
+def test_processes_that_could_not_find_each_other_are_refused(environ: dict[str, str], missing: str) -> None:
+    with pytest.raises(UserError, match=rf"^WORLD_SIZE is 2, but these are not set: {missing}\. Unset WORLD_SIZE"):
+        check_complete(read_launch({"WORLD_SIZE": "2"} | environ))
+    check_complete(read_launch({"WORLD_SIZE": "1"}))
 
 
 def test_a_batch_smaller_than_the_processes_is_refused() -> None:
