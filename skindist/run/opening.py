@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import secrets
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from skindist.errors import UserError
 from skindist.files import refuse_within, write_atomic
 from skindist.launcher import this_launch
 from skindist.run.folder import Run
-from skindist.run.lock import RunLock
+from skindist.run.lock import RunLock, read_owner
 
 
 def choose_folder(config: Config) -> Run:
@@ -21,7 +22,7 @@ def choose_folder(config: Config) -> Run:
 
     Raises:
         UserError: `run.resume` forbids what is there, the run there has another config or has lost its checkpoints, or
-            the folder lies within the images.
+            the folder lies within the images, cannot be made, or is being written by another process.
     """
     launched, starter = this_launch().began, this_launch().launcher_pid or os.getpid()  # the same after a restart
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{starter}-{config.model.name}"
@@ -43,6 +44,8 @@ def choose_folder(config: Config) -> Run:
         raise UserError(f"--run.resume never: {run.path} already holds a run; give another --run.dir")
     if run.exists:
         refuse_another_config(run, config)
+    refuse_unwritable(run)
+    refuse_written(run)
     return run
 
 
@@ -56,6 +59,24 @@ def refuse_foreign(run: Run) -> None:
             f"--run.dir {run.path}: holds no run ({run.config_file.name} is missing), but what a run would write over "
             f"({', '.join(kept)}); give another folder"
         )
+
+
+def refuse_unwritable(run: Run) -> None:
+    """Raise UserError where the folder cannot be made, or nothing be made in it: before the work, not after."""
+    near = next(place for place in (run.path, *run.path.parents) if os.path.lexists(place))
+    try:
+        tempfile.TemporaryDirectory(prefix=".", dir=near).cleanup()
+    except OSError as error:
+        raise UserError(f"--run.dir {run.path}: cannot be written ({error.strerror}: {near})") from None
+
+
+def refuse_written(run: Run) -> None:
+    """Raise UserError where a process of this machine is seen to write the run. `claim` has the last word: what other
+    machines do takes time to see, and an orphan may end by itself until then."""
+    owner = read_owner(run.lock)
+    if owner and owner.is_here and owner.parent_pid is not None and not owner.is_orphan:
+        with RunLock() as lock:
+            lock.take(run.lock)
 
 
 def refuse_another_config(run: Run, config: Config) -> None:

@@ -81,7 +81,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     check_trackers(config.tracking)
     log_with = "wandb" if "wandb" in config.tracking.names else None
     accelerator = group.join_group(log_with, config.run.timeout_minutes, config.train.deterministic)
-    run = decide(accelerator, choose_folder, config)
+    run = decide(accelerator, choose_folder, config, may_take_hours=True)
     config = decide(accelerator, keep_micro_batch_size, config, run)
     data = decide(accelerator, prepare_data, config, run, may_take_hours=True)
     devices = f"{group.describe(accelerator)}, mixed precision {accelerator.mixed_precision}"

@@ -27,6 +27,7 @@ from skindist.optim import learning_rate
 from skindist.parsing import parse_config
 from skindist.prediction.evaluate import evaluate
 from skindist.recipe import OptimConfig
+from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, prepare_data
 from skindist.training import trainer
@@ -574,6 +575,26 @@ def test_a_folder_that_is_being_written_is_refused(
     assert "another process" in capsys.readouterr().err
     holder.communicate(b"\n")
     assert train(flags(demo, copy)) == 0
+
+
+@pytest.mark.parametrize("place", ["/proc/run", "file/run"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(demo: Path, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^--run\.dir .*run: cannot be written \((No such file|Not a directory).*\)$"):
+        choose_folder(parse_config(flags(demo, tmp_path / place)))
+    choose_folder(parse_config(flags(demo, tmp_path / "new/run")))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "to try leaves nothing behind"
+
+
+def test_a_run_that_is_being_written_is_refused_before_the_work(run: Path, demo: Path, tmp_path: Path) -> None:
+    copy = Run(shutil.copytree(run, tmp_path / "copy", symlinks=True))
+    config = parse_config(flags(demo, copy.path))
+    with RunLock() as lock:
+        lock.take(copy.lock)
+        with pytest.raises(UserError, match="is writing this run; stop it first, or give another folder"):
+            choose_folder(config)
+        lock.check()
+    assert choose_folder(config) == copy
 
 
 def test_curves_are_drawn(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
