@@ -3,9 +3,10 @@ never."""
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from skindist.errors import UserError
 from skindist.machine import machine_id
 
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "numpy", "pillow")  # they make the pixels and the sums
+OF_A_MACHINE = {"data.num_workers"}  # flags that follow from its cores, as paths follow from its disks
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,18 @@ def check_peers(peers: Sequence[Peer]) -> list[str]:
             )
     odd = odd_ones([peer.gpu for peer in peers])
     return [f"unlike GPUs: {odd}: sums may round differently, and the slowest sets the pace"] if odd else []
+
+
+def check_flags(configs: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    """Refuse processes that were started with other flags than the others, which nobody would heed.
+
+    Args:
+        configs: of all processes, in rank order, by section and without their paths.
+    """
+    names = [(section, key) for section, values in configs[0].items() for key in values]
+    odd = {f"{section}.{key}": odd_ones([repr(config[section][key]) for config in configs]) for section, key in names}
+    if said := [f"--{name}: {who}" for name, who in odd.items() if who and name not in OF_A_MACHINE]:
+        raise UserError(f"{'; '.join(said)}. Give the same flags on every machine")
 
 
 def sharing_cores(me: Peer, peers: Sequence[Peer]) -> int:

@@ -18,7 +18,7 @@ from skindist.data.loading import LesionImages, Loaders, TrainBatches, TrainLoad
 from skindist.data.prepare import Prepared
 from skindist.data.split import describe
 from skindist.data.transforms import normalizer
-from skindist.distributed import buffers, group
+from skindist.distributed import buffers, group, host, peers
 from skindist.distributed.contact import Contact
 from skindist.distributed.group import decide, on_main
 from skindist.evaluation.predictions import Predictions
@@ -81,6 +81,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
     check_trackers(config.tracking)
     log_with = "wandb" if "wandb" in config.tracking.names else None
     accelerator = group.join_group(log_with, config.run.timeout_minutes, config.train.deterministic)
+    peers.check_flags(host.gather(config.without_paths()))
     run = decide(accelerator, choose_folder, config, may_take_hours=True)
     config = decide(accelerator, keep_micro_batch_size, config, run)
     data = decide(accelerator, prepare_data, config, run, may_take_hours=True)

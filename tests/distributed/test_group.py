@@ -8,7 +8,7 @@ import pytest
 
 from skindist.cli import train
 from tests.helpers import jobs
-from tests.helpers.commands import TINY
+from tests.helpers.commands import TINY, flags
 from tests.helpers.ranks import end_ranks, result_of, run_ranks, said, start_ranks
 
 
@@ -85,3 +85,15 @@ def test_a_batch_smaller_than_the_group_is_refused_at_once(tmp_path: Path) -> No
 
 def test_a_run_after_one_that_failed_takes_its_groups(tmp_path: Path) -> None:
     assert run_ranks(2, tmp_path, jobs.joins_twice) == [[0, 0]] * 2
+
+
+def test_ranks_with_other_flags_than_the_others_are_refused(demo: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    own = [["--train.epochs=2"], ["--train.epochs=3", "--run.seed=7"], ["--train.epochs=2", "--data.num_workers=1"]]
+    words = [flags(demo, run, "--tracking.wandb=disabled", *more) for more in own]
+    assert run_ranks(3, tmp_path / "ranks", jobs.status_with_flags_of_its_own, words) == [2, 2, 2]
+    errors = said(tmp_path / "ranks", 3)
+    assert errors.count("error: ") == 1
+    odd = "--train.epochs: rank 1 has 3, the others 2; --run.seed: rank 1 has 7, the others 0. Give the same flags"
+    assert odd in errors
+    assert not run.exists()

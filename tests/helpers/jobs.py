@@ -289,6 +289,11 @@ def status_after_a_signal_in_evaluation(data: Path, run: Path, *flags: str) -> i
     return train([*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *flags])
 
 
+def status_with_flags_of_its_own(flags: list[list[str]]) -> int:
+    """Train, each rank with its own flags, as on machines where they were typed one by one."""
+    return train(flags[int(os.environ["RANK"])])
+
+
 def status_in_bf16(flags: list[str]) -> int:
     """The exit status of a launch that asks for bf16."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"

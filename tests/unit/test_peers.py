@@ -7,8 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from skindist.distributed.peers import PACKAGES, Peer, check_peers, odd_ones, sharing_cores, these_ranks, this_peer
+from skindist.config import Config
+from skindist.distributed.peers import (
+    PACKAGES,
+    Peer,
+    check_flags,
+    check_peers,
+    odd_ones,
+    sharing_cores,
+    these_ranks,
+    this_peer,
+)
 from skindist.errors import UserError
+from skindist.recipe import DataConfig, TrainConfig
 
 H100 = Peer("one", frozenset(range(8)), "cuda", "bf16", ("skindist 0.1.0", "torch 2.8.0"), "NVIDIA H100", "GPU-0")
 
@@ -53,6 +64,14 @@ def test_more_processes_than_gpus_are_refused() -> None:
 def test_unlike_gpus_are_warned_of() -> None:
     (said,) = check_peers(peers({}, {}, {}, {"gpu": "NVIDIA A100"}))
     assert said.startswith("unlike GPUs: rank 3 has NVIDIA A100, the others NVIDIA H100: ")
+
+
+def test_machines_may_differ_in_paths_and_loader_processes_alone() -> None:
+    mine, other = (Config(data=DataConfig(path=path, num_workers=n)) for path, n in (("/a", 2), ("/b", None)))
+    check_flags([mine.without_paths(), other.without_paths()])
+    larger = replace(mine, train=TrainConfig(batch_size=64))
+    with pytest.raises(UserError, match=r"^--train\.batch_size: rank 2 has 64, the others 32\. Give the same flags"):
+        check_flags([config.without_paths() for config in (mine, other, larger)])
 
 
 def test_the_odd_ones_are_named() -> None:
