@@ -56,20 +56,24 @@ def fail(message: str, status: int) -> int:
 
 
 def fail_together(message: str, status: int) -> int:
-    """Print one message from the main process, and let no process end before it is out. All processes know the error.
+    """Print one message from the main process, and let no process end before it is out. All processes know the error,
+    or hear of it from the machine that alone was given a wrong flag, and end with it.
 
     A launcher ends the whole group as soon as one process has ended, maybe before the main process has spoken.
     """
-    if this_launch().world_size == 1:
+    launch = this_launch()
+    if launch.world_size == 1:
         return fail(message, status)
     import torch.distributed
 
     from skindist.distributed import host
-    from skindist.distributed.rendezvous import ATTEMPT
+    from skindist.distributed.rendezvous import ATTEMPT, tell_machines
 
     fail(message, status)
     with suppress(RuntimeError, UserError):  # somebody is gone, or out of reach: the message is out
         if not torch.distributed.is_initialized():
+            if launch.world_size > launch.local_world_size:
+                tell_machines(message)
             torch.distributed.init_process_group("gloo", init_method=ATTEMPT, timeout=timedelta(minutes=1))
         host.leave()
     return status

@@ -14,6 +14,10 @@ from skindist.launcher import Launch
 INTERFACE = "GLOO_SOCKET_IFNAME"
 ELSEWHERE = "192.0.2.1"  # an address that no machine has: nothing is sent there, it shows the way out
 NO_WAY = "nowhere 0"
+REMEDY = (
+    f"Set {INTERFACE} on every machine to the interface that leads to the others (ip -brief address lists them), and "
+    "let its firewall pass"
+)
 ANSWER = 10.0  # seconds for a machine that is there
 
 
@@ -62,28 +66,30 @@ def _own_address(target: str) -> str:
     return ""
 
 
-def check_way(store: Any, launch: Launch) -> None:
+def check_way(store: Any, launch: Launch, mistake: str = "") -> None:
     """Let each machine try whether it reaches the next one, before gloo waits for minutes.
 
+    Args:
+        mistake: what ends this process before it joins the others, who may know nothing of it.
+
     Raises:
-        UserError: on every process, if one does not.
+        UserError: on every process, if one does not reach the next, or has made a mistake.
     """
     me, following = launch.rank, (launch.rank + launch.local_world_size) % launch.world_size
     try:
+        if mistake:
+            raise UserError(mistake)
         address = choose_interface(launch.address)
         with socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET) as server:
             store.set(f"way/{me}", f"{address} {server.getsockname()[1]}")
             fault = _fault_on_the_way(store.get(f"way/{following}").decode())
-            faults = _tell(store, launch, f"it does not reach rank {following} at {fault}" if fault else "")
+            faults = _tell(store, launch, f"it does not reach rank {following} at {fault}. {REMEDY}" if fault else "")
     except UserError as error:
         store.set(f"way/{me}", NO_WAY)
-        faults = _tell(store, launch, str(error))
+        faults = _tell(store, launch, mistake or f"{error}. {REMEDY}")
     for rank, fault in enumerate(faults):
         if fault:
-            raise UserError(
-                f"rank {rank}: {fault}. Set {INTERFACE} on every machine to the interface that leads to the others "
-                "(ip -brief address lists them), and let its firewall pass"
-            )
+            raise UserError(f"rank {rank}: {fault}")
 
 
 def _fault_on_the_way(there: str) -> str:
@@ -99,7 +105,7 @@ def _fault_on_the_way(there: str) -> str:
 
 def _tell(store: Any, launch: Launch, fault: str) -> list[str]:
     """Tell all processes of a fault; return those of all, "" where there is none."""
-    store.set(f"fault/{launch.rank}", f"fault: {fault}")
+    store.compare_set(f"fault/{launch.rank}", "", f"fault: {fault}")  # the first one: others may still read it
     faults = [store.get(f"fault/{rank}").decode().removeprefix("fault: ") for rank in range(launch.world_size)]
     store.set(f"told/{launch.rank}", "yes")
     if launch.rank == 0:  # its end may take the store away

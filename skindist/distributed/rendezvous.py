@@ -19,13 +19,27 @@ def _join_attempt(url: str, timeout: timedelta, **options: Any) -> Iterator[tupl
     A launcher that restarts its workers keeps the store, and in it the addresses of those that died: whoever reads one
     before it is overwritten waits for ever.
     """
+    store, rank, world_size = _meet(timeout)
     launch = this_launch()
-    check_complete(launch)
-    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    store = of_this_attempt(store)
     if launch.world_size > launch.local_world_size:
         check_way(store, launch)
     yield store, rank, world_size
+
+
+def tell_machines(mistake: str) -> None:
+    """Tell the processes of all machines why this one does not join them, and wait until they have joined or told.
+
+    Raises:
+        UserError: as on those that join.
+    """
+    check_way(_meet(timedelta(minutes=1))[0], this_launch(), mistake)
+
+
+def _meet(timeout: timedelta) -> tuple[Any, int, int]:
+    """The store of this attempt, rank and world size."""
+    check_complete(this_launch())
+    store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+    return of_this_attempt(store), rank, world_size
 
 
 def of_this_attempt(store: Any) -> Any:

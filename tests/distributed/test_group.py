@@ -97,3 +97,16 @@ def test_ranks_with_other_flags_than_the_others_are_refused(demo: Path, tmp_path
     odd = "--train.epochs: rank 1 has 3, the others 2; --run.seed: rank 1 has 7, the others 0. Give the same flags"
     assert odd in errors
     assert not run.exists()
+
+
+@pytest.mark.parametrize(("mistaken", "told"), [({2}, "rank 2: "), ({0}, ""), ({0, 1, 2}, "")])
+def test_a_mistake_of_one_machine_ends_all_with_its_words(
+    demo: Path, tmp_path: Path, mistaken: set[int], told: str
+) -> None:
+    words = [flags(demo, tmp_path / "run", *["--train.epohcs=2"] * (rank in mistaken)) for rank in range(3)]
+    ranks = start_ranks(3, tmp_path / "ranks", jobs.status_on_a_machine_of_its_own, words)
+    assert end_ranks(ranks, 120) == [0] * 3, said(tmp_path / "ranks", 3)
+    assert [result_of(tmp_path / "ranks", rank) for rank in range(3)] == [2] * 3
+    errors = said(tmp_path / "ranks", 3)
+    assert errors.count("error: ") == 1
+    assert f"error: {told}unrecognized arguments: --train.epohcs=2; nearest: --train.epochs" in errors

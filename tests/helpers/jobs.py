@@ -294,6 +294,12 @@ def status_with_flags_of_its_own(flags: list[list[str]]) -> int:
     return train(flags[int(os.environ["RANK"])])
 
 
+def status_on_a_machine_of_its_own(flags: list[list[str]]) -> int:
+    """The same, as the one process of its machine."""
+    os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return status_with_flags_of_its_own(flags)
+
+
 def status_in_bf16(flags: list[str]) -> int:
     """The exit status of a launch that asks for bf16."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
