@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from skindist.errors import UserError
@@ -40,11 +41,14 @@ def setting(
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the config. It cannot be built with a value of another type, or out of range."""
+    """A part of the config. It cannot be built with a value of another type, or out of range. A Path becomes text."""
 
     def __post_init__(self) -> None:
         for key in fields(self):
             value, holds = getattr(self, key.name), key.metadata.get("holds")
+            if key.metadata.get("path") and isinstance(value, Path):
+                value = str(value)
+                object.__setattr__(self, key.name, value)
             if not fits(value, key.type):  # a file may say null, whatever the type; Python may say anything
                 *most, last = allowed(key.type)
                 wanted = f"{', '.join(most)} or {last}" if most else last

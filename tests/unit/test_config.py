@@ -219,7 +219,6 @@ def test_null_is_refused_where_the_type_has_none(flag: str, tmp_path: Path) -> N
         ("optim.lr", "0.1", r"a number \(float\)"),
         ("optim.lr", np.float64(0.1), r"a number \(float\)"),
         ("data.augment", "no", r"true or false \(bool\)"),
-        ("data.path", Path("lesions"), r"text \(str\) or null"),
         ("data.malignant", "melanoma", r"a list, each entry text \(str\) or .*"),
         ("data.fractions", ["0.8", 0.1, 0.1], r"a list, each entry a number \(float\)"),
     ],
@@ -345,3 +344,11 @@ def test_a_run_of_an_older_version_is_another_one() -> None:
 def test_the_mode_follows_from_the_monitor(monitor: str, mode: str) -> None:
     config = parse_config([f"--early_stopping.monitor={monitor}"]).early_stopping
     assert (config.mode, f"val/{config.metric}") == (mode, monitor)
+
+
+def test_a_path_of_python_does_for_a_path() -> None:
+    folder: Any = Path("lesions")
+    assert DataConfig(path=folder).path == "lesions"
+    assert DataConfig(path=folder) == DataConfig(path="lesions")
+    with pytest.raises(UserError, match=r"^--model.name PosixPath\(.lesions.\): must be text \(str\)"):
+        ModelConfig(name=folder)
