@@ -38,6 +38,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
+def write_cache(file: Path, content: str) -> None:
+    """Keep something for the next time in a cache; one that cannot be written costs time then, nothing else."""
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content)
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file atomically."""
     text = io.StringIO()
@@ -73,13 +80,20 @@ def refuse_occupied(out: Path) -> None:
     if is_occupied(out):
         what = "not empty" if out.is_dir() else "a file" if out.exists() else "a link to nothing"
         raise UserError(f"--out {out}: is {what}; give a new folder")
-    near = next(place for place in (out, *out.absolute().parents) if place.exists())
-    if not near.is_dir():
-        raise UserError(f"--out {out}: {near} is a file; give another folder")
+    if file := next((place for place in out.absolute().parents if place.is_file()), None):
+        raise UserError(f"--out {out}: {file} is a file; give another folder")
+    if why := why_unwritable(out):
+        raise UserError(f"--out {out}: cannot be made ({why}); give another folder")
+
+
+def why_unwritable(folder: Path) -> str:
+    """Why nothing can be made in a folder, which need not be there yet; "" if it can. Trying leaves nothing."""
+    near = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     try:
         tempfile.TemporaryDirectory(prefix=".", dir=near).cleanup()
     except OSError as error:
-        raise UserError(f"--out {out}: cannot be made ({error.strerror}: {near}); give another folder") from None
+        return f"{error.strerror}: {near}"
+    return ""
 
 
 def refuse_within(place: Path, flag: str, images: str | None) -> None:

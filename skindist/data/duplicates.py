@@ -21,7 +21,7 @@ from PIL import Image
 
 from skindist.data.inspection import HASH_SIDE, LAYOUT_SIDE, ORIENTATIONS
 from skindist.data.scan import ImageFile
-from skindist.files import write_atomic
+from skindist.files import write_cache
 
 BITS = HASH_SIDE**2
 CERTAIN = 24  # bits: encoding again or resizing changes fewer; ISIC 2017's nearest unrelated pair differs in 40
@@ -73,17 +73,21 @@ def find_links(
 def group_images(images: Sequence[ImageFile], links: Iterable[Link]) -> list[str]:
     """The group of each image: those that links connect, directly or through others, have one; its name is the first
     of their hashes."""
-    from scipy.sparse import coo_array  # a second of import, for the process that looks at a folder
-    from scipy.sparse.csgraph import connected_components
-
     pairs = [(link.members[0], other) for link in links for other in link.members[1:]]
-    first, second = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs)), (first, second)), shape=(len(images), len(images)))
-    _, component = connected_components(graph, directed=False)
+    component = connected(np.array(pairs, dtype=np.int64).reshape(-1, 2), len(images))
     names: dict[int, str] = {}
     for image, number in zip(images, component.tolist(), strict=True):
         names[number] = min(image.sha256[:16], names.get(number, "~"))
     return [names[number] for number in component.tolist()]
+
+
+def connected(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The number of the component that each of some things is in, (count,), where pairs (P, 2) of them are tied."""
+    from scipy.sparse import coo_array  # a second of import, for the process that needs it
+    from scipy.sparse.csgraph import connected_components
+
+    ties = coo_array((np.ones(len(pairs)), tuple(pairs.T)), shape=(count, count))
+    return np.asarray(connected_components(ties, directed=False)[1], np.int64)
 
 
 def straddling(links: Iterable[Link], sides: Sequence[object]) -> list[Link]:
@@ -106,9 +110,7 @@ def near_duplicates(images: Sequence[ImageFile], memory: Path | None = None) -> 
     with suppress(OSError, ValueError, TypeError):
         return [Link("near-duplicate", (a, b), distance) for a, b, distance in json.loads(file.read_bytes())]
     links = _near_duplicates(images)
-    with suppress(OSError):  # a cache that cannot be written costs time at the next start, nothing else
-        memory.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, json.dumps([(*link.members, link.distance) for link in links]))
+    write_cache(file, json.dumps([(*link.members, link.distance) for link in links]))
     return links
 
 

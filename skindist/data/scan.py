@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from skindist.data.inspection import NOT_AN_IMAGE, SUFFIXES, UNREAD_SUFFIXES, Facts, inspect, reading_images
 from skindist.errors import UserError
-from skindist.files import write_atomic
+from skindist.files import write_cache
 from skindist.machine import available_cores, cache_folder
 
 CLASSES = ("benign", "malignant")  # the index is the label
@@ -133,9 +132,7 @@ def _recall(memory: Path) -> dict[str, tuple[Stamp, Facts]]:
 
 def _remember(memory: Path, files: dict[str, tuple[Stamp, Facts]]) -> None:
     lines = [json.dumps([path, stamp, _to_json(facts)]) for path, (stamp, facts) in files.items()]
-    with suppress(OSError):  # a cache that cannot be written costs time at the next scan, nothing else
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(memory, "\n".join([json.dumps(CACHE_FORMAT), *lines, ""]))
+    write_cache(memory, "\n".join([json.dumps(CACHE_FORMAT), *lines, ""]))
 
 
 def _to_json(facts: Facts) -> dict[str, Any]:

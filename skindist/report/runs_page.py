@@ -13,6 +13,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from skindist.config import marked
+from skindist.data.duplicates import connected
 from skindist.errors import UserError
 from skindist.evaluation import bands
 from skindist.evaluation.intervals import Estimate, difference
@@ -126,16 +127,12 @@ def in_one_order(one: Scores, other: Scores) -> tuple[Order, Order] | None:
 def join(groupings: Sequence[NDArray[np.str_]]) -> NDArray[np.int64] | None:
     """The group of each image, (N,), where images belong together that do so in any of the groupings, directly or
     through others; None without a grouping."""
-    from scipy.sparse import coo_array  # a second of import, for several runs alone
-    from scipy.sparse.csgraph import connected_components
-
     if not groupings:
         return None
     joined = np.unique(groupings[0], return_inverse=True)[1]
     for grouping in groupings[1:]:  # each image ties its group in one to its group in the other
-        ends = joined, joined.size + np.unique(grouping, return_inverse=True)[1]
-        ties = coo_array((np.ones(joined.size), ends), shape=(2 * joined.size, 2 * joined.size))
-        joined = connected_components(ties, directed=False)[1][joined]
+        ties = np.stack([joined, joined.size + np.unique(grouping, return_inverse=True)[1]], axis=1)
+        joined = connected(ties, 2 * joined.size)[joined]
     return joined
 
 

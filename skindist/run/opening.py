@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import secrets
-import tempfile
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from skindist.config import Config, changes
 from skindist.data.prepare import Prepared, prepare, prepare_again
 from skindist.data.scan import CLASSES, SPLIT_WORDS
 from skindist.errors import UserError
-from skindist.files import refuse_within, write_atomic
+from skindist.files import refuse_within, why_unwritable, write_atomic
 from skindist.launcher import this_launch
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock, read_owner
@@ -44,7 +43,8 @@ def choose_folder(config: Config) -> Run:
         raise UserError(f"--run.resume never: {run.path} already holds a run; give another --run.dir")
     if run.exists:
         refuse_another_config(run, config)
-    refuse_unwritable(run)
+    if why := why_unwritable(run.path):
+        raise UserError(f"--run.dir {run.path}: cannot be written ({why})")
     refuse_written(run)
     return run
 
@@ -59,15 +59,6 @@ def refuse_foreign(run: Run) -> None:
             f"--run.dir {run.path}: holds no run ({run.config_file.name} is missing), but what a run would write over "
             f"({', '.join(kept)}); give another folder"
         )
-
-
-def refuse_unwritable(run: Run) -> None:
-    """Raise UserError where the folder cannot be made, or nothing be made in it: before the work, not after."""
-    near = next(place for place in (run.path, *run.path.parents) if os.path.lexists(place))
-    try:
-        tempfile.TemporaryDirectory(prefix=".", dir=near).cleanup()
-    except OSError as error:
-        raise UserError(f"--run.dir {run.path}: cannot be written ({error.strerror}: {near})") from None
 
 
 def refuse_written(run: Run) -> None:
