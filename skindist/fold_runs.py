@@ -16,10 +16,9 @@ from tqdm import tqdm
 from skindist.errors import UserError
 from skindist.launcher import side_by_side
 from skindist.machine import available_cores, gpus
-from skindist.programs import last_words
+from skindist.programs import NO_TRAINING, last_words
 from skindist.run.folder import Run
 from skindist.run.lock import read_owner, try_flock
-from skindist.verify import NO_TRAINING
 
 log = logging.getLogger("skindist")
 

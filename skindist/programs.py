@@ -12,6 +12,8 @@ import psutil
 from skindist.errors import UserError
 
 POLL_SECONDS = 0.05
+NO_TRAINING = "give one that runs launch/train.py or skindist train, with its flags at the end"
+"""What to tell the user of a command that ends well, and has not trained."""
 
 
 def refuse_unknown_program(command: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from skindist.errors import UserError
 from skindist.programs import (
+    NO_TRAINING,
     POLL_SECONDS,
     children,
     kill,
@@ -35,9 +36,6 @@ FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1
 """What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result; all
 checkpoints are kept, as a kill may come any number of steps late."""
 REPEATABLE = "a training repeats itself on a CPU, and on a CUDA GPU with --train.deterministic true"
-
-NO_TRAINING = "give one that runs launch/train.py or skindist train, with its flags at the end"
-"""What to tell the user of a command that ends well, and has not trained."""
 
 
 @dataclass(frozen=True)
