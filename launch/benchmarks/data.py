@@ -46,7 +46,7 @@ def loader(data: Path, folder: Path) -> list[Figure]:
 def preparation(data: Path, folder: Path) -> list[Figure]:
     """From files never seen to pixels: inspection, duplicates and store, and plain decoding and resizing alone."""
     large = folder / "large"
-    count = write_photographs(large, 96)
+    write_photographs(large, 96)
     threads = available_cores()
 
     def plain() -> int:
@@ -59,8 +59,7 @@ def preparation(data: Path, folder: Path) -> list[Figure]:
 
     def whole() -> int:
         shutil.rmtree(os.environ["SKINDIST_CACHE"], ignore_errors=True)
-        open_store(large, prepare(DataConfig(path=str(large)), seed=0))
-        return count
+        return prepare_pixels(large, SIZE)
 
     speeds = side_by_side(lambda: speed(whole), lambda: speed(plain), rounds=3)
     what = f"first preparation of 3000 x 2000 JPEGs, images/s, {threads} threads"
@@ -69,22 +68,20 @@ def preparation(data: Path, folder: Path) -> list[Figure]:
 
 def large(data: Path, folder: Path) -> list[Figure]:
     """What an image costs among 50,000 and among 1,000: to prepare for the first time, and to read in training."""
-
-    def prepared_speed(tiles: Path) -> float:
-        def first() -> int:
-            prepared = prepare(DataConfig(path=str(tiles)), seed=0)
-            open_store(tiles, prepared, 64)
-            return len(prepared.rows)
-
-        return speed(first)
-
     many, few = (write_tiles(folder / f"tiles-{count}", count) for count in (50_000, 1_000))
-    preparing = [prepared_speed(many)], [prepared_speed(few)]
+    preparing = ([speed(lambda: prepare_pixels(many, 64))], [speed(lambda: prepare_pixels(few, 64))])
     reading = side_by_side(reader(many), reader(few))
     return [
         ratio_figure("first preparation of 50,000 small images, images/s", "of 1,000", *preparing),
         ratio_figure("training batches of 50,000 small images, images/s", "of 1,000", *reading),
     ]
+
+
+def prepare_pixels(images: Path, size: int) -> int:
+    """From files to pixels; returns how many images there are."""
+    prepared = prepare(DataConfig(path=str(images)), seed=0)
+    open_store(images, prepared, size)
+    return len(prepared.rows)
 
 
 def reader(tiles: Path) -> Callable[[], float]:

@@ -127,8 +127,8 @@ def draw_set(root: Path, count: int, size: int) -> Path:
     return root
 
 
-def write_photographs(root: Path, count: int) -> int:
-    """Large JPEGs with a photograph's grain; returns how many."""
+def write_photographs(root: Path, count: int) -> None:
+    """Large JPEGs with a photograph's grain."""
     for index in range(count):
         rng = np.random.default_rng(index)
         lesion = draw_lesion(rng, bool(index % 2), 256).resize((3000, 2000), Image.Resampling.BICUBIC)
@@ -136,7 +136,6 @@ def write_photographs(root: Path, count: int) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         noisy = (np.asarray(lesion, np.float32) + rng.normal(0, 4, (2000, 3000, 1))).clip(0, 255).astype(np.uint8)
         Image.fromarray(noisy).save(target, quality=90)
-    return count
 
 
 def write_tiles(root: Path, count: int) -> Path:
