@@ -19,6 +19,7 @@ from skindist.wording import plural
 THREADS = "OMP_NUM_THREADS"
 OUR_CORES = "SKINDIST_CORES"  # what `side_by_side` says to a whole launch
 TO_MEET = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
 OTHER_INDEX = "ACCELERATE_BYPASS_DEVICE_MAP"  # else Accelerate takes this process's number for its GPU's, in DDP
 
 
@@ -40,9 +41,15 @@ class Launch:
     threads: str | None = None
     cores: int | None = None  # its share of the machine, for all its processes there; None: all
     missing: tuple[str, ...] = ()  # variables without which several processes do not find each other
+    damaged: tuple[str, ...] = ()  # such with their values, which are no numbers
     address: str = ""  # of the store that all processes share
     port: int = 0
     error_file: Path | None = None  # what a failed process leaves here, torchrun's report ends with
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether this process can know the others."""
+        return not self.missing and not self.damaged
 
 
 @functools.cache
@@ -78,14 +85,16 @@ def read_launch(
     launched = restarts or precision is not None
     if precision == "no" and by_accelerate and _told(environ, words, "mixed_precision") is None:
         precision = None  # exported both when told so and when told nothing
-    world_size = int(environ.get("WORLD_SIZE", 1))
+    damaged = tuple(f"{name}={environ[name]}" for name in NUMBERS if not (environ.get(name) or "0").isdecimal())
+    number = {name: int(environ[name]) for name in NUMBERS if environ.get(name, "").isdecimal()}
+    world_size = number.get("WORLD_SIZE", 1)
     error_file, given, share = (environ.get(name) for name in ("TORCHELASTIC_ERROR_FILE", THREADS, OUR_CORES))
     return Launch(
-        rank=int(environ.get("RANK", 0)),
-        local_rank=int(environ.get("LOCAL_RANK", 0)),
+        rank=number.get("RANK", 0),
+        local_rank=number.get("LOCAL_RANK", 0),
         world_size=world_size,
-        local_world_size=int(environ.get("LOCAL_WORLD_SIZE", 1)),
-        attempt=int(environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        local_world_size=number.get("LOCAL_WORLD_SIZE", 1),
+        attempt=number.get("TORCHELASTIC_RESTART_COUNT", 0),
         launcher_pid=parent_pid if launched else None,
         began=parent_began if restarts else None,
         by_accelerate=launched and by_accelerate,
@@ -95,8 +104,9 @@ def read_launch(
         threads=None if share or (launched and given == "1") else given,  # 1: told nothing
         cores=int(share) if share else None,
         missing=tuple(name for name in TO_MEET if world_size > 1 and not environ.get(name)),
+        damaged=damaged,
         address=environ.get("MASTER_ADDR", ""),
-        port=int(environ.get("MASTER_PORT", 0)),
+        port=number.get("MASTER_PORT", 0),
         error_file=Path(error_file) if error_file else None,
     )
 
@@ -129,7 +139,12 @@ def _told(environ: Mapping[str, str], words: Sequence[str], name: str) -> Any:
 
 
 def check_complete(launch: Launch) -> None:
-    """Refuse several processes that could not find each other."""
+    """Refuse several processes that could not find each other, and variables that cannot be read."""
+    if launch.damaged:
+        raise UserError(
+            f"{', '.join(launch.damaged)} in the environment: not a number. Unset it, or start with accelerate launch or "
+            "torchrun"
+        )
     if launch.missing:
         raise UserError(
             f"WORLD_SIZE is {launch.world_size}, but these are not set: {', '.join(launch.missing)}. Unset WORLD_SIZE, "

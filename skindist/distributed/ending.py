@@ -50,7 +50,7 @@ def fail(message: str, status: int) -> int:
     """Print one message from the main process, and let the launcher end with it, too. A process speaks for itself where
     it could not find the others."""
     _report(message)
-    if this_launch().rank == 0 or this_launch().missing:
+    if this_launch().rank == 0 or not this_launch().is_complete:
         _say(message)
     return status
 

@@ -19,6 +19,7 @@ from skindist.errors import TrainingError, UserError
 from skindist.launcher import (
     OTHER_INDEX,
     THREADS,
+    check_complete,
     check_device,
     check_processes,
     choose_precision,
@@ -44,6 +45,7 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
             what makes a run exact; a launch with FSDP, DeepSpeed or the like.
     """
     launch = this_launch()
+    check_complete(launch)
     available = torch.accelerator.is_available() and not launch.on_cpu
     device = str(torch.accelerator.current_accelerator()).partition(":")[0] if available else "cpu"
     choose_kernels(deterministic, device)

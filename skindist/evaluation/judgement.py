@@ -80,7 +80,7 @@ def verdict(found: Mapping[str, Any]) -> str:
             "malignant from benign. Whether it is better than a shortcut cannot be told."
         )
     chosen = point["chosen"] == "validation"
-    origin = chosen_for(point["target_sensitivity"]) if chosen else f"fixed at {point['threshold']:.3g}"
+    origin = chosen_for(point["target_sensitivity"]) if chosen else f"fixed at {point['threshold']:.6g}"
     first = (
         f"On {plural(n, 'test image')} the model has an AUROC of {_said('auroc', test['auroc'])}; with the threshold "
         f"{origin} it finds {_said('sensitivity', hit['sensitivity'])} of the malignant ones and clears "

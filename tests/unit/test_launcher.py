@@ -128,7 +128,14 @@ def test_fewer_processes_than_asked_for_are_refused() -> None:
 def test_processes_that_could_not_find_each_other_are_refused(environ: dict[str, str], missing: str) -> None:
     with pytest.raises(UserError, match=rf"^WORLD_SIZE is 2, but these are not set: {missing}\. Unset WORLD_SIZE"):
         check_complete(read_launch({"WORLD_SIZE": "2"} | environ))
-    check_complete(read_launch({"WORLD_SIZE": "1"}))
+    check_complete(read_launch({"WORLD_SIZE": "1", "LOCAL_RANK": ""}))
+
+
+def test_a_variable_that_is_no_number_is_refused_by_its_name() -> None:
+    launch = read_launch({"RANK": "first", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"})
+    with pytest.raises(UserError, match=r"^RANK=first, LOCAL_RANK=-1 in the environment: not a number\. Unset it, or"):
+        check_complete(launch)
+    assert (launch.rank, launch.world_size) == (0, 2)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused() -> None:
