@@ -9,7 +9,7 @@ here: they belong to `accelerate launch` and its YAML file.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from skindist.errors import UserError
 from skindist.files import expanded
@@ -100,6 +100,10 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata={"free": True})
 
     def __post_init__(self) -> None:
+        for section in fields(self):
+            value, kind = getattr(self, section.name), cast(type[Section], section.type)
+            if not isinstance(value, kind):
+                raise UserError(f"{section.name}: must be {kind.__name__}(...), not {value!r}")
         if self.data.fold is not None and self.data.fold >= self.data.folds:
             raise UserError(f"--data.fold {self.data.fold}: must be below --data.folds {self.data.folds}")
         if self.data.fold is None and self.data.folds != DataConfig.folds:

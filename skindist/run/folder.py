@@ -125,8 +125,11 @@ class Run:
 
     def config(self) -> Config:
         """The config; a key that the run did not know yet has its default."""
+        values = self.saved_config()
         try:
-            return Config.from_dict(self.saved_config())
+            return Config.from_dict(values)
+        except UserError as error:
+            raise Damaged(f"{self.config_file}: {error}") from None
         except (TypeError, AttributeError) as error:
             raise Damaged(f"{self.config_file}: is damaged, or of a newer skindist ({error}); update it") from None
 

@@ -231,6 +231,12 @@ def test_a_value_of_another_type_is_refused_in_python_as_on_the_command_line(
         replace(getattr(Config(), section), **{key: value})
 
 
+def test_what_is_no_section_is_refused() -> None:
+    wrong: Any = "runs/1"
+    with pytest.raises(UserError, match=r"^run: must be RunConfig\(\.\.\.\), not 'runs/1'$"):
+        Config(run=wrong)
+
+
 @pytest.mark.parametrize("flag", [f"{section}.{key}" for section, key in marked("path")])
 def test_an_empty_path_is_not_taken_for_none(flag: str, tmp_path: Path) -> None:
     """As of `--run.dir "$DIR"` where DIR is not set: each start would begin a new run."""

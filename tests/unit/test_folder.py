@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,14 @@ def test_a_config_of_an_older_version_has_defaults_for_what_it_lacks(run: Run) -
     del values["train"]["log_every"], values["checkpoint"]
     (run.path / "config.yaml").write_text(yaml.safe_dump(values))
     assert run.config() == Config(optim=OptimConfig(lr=0.5))
+
+
+def test_a_value_that_does_not_fit_is_said_with_its_file(run: Run) -> None:
+    values = run.saved_config()
+    values["train"]["epochs"] = "ten"
+    run.config_file.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=rf"^{re.escape(str(run.config_file))}: --train\.epochs 'ten': must be a whole"):
+        run.config()
 
 
 def test_half_an_event_of_a_killed_run_is_left_out(run: Run) -> None:
