@@ -142,8 +142,8 @@ def check_complete(launch: Launch) -> None:
     """Refuse several processes that could not find each other, and variables that cannot be read."""
     if launch.damaged:
         raise UserError(
-            f"{', '.join(launch.damaged)} in the environment: not a number. Unset it, or start with accelerate launch or "
-            "torchrun"
+            f"{', '.join(launch.damaged)} in the environment: not a number. Unset it, or start with accelerate launch "
+            "or torchrun"
         )
     if launch.missing:
         raise UserError(
