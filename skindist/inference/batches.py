@@ -63,7 +63,7 @@ def settle(device: torch.device) -> None:
     """In a thread that predicts: a batch is its work alone, so that no sum depends on how many threads there are."""
     if device.type == "cpu":
         torch.set_num_threads(1)
-    elif device.type == "cuda":
+    elif device.type == "cuda" and device.index is not None:  # a lone process's has none: threads begin with GPU 0
         torch.cuda.set_device(device)
 
 
