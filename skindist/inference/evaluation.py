@@ -25,7 +25,7 @@ from skindist.inference.seen import COUNTED, baseline_images, seen_in_training, 
 from skindist.inference.sources import Source, find_model
 from skindist.prediction.evaluate import evaluate
 from skindist.prediction.loaders import choose_workers, eval_loader, open_store
-from skindist.prediction.memory import dead_workers_explained, images_at_a_time
+from skindist.prediction.memory import images_at_a_time, memory_explained
 from skindist.prediction.outcome import hardware, known_of, prediction_rows, versions
 from skindist.prediction.pictures import show_test
 from skindist.prediction.predictor import Predictor, build_predictor
@@ -84,7 +84,7 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     images = LesionImages(store, prepared.rows, config.image_size, SEED, augmented=False)
     batch = images_at_a_time(predictor, config.image_size, BATCH)
     workers = choose_workers(accelerator, config, batch)
-    with dead_workers_explained():
+    with memory_explained():
         found = evaluate(predictor, eval_loader(accelerator, prepared, images, "test", batch, workers))
         disturbed = stress_test(predictor, config, prepared, images, batch) if asked.stress else {}
     write = partial(write_evaluation, out, source, description, config, prepared, predictor, images, found, disturbed)

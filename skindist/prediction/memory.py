@@ -70,16 +70,24 @@ def advised(images: int, evaluating: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def dead_workers_explained() -> Iterator[None]:
-    """Say why a loader worker may have been killed: it cannot say so itself.
+def memory_explained() -> Iterator[None]:
+    """Say what to do where memory runs out for what no number of images changes, or kills a loader worker, which cannot
+    say so itself.
 
     Raises:
-        OutOfMemory: on the process whose worker it was.
+        OutOfMemory: on the process that it happened to.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
+    except OutOfMemory:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(
+                "out of memory for the model itself, or in training for its optimizer and the average of its weights: "
+                "use a device with more memory, end what else uses it, or in training choose a smaller --model.name"
+            ) from error
+        if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
             raise
         forked = multiprocessing.get_start_method() == "fork"
         guard = "" if forked else '; a script that calls fit needs if __name__ == "__main__":, as workers import it'

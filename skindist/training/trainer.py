@@ -37,7 +37,7 @@ from skindist.model import (
 from skindist.optim import build_optimizer
 from skindist.prediction.evaluate import evaluate
 from skindist.prediction.loaders import choose_workers, eval_loader, open_store
-from skindist.prediction.memory import dead_workers_explained
+from skindist.prediction.memory import memory_explained
 from skindist.prediction.stress import stress_test
 from skindist.randomness import Stream, derived_seed
 from skindist.report.words import describe_results
@@ -71,7 +71,7 @@ def fit(config: Config) -> dict[str, Any]:
         OutOfMemory: raised on the process that it happened to.
         Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
-    with RunLock() as lock, dead_workers_explained():
+    with RunLock() as lock, memory_explained():
         return _fit(config.with_absolute_paths(), lock)
 
 
@@ -211,10 +211,10 @@ def settle_memory(learner: Learner, config: Config, images: int) -> Config:
     batches = batch_sizes(images, config.train.batch_size)
     if images < config.train.batch_size:
         log.info(f"--train.batch_size {config.train.batch_size}: there are {images} training images, in one batch")
+    warm_up(learner, size)  # before what fits is measured: NCCL takes memory for itself when gradients first meet
     if auto:
         found = find_micro_batch_size(learner, size, -(-max(batches) // learner.accelerator.num_processes))
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=found))
-    warm_up(learner, size)
     capture_steps(learner, config, batches)
     if auto:
         predicted = find_eval_batch_size(learner, size, config.train.eval_batch_size)

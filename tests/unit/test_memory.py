@@ -11,10 +11,10 @@ from skindist.distributed import group
 from skindist.errors import OutOfMemory, TrainingError
 from skindist.prediction.memory import (
     advised,
-    dead_workers_explained,
     images_at_a_time,
     is_out_of_memory,
     largest_that_fits,
+    memory_explained,
 )
 from skindist.prediction.predictor import Predictor
 
@@ -117,6 +117,16 @@ def test_the_advice_for_an_evaluation_is_another_setting() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def test_memory_that_no_image_takes_is_told_apart() -> None:
+    """As of the optimizer's first step, or of the weights on a GPU that somebody else fills."""
+    with pytest.raises(OutOfMemory, match="out of memory for the model itself, or in training"), memory_explained():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(OutOfMemory, match="with 64 images"), memory_explained(), advised(64):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(ValueError, match="another"), memory_explained():
+        raise ValueError("another")
+
+
 def test_a_real_refusal_of_the_machine_is_recognised() -> None:
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**60, dtype=torch.uint8)
@@ -128,6 +138,6 @@ def test_where_workers_import_the_script_it_may_be_the_cause(
     monkeypatch: pytest.MonkeyPatch, method: str, names_the_script: bool
 ) -> None:
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda: method)
-    with pytest.raises(OutOfMemory, match="a loader worker was killed") as told, dead_workers_explained():
+    with pytest.raises(OutOfMemory, match="a loader worker was killed") as told, memory_explained():
         raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
     assert ("__main__" in str(told.value)) == names_the_script
