@@ -12,6 +12,7 @@ from skindist.errors import UserError
 from skindist.launcher import Launch
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
+OF_NCCL = "NCCL_SOCKET_IFNAME"
 ELSEWHERE = "192.0.2.1"  # an address that no machine has: nothing is sent there, it shows the way out
 NO_WAY = "nowhere 0"
 REMEDY = (
@@ -22,8 +23,8 @@ ANSWER = 10.0  # seconds for a machine that is there
 
 
 def choose_interface(first: str) -> str:
-    """Let gloo use the network interface that leads to the first machine, unless the user names one. Gloo would take
-    the address that this machine's own name means, which on Debian is 127.0.1.1: others cannot reach that.
+    """Let gloo and NCCL use the network interface that leads to the first machine, unless the user names one. Gloo
+    would take the address that this machine's own name means, which on Debian is 127.0.1.1: others cannot reach that.
 
     Args:
         first: name or address of the first machine.
@@ -43,6 +44,7 @@ def choose_interface(first: str) -> str:
     if asked := os.environ.get(INTERFACE):
         for address, name in addresses.items():
             if name == asked.split(",")[0]:
+                _tell_nccl(name)
                 return address
         raise UserError(f"{INTERFACE} {asked}: this machine has no such network interface with an address")
     outward = [address for address in addresses if not ipaddress.ip_address(address).is_loopback]
@@ -52,8 +54,14 @@ def choose_interface(first: str) -> str:
     for address in (_own_address(first), _own_address(ELSEWHERE), *outward[: len(outward) == 1]):
         if address in outward:
             os.environ[INTERFACE] = addresses[address]
+            _tell_nccl(addresses[address])
             return address
     raise UserError(f"no network interface of this machine leads to {first}")
+
+
+def _tell_nccl(interface: str) -> None:
+    """Let NCCL use it, too, unless the user names one: it would take the first one that it finds."""
+    os.environ[OF_NCCL] = os.environ.get(OF_NCCL) or f"={interface}"  # "=": not all whose names begin so
 
 
 def _own_address(target: str) -> str:

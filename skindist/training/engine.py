@@ -47,7 +47,8 @@ def train_one_epoch(
     BatchNorm statistics.
 
     A point of the curve is recorded every `train.log_every` steps. Losses stay on the device until a point is recorded
-    or the state is saved. So no step waits for it, except in fp16 and with `train.non_finite: skip`.
+    or the state is saved. So no step waits for it, except in fp16, with `train.non_finite: skip` and with
+    `train.sync_batchnorm`.
 
     Args:
         after_step: called after each step but the epoch's last, when `state` is up to date but for its window.

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from skindist.distributed import network
-from skindist.distributed.network import INTERFACE, choose_interface
+from skindist.distributed.network import INTERFACE, OF_NCCL, choose_interface
 from skindist.errors import UserError
 
 LO, ETH0, ETH1 = ("lo", "127.0.0.1"), ("eth0", "10.0.0.1"), ("eth1", "192.168.7.1")
@@ -22,6 +22,7 @@ def chosen(
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: found)
     monkeypatch.setattr(network, "_own_address", lambda target: ways.get(target, ""))
     monkeypatch.setenv(INTERFACE, asked)
+    monkeypatch.setenv(OF_NCCL, os.environ.get(OF_NCCL, ""))
     return choose_interface("first"), os.environ[INTERFACE]
 
 
@@ -42,6 +43,17 @@ def test_what_the_user_names_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(monkeypatch, [LO, ETH0, ETH1], {"first": "10.0.0.1"}, "eth1") == ("192.168.7.1", "eth1")
     with pytest.raises(UserError, match=f"{INTERFACE} eth9: this machine has no such network interface"):
         chosen(monkeypatch, [LO, ETH0], {}, "eth9")
+
+
+def test_nccl_takes_the_same_unless_the_user_names_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen(monkeypatch, [LO, ETH0, ETH1], {"first": "192.168.7.1"})
+    assert os.environ[OF_NCCL] == "=eth1"
+    monkeypatch.setenv(OF_NCCL, "ib0,ib1")
+    chosen(monkeypatch, [LO, ETH0], {}, "eth0")
+    assert os.environ[OF_NCCL] == "ib0,ib1"
+    monkeypatch.delenv(OF_NCCL)
+    chosen(monkeypatch, [LO, ETH0], {}, "eth0")
+    assert os.environ[OF_NCCL] == "=eth0"
 
 
 def test_a_machine_without_a_network_trains_alone(monkeypatch: pytest.MonkeyPatch) -> None:
