@@ -41,6 +41,7 @@ def on(device: str, precision: str, function: Callable[..., Any], *args: Any) ->
 
 def share_a_gpu() -> None:
     """Let processes train on the same GPU, which skindist refuses, as NCCL does: gloo takes what travels."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]
     original = peers.this_peer
 
     def this_peer(device: str, precision: str, local_rank: int) -> peers.Peer:

@@ -31,7 +31,8 @@ def test_all_end_in_time(
 ) -> None:
     need_gpus(place.gpus)
     run, begun = tmp_path / "run", time.monotonic()
-    launcher = launch(place.processes, [what, 1, 4], demo, run, "--run.timeout_minutes=0.5")
+    precision = ("--mixed_precision", "no")
+    launcher = launch(place.processes, [what, 1, 4], demo, run, "--run.timeout_minutes=0.5", options=precision)
     errors, said = ended(launcher, run)
     took = time.monotonic() - begun
     assert launcher.returncode != 0
