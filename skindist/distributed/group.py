@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator as Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, check_cuda_p2p_ib_support
 
 from skindist.cpu_kernels import has_fast_bf16
 from skindist.determinism import choose_kernels
 from skindist.distributed import host
-from skindist.distributed.peers import check_peers, sharing_cores, this_peer
+from skindist.distributed.peers import check_peers, gpu_index, sharing_cores, this_peer
 from skindist.errors import TrainingError, UserError
 from skindist.launcher import (
     OTHER_INDEX,
@@ -52,10 +52,9 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
     check_device(device, launch.world_size)
     if device == "cpu":
         keep_freed_memory()
-    has_bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    has_bf16 |= device == "mps" and torch.backends.mps.is_macos_or_newer(14, 0)
-    has_bf16 |= device == "cpu" and has_fast_bf16()
-    precision = choose_precision(launch.precision, device, has_bf16)
+    precision = choose_precision(launch.precision, device, has_bf16(device, launch.local_rank))
+    if device == "cuda" and not check_cuda_p2p_ib_support():  # RTX 40 with an old driver: Accelerate refuses it
+        os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
     if launch.world_size > 1:
         host.join(device, timedelta(minutes=timeout_minutes))
     me = this_peer(device, precision, launch.local_rank)
@@ -86,6 +85,14 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
     if visible > used and not launch.on_cpu:
         log.info(f"{visible} GPUs are visible and {used} used; --num_processes {visible} would use them all")
     return accelerator
+
+
+def has_bf16(device: str, local_rank: int) -> bool:
+    """Whether the device of this process computes in bf16 at its full speed."""
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(gpu_index(local_rank))
+        return torch.version.hip is not None or properties.major >= 8
+    return torch.backends.mps.is_macos_or_newer(14, 0) if device == "mps" else has_fast_bf16()
 
 
 def decide(accelerator: Accelerator, function: Callable[..., T], *args: Any, may_take_hours: bool = False) -> T:

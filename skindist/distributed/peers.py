@@ -2,9 +2,10 @@
 never."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,17 +29,39 @@ class Peer:
     packages: tuple[str, ...]  # "torch 2.15.0", ...
     gpu: str = ""  # the model's name
     gpu_id: str = ""  # of this one piece
+    has_kernels: bool = True  # torch was built for it
 
 
 def this_peer(device: str, precision: str, local_rank: int) -> Peer:
     """This process, which trains on a device of this type."""
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
-    gpu = gpu_id = ""
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(local_rank % torch.cuda.device_count())  # as Accelerate chooses
-        gpu, gpu_id = properties.name, str(properties.uuid)
-    return Peer(machine_id(), frozenset(cores), device, precision, packages, gpu, gpu_id)
+    peer = Peer(machine_id(), frozenset(cores), device, precision, packages)
+    if device != "cuda":
+        return peer
+    gpu = torch.cuda.get_device_properties(gpu_index(local_rank))
+    built = has_kernels((gpu.major, gpu.minor), torch.cuda.get_arch_list())
+    return replace(peer, gpu=gpu.name, gpu_id=str(gpu.uuid), has_kernels=built)
+
+
+def gpu_index(local_rank: int) -> int:
+    """The number of a process's GPU on its machine, as Accelerate chooses it."""
+    return local_rank % torch.cuda.device_count()
+
+
+def has_kernels(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
+    """Whether torch can start anything on a GPU.
+
+    Args:
+        capability: of the GPU, (8, 6) for sm_86.
+        built_for: what torch was built for. Code of "sm_80" runs on 8.0 and newer, but not on 9.0; of "compute_90", on
+            all from 9.0 on. AMD's names are others, and nothing is said of them.
+    """
+    versions = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[a-z]?", name) for name in built_for]
+    found = [(code[1], (int(code[2]), int(code[3]))) for code in versions if code]
+    return not found or any(
+        since <= capability and (kind == "compute" or since[0] == capability[0]) for kind, since in found
+    )
 
 
 def _version(package: str) -> str:
@@ -59,6 +82,13 @@ def check_peers(peers: Sequence[Peer]) -> list[str]:
     """
     if odd := odd_ones([peer.device.upper() for peer in peers]):
         raise UserError(f"device: {odd}. See which machine hides its GPUs (driver, CUDA_VISIBLE_DEVICES), or hide all")
+    for rank, peer in enumerate(peers):
+        if not peer.has_kernels:
+            raise UserError(
+                f"rank {rank}: this build of torch {torch.__version__} cannot use its {peer.gpu}: install one that "
+                "can (https://pytorch.org/get-started/previous-versions), or hide that GPU (CUDA_VISIBLE_DEVICES), or "
+                "all of them to train on the CPU"
+            )
     for packages in zip(*(peer.packages for peer in peers), strict=True):
         if odd := odd_ones(packages):
             raise UserError(f"versions: {odd}. Install the same version on every machine")

@@ -28,14 +28,21 @@ class Alone:
         self.options = options
 
 
+def set_launch(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None:
+    """What a launcher says to a process of one machine."""
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    for variable, value in (ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}).items():
+        monkeypatch.setenv(variable, str(value))
+    this_launch.cache_clear()
+
+
 def test_a_launch_that_accelerate_did_not_see_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(group, "Accelerator", Alone)
     monkeypatch.setattr(host, "join", lambda device, timeout: None)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    set_launch(monkeypatch, 0, 2)
     with pytest.raises(UserError, match=r"started 2 processes but Accelerate sees 1.*--multi_gpu"):
         group.join_group()
-    this_launch.cache_clear()
-    monkeypatch.setenv("WORLD_SIZE", "1")
+    set_launch(monkeypatch, 0, 1)
     assert isinstance(group.join_group(), Alone)
 
 
@@ -105,7 +112,9 @@ def join_on_fake_gpus(monkeypatch: pytest.MonkeyPatch, local_rank: int, visible:
         ids = visible[rank]
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(ids))
         monkeypatch.setattr(
-            torch.cuda, "get_device_properties", lambda index: SimpleNamespace(name="H100", uuid=ids[index])
+            torch.cuda,
+            "get_device_properties",
+            lambda index: SimpleNamespace(name="H100", uuid=ids[index], major=9, minor=0),
         )
 
     def gather(me: Peer) -> list[Peer]:
@@ -117,18 +126,13 @@ def join_on_fake_gpus(monkeypatch: pytest.MonkeyPatch, local_rank: int, visible:
         return peers
 
     look(local_rank)
-    for variable, value in {"RANK": local_rank, "LOCAL_RANK": local_rank}.items():
-        monkeypatch.setenv(variable, str(value))
-    for variable in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(variable, str(len(visible)))
+    set_launch(monkeypatch, local_rank, len(visible))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
     monkeypatch.setattr(host, "join", lambda device, timeout: None)
     monkeypatch.setattr(host, "gather", gather)
     monkeypatch.setattr(group, "Accelerator", build)
     monkeypatch.setenv(OTHER_INDEX, "false")
-    this_launch.cache_clear()
     group.join_group()
 
 
@@ -180,7 +184,7 @@ def test_precision_on_a_mac(mac: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes_on_one_mac_are_refused(mac: pytest.MonkeyPatch) -> None:
-    mac.setenv("WORLD_SIZE", "2")
+    set_launch(mac, 0, 2)
     with pytest.raises(UserError, match=r"--num_processes 2: a Mac's GPU \(MPS\) takes one process"):
         group.join_group()
 
@@ -199,10 +203,10 @@ def test_a_launch_that_is_told_to_use_the_cpu_chooses_all_for_it(mac: pytest.Mon
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_cuda_is_told_to_repeat_its_sums_before_it_starts(mac: pytest.MonkeyPatch, deterministic: bool) -> None:
-    """Here, torch.cuda.is_bf16_supported stands for the first call that starts CUDA."""
+    """Here, torch.cuda.get_device_properties stands for the first call that starts CUDA."""
     told: list[tuple[str | None, str | None, bool]] = []
 
-    def start(**options: bool) -> bool:
+    def start(index: int) -> object:
         variables = (os.environ.get(name) for name in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE"))
         told.append((*variables, torch.are_deterministic_algorithms_enabled()))  # type: ignore[arg-type]
         raise UserError("CUDA has started")
@@ -210,7 +214,8 @@ def test_cuda_is_told_to_repeat_its_sums_before_it_starts(mac: pytest.MonkeyPatc
     for variable in ("CUBLAS_WORKSPACE_CONFIG", "NCCL_NVLS_ENABLE"):
         mac.delenv(variable, raising=False)
     mac.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda:0"))
-    mac.setattr(torch.cuda, "is_bf16_supported", start)
+    mac.setattr(torch.cuda, "device_count", lambda: 1)
+    mac.setattr(torch.cuda, "get_device_properties", start)
     with pytest.raises(UserError, match="CUDA has started"):
         group.join_group(deterministic=deterministic)
     assert told == [(":4096:8", "0", True) if deterministic else (None, None, False)]

@@ -13,6 +13,7 @@ from skindist.distributed.peers import (
     Peer,
     check_flags,
     check_peers,
+    has_kernels,
     odd_ones,
     sharing_cores,
     these_ranks,
@@ -96,9 +97,38 @@ def test_a_process_looks_at_the_gpu_that_it_will_use(
     monkeypatch: pytest.MonkeyPatch, local_rank: int, visible: int, index: int
 ) -> None:
     """`srun --gpus-per-task=1`: process 3 of the machine sees one GPU, whose number is 0."""
+
+    def properties(number: int) -> SimpleNamespace:
+        return SimpleNamespace(name="H100", uuid=f"GPU-{number}", major=9, minor=0)
+
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="H100", uuid=f"GPU-{i}"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     me = this_peer("cuda", "bf16", local_rank)
     assert (me.gpu, me.gpu_id) == ("H100", f"GPU-{index}")
     assert [package.split()[0] for package in me.packages] == list(PACKAGES)
     assert me == this_peer("cuda", "bf16", local_rank)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "fits"),
+    [
+        ((7, 0), ["sm_75", "sm_80", "sm_90", "compute_90"], False),  # V100 with a wheel of 2026
+        ((7, 5), ["sm_75", "sm_80"], True),
+        ((8, 9), ["sm_75", "sm_80", "sm_86"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80", "sm_90a"], True),
+        ((12, 1), ["sm_90", "sm_120"], True),
+        ((13, 0), ["sm_120"], False),
+        ((13, 0), ["sm_120", "compute_120"], True),
+        ((9, 4), ["gfx90a", "gfx942"], True),  # AMD's
+        ((8, 0), [], True),  # not told
+    ],
+)
+def test_whether_torch_was_built_for_a_gpu(capability: tuple[int, int], built_for: list[str], fits: bool) -> None:
+    assert has_kernels(capability, built_for) == fits
+
+
+def test_a_gpu_that_torch_was_not_built_for_is_named() -> None:
+    said = refusal({}, {"gpu": "Tesla V100", "has_kernels": False})
+    assert said.startswith("rank 1: this build of torch ")
+    assert "cannot use its Tesla V100: install one that can" in said
