@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 import yaml
 
@@ -27,6 +27,20 @@ PREDICTED = ("path", "label", "probability", "logit")
 T = TypeVar("T")
 
 
+class Place:
+    """A file or folder of a run, by its name in the run's folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, run: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, run: "Run", owner: type) -> Path: ...
+    def __get__(self, run: "Run | None", owner: type) -> Self | Path:
+        return run.path / self.name if run else self
+
+
 @dataclass(frozen=True)
 class Run:
     """A run's folder, whether it is there yet or not. Each reader raises UserError where its file is missing, because
@@ -34,85 +48,44 @@ class Run:
 
     path: Path
 
-    @property
-    def exists(self) -> bool:
-        """Whether a run was begun here."""
-        return self.config_file.exists()
+    lock = Place(".lock")
+    """Says who writes the run."""
+    id_file = Place(".id")
+    """The run's id in W&B."""
+    config_file = Place("config.yaml")
+    """The config, written once, when the run begins."""
+    checkpoints = Place("checkpoints")
+    """The folder of checkpoints."""
+    model = Place("model")
+    """The folder of the best model, as timm and transformers load it."""
+    record = Place("metrics.jsonl")
+    """The curves."""
+    results_file = Place("results.json")
+    """The final figures, written last."""
+    report = Place("report.html")
+    """The page that says what the figures are worth."""
+    stress_picture = Place("stress.jpg")
+    """Test images under each disturbance of the stress test."""
+    errors = Place("errors")
+    """The folder of pictures of where the model errs, with a list of them."""
+    error_list = Place("errors/errors.csv")
+    """What the pictures of errors show."""
+    doubted = Place("doubted.csv")
+    """Images whose label the models doubt most that did not train on it."""
+    _split = Place("split.csv")
+    _quarantine = Place("quarantine.csv")
 
-    @property
-    def lock(self) -> Path:
-        """The file that says who writes the run."""
-        return self.path / ".lock"
-
-    @property
-    def id_file(self) -> Path:
-        """The file of the run's id in W&B."""
-        return self.path / ".id"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The folder of the best model, as timm and transformers load it."""
-        return self.path / "model"
-
-    @property
-    def record(self) -> Path:
-        """The file of the curves."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def results_file(self) -> Path:
-        """The file of the final figures, written last."""
-        return self.path / "results.json"
-
-    @property
-    def report(self) -> Path:
-        """The page that says what the figures are worth."""
-        return self.path / "report.html"
-
-    @property
-    def stress_picture(self) -> Path:
-        """The picture of test images under each disturbance of the stress test."""
-        return self.path / "stress.jpg"
-
-    @property
-    def errors(self) -> Path:
-        """The folder of pictures of where the model errs, with a list of them."""
-        return self.path / "errors"
-
-    @property
-    def error_list(self) -> Path:
-        """The file that says what the pictures of errors show."""
-        return self.errors / "errors.csv"
+    def _predictions(self, split: str) -> Path:
+        return self.path / f"predictions-{split}.csv"
 
     def error_picture(self, sha256: str) -> Path:
         """The picture of one image, named by what the image's file holds."""
         return self.errors / f"{sha256[:16]}.jpg"
 
     @property
-    def config_file(self) -> Path:
-        """The file of the config, written once, when the run begins."""
-        return self.path / "config.yaml"
-
-    @property
-    def doubted(self) -> Path:
-        """The list of images whose label the models doubt most that did not train on it."""
-        return self.path / "doubted.csv"
-
-    @property
-    def _split(self) -> Path:
-        return self.path / "split.csv"
-
-    @property
-    def _quarantine(self) -> Path:
-        return self.path / "quarantine.csv"
-
-    def _predictions(self, split: str) -> Path:
-        return self.path / f"predictions-{split}.csv"
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.config_file.exists()
 
     @property
     def began(self) -> float:
