@@ -69,7 +69,8 @@ def sensitivity(scores: Probabilities, benign: Counts, malignant: Counts, thresh
 
 def specificity(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> Values:
     """Share of the benign images that are called benign."""
-    return np.asarray(1 - _called(scores, benign, malignant, threshold)[1] / benign.sum(axis=-1))
+    cleared = benign.sum(axis=-1) - _called(scores, benign, malignant, threshold)[1]
+    return np.asarray(cleared / benign.sum(axis=-1))
 
 
 def balanced_accuracy(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> Values:

@@ -12,8 +12,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from skindist.evaluation.counts import Labels, Probabilities, Values
-from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, Metric, check
+from skindist.evaluation.counts import Labels, Probabilities, Values, called_malignant
+from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS, Metric, check, every_image
 from skindist.evaluation.resampling import RESAMPLES, Groups, Ranking, Sample, sample_of
 
 CONFIDENCE = 0.95
@@ -121,14 +121,16 @@ def estimates(
     resampled = [metric for metric in metrics if _is_resampled(metric, sample, prevalence)]
     drawn = _bootstrap(resampled, p, sample, threshold, seed, resamples) if resampled else {}
     found: dict[str, Estimate] = {}
+    called = called_malignant(p, threshold)
     for metric in metrics:
         value = metric(*given, threshold, prevalence)
-        n = metric.per_image(p, y, **metric.at(threshold)).size if metric.is_share and metric.per_image else y.size
+        counted = (metric.rests_on or every_image)(y, called)
+        n, units = int(counted.sum()), len(set(sample.units[counted].tolist()))
         if _is_made_of_parts(metric, prevalence):
             low, high, interval = *_of_parts(metric, found, prevalence, value), "mover"
-        elif metric.is_share and (units := _units(metric, p, sample, threshold)) == n:
+        elif metric.rests_on and units == n:
             low, high, interval = *wilson(round(value * n) if n else 0, n), "wilson"
-        elif metric.is_share:
+        elif metric.rests_on:
             low, high, interval = *_over_resamples(value, drawn[metric.name], n, units), "wilson over groups"
         elif metric.perfect:
             shares = value / metric.perfect, drawn[metric.name] / metric.perfect
@@ -166,7 +168,7 @@ def _is_made_of_parts(metric: Metric, prevalence: float | None) -> bool:
 
 
 def _is_resampled(metric: Metric, sample: Sample, prevalence: float | None) -> bool:
-    return not _is_made_of_parts(metric, prevalence) and (sample.grouped or not metric.is_share)
+    return not _is_made_of_parts(metric, prevalence) and (sample.grouped or not metric.rests_on)
 
 
 def _bootstrap(
@@ -220,13 +222,6 @@ def _pairs(sample: Sample) -> int:
     take one for the other. Where one class is absent, how many units there are."""
     units = len(set(sample.units.tolist()))
     return min(sample.fewest, units // 2) if sample.fewest else units
-
-
-def _units(metric: Metric, p: Probabilities, sample: Sample, threshold: float) -> int:
-    """How many groups have an image that the metric rests on."""
-    called = p >= threshold
-    rests_on = {"sensitivity": sample.labels == 1, "specificity": sample.labels == 0, "ppv": called, "npv": ~called}
-    return len(set(sample.units[rests_on.get(metric.name, np.full(p.size, True))].tolist()))
 
 
 def _of_parts(metric: Metric, found: dict[str, Estimate], prevalence: float | None, value: float) -> Ends:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from skindist.evaluation import counts
-from skindist.evaluation.counts import Labels, Outcomes, Probabilities, Values, called_malignant, count, losses
+from skindist.evaluation.counts import Labels, Outcomes, Probabilities, Values, count, losses
 
 DEFAULT_THRESHOLD = 0.5
 """The operating threshold where none is chosen."""
@@ -31,8 +31,8 @@ class Metric:
     unit: Literal["share", "nats", "area"]
     of_counts: Callable[..., Values]
     """Of samples as `count` gives them, many at once, counts of shape (samples, scores): the metric of each."""
-    per_image: Callable[..., Outcomes | Values] | None = None
-    """Of probabilities and labels: what the metric is the mean of, over the images that it rests on."""
+    rests_on: Callable[[Labels, Outcomes], Outcomes] | None = None
+    """Of a share of images: which of them it is a share of, by their labels and whether each is called malignant."""
     thresholded: bool = False
     at_prevalence: bool = False
     """Whether it depends on the share of malignant images, and can be stated for another share than the set's own."""
@@ -50,17 +50,9 @@ class Metric:
         threshold: float = DEFAULT_THRESHOLD,
         prevalence: float | None = None,
     ) -> float:
-        if self.per_image and not (self.at_prevalence and prevalence is not None):
-            values = self.per_image(probabilities, labels, **self.at(threshold))
-            return float(values.mean()) if values.size else float("nan")
         with np.errstate(invalid="ignore", divide="ignore"):  # an absent class gives 0 / 0: the NaN that is wanted
             given = {"prevalence": prevalence} if self.at_prevalence else {}
             return float(self.of_counts(*count(probabilities, labels), **self.at(threshold), **given))
-
-    @property
-    def is_share(self) -> bool:
-        """Whether it is a share of images: how many of those that it rests on are as they should be."""
-        return self.per_image is not None and self.unit == "share"
 
     def at(self, threshold: float) -> dict[str, float]:
         """The threshold as the keyword argument that the functions take, or nothing."""
@@ -86,32 +78,9 @@ def check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Probabilities, L
     return p, y.astype(np.int64)
 
 
-def hits(probabilities: Probabilities, labels: Labels, threshold: float) -> Outcomes:
-    """Whether each image is classified rightly."""
-    right: Outcomes = called_malignant(probabilities, threshold) == (labels == 1)
-    return right
-
-
-def malignant_hits(probabilities: Probabilities, labels: Labels, threshold: float) -> Outcomes:
-    """Whether each malignant image is called malignant."""
-    return called_malignant(probabilities[labels == 1], threshold)
-
-
-def benign_hits(probabilities: Probabilities, labels: Labels, threshold: float) -> Outcomes:
-    """Whether each benign image is called benign."""
-    return ~called_malignant(probabilities[labels == 0], threshold)
-
-
-def called_hits(probabilities: Probabilities, labels: Labels, threshold: float) -> Outcomes:
-    """Whether each image that is called malignant is malignant."""
-    right: Outcomes = labels[called_malignant(probabilities, threshold)] == 1
-    return right
-
-
-def cleared_hits(probabilities: Probabilities, labels: Labels, threshold: float) -> Outcomes:
-    """Whether each image that is called benign is benign."""
-    right: Outcomes = labels[~called_malignant(probabilities, threshold)] == 0
-    return right
+def every_image(labels: Labels, called: Outcomes) -> Outcomes:
+    """What a share of all images rests on."""
+    return np.full(labels.size, True)
 
 
 def squared_errors(probabilities: Probabilities, labels: Labels) -> Values:
@@ -120,18 +89,18 @@ def squared_errors(probabilities: Probabilities, labels: Labels) -> Values:
 
 
 _TABLE = (
-    Metric("loss", "loss", "min", "nats", counts.mean_of(losses), losses, headline=True),
-    Metric("accuracy", "accuracy", "max", "share", counts.accuracy, hits, thresholded=True, headline=True),
+    Metric("loss", "loss", "min", "nats", counts.mean_of(losses), headline=True),
+    Metric("accuracy", "accuracy", "max", "share", counts.accuracy, every_image, thresholded=True, headline=True),
     Metric("balanced_accuracy", "balanced accuracy", "max", "share", counts.balanced_accuracy, thresholded=True),
     Metric("auroc", "AUROC", "max", "area", counts.auroc, perfect=1.0, headline=True),
-    Metric("sensitivity", "sensitivity", "max", "share", counts.sensitivity, malignant_hits, thresholded=True),
-    Metric("specificity", "specificity", "max", "share", counts.specificity, benign_hits, thresholded=True),
-    Metric("ppv", "PPV", "max", "share", counts.ppv, called_hits, thresholded=True, at_prevalence=True),
-    Metric("npv", "NPV", "max", "share", counts.npv, cleared_hits, thresholded=True, at_prevalence=True),
+    Metric("sensitivity", "sensitivity", "max", "share", counts.sensitivity, lambda y, _: y == 1, thresholded=True),
+    Metric("specificity", "specificity", "max", "share", counts.specificity, lambda y, _: y == 0, thresholded=True),
+    Metric("ppv", "PPV", "max", "share", counts.ppv, lambda _, called: called, thresholded=True, at_prevalence=True),
+    Metric("npv", "NPV", "max", "share", counts.npv, lambda _, called: ~called, thresholded=True, at_prevalence=True),
     Metric("f1", "F1", "max", "area", counts.f1, thresholded=True, perfect=1.0),
     Metric("auprc", "AUPRC", "max", "area", counts.auprc, perfect=1.0),
     Metric("partial_auroc", "partial AUROC", "max", "area", counts.partial_auroc, perfect=1 - counts.MIN_SENSITIVITY),
-    Metric("brier", "Brier score", "min", "area", counts.mean_of(squared_errors), squared_errors),
+    Metric("brier", "Brier score", "min", "area", counts.mean_of(squared_errors)),
     Metric("ece", "ECE", "min", "area", counts.ece, resampling_raises=True),
 )
 METRICS = {metric.name: metric for metric in _TABLE}
