@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from skindist.errors import UserError
 
@@ -22,20 +22,28 @@ def expanded(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content`; a crash at any moment leaves the old file or the new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which replaces `path` when all of it is on disk; a crash at any moment leaves the old file
+    or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            # File names need not be UTF-8: Python's stand-ins for such bytes go back to what they were.
-            file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`, as `replacing` does."""
+    with replacing(path) as file:
+        # File names need not be UTF-8: Python's stand-ins for such bytes go back to what they were.
+        file.write(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
 
 
 def write_cache(file: Path, content: str) -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skindist.errors import TrainingError, UserError
-from skindist.files import sync_folder
+from skindist.files import replacing, sync_folder
 
 Row = Sequence[str | float | None]
 AT_ONCE = 65_536  # rows of a group in a Parquet file
@@ -96,17 +96,11 @@ class GrowingTable:
         Raises:
             TrainingError: the disk is full; the rows are kept.
         """
-        temporary = self.out.with_name(f".{self.out.name}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with replacing(self.out) as file:
                 WRITERS[self.out.suffix.lower()](file, columns, self.rows())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.out)
         except OSError as error:
             raise _no_room(self.out, error) from None
-        finally:
-            temporary.unlink(missing_ok=True)
         self.part.unlink()
         sync_folder(self.out.absolute().parent)
 
