@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +32,7 @@ def part_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.part")
 
 
-class GrowingTable:
+class GrowingTable(AbstractContextManager["GrowingTable"]):
     """The rows so far, in a file that no other process may write meanwhile. The file begins with what they depend on.
 
     `kept` is the number of whole batches' rows that an earlier, interrupted process left.
@@ -103,9 +104,6 @@ class GrowingTable:
             raise _no_room(self.out, error) from None
         self.part.unlink()
         sync_folder(self.out.absolute().parent)
-
-    def __enter__(self) -> "GrowingTable":
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Let go of the file, which is kept; but of one that holds no row nothing is left."""

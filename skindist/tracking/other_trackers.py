@@ -6,8 +6,7 @@ They get what W&B gets as numbers: the config without its paths, the curves, and
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import suppress
-from types import TracebackType
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from accelerate import Accelerator
@@ -44,7 +43,7 @@ def check_trackers(config: TrackingConfig) -> None:
             raise UserError(f"--tracking.to {name}: its package is not installed: pip install {name}")
 
 
-class OtherTrackers:
+class OtherTrackers(AbstractContextManager["OtherTrackers"]):
     """Offers events to each tracker but W&B, on the main process; one that fails is named once and then left alone.
 
     The end of its `with` block closes all of them.
@@ -97,12 +96,7 @@ class OtherTrackers:
         except Exception as error:  # no common base: each has its own
             log.warning(f"{name} cannot be used ({first_line(error)}); the record of the run is {run.record}")
 
-    def __enter__(self) -> "OtherTrackers":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for tracker in self.trackers.values():
             with suppress(Exception):
                 tracker.finish()

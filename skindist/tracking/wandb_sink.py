@@ -10,9 +10,8 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ IMAGES = 16  # with the largest error, if images are asked for
 SUMMARY_PARTS = {"": "value", "_low": "low", "_high": "high"}  # of a figure and its 95 % interval
 
 
-class WandbSink:
+class WandbSink(AbstractContextManager["WandbSink"]):
     """Offers events to W&B; does nothing on other processes than the main one, and after W&B has failed once.
 
     An exception that ends its `with` block also ends W&B's part, within seconds; otherwise call `finish`.
@@ -55,12 +54,7 @@ class WandbSink:
         if self.mode == "offline":
             self._attempt(START + GRACE, lambda: self._start(config, wandb_id))
 
-    def __enter__(self) -> "WandbSink":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
         if isinstance(error, Stopped):
             self._attempt(LEAVE, lambda: self._finish(error.status, preempted=True))
         elif error:

@@ -4,9 +4,9 @@ The next save, and the end of the run, wait for the last.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from importlib.metadata import version
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from skindist.training.state import TrainState
 AVERAGE = "average."  # before the names of averaged weights
 
 
-class Saver:
+class Saver(AbstractContextManager["Saver"]):
     """Saves a run while it is entered; what it saves is on disk when it is left."""
 
     def __init__(self, run: Run, learner: Learner, config: Config, rows: list[Row], lock: RunLock) -> None:
@@ -37,12 +37,7 @@ class Saver:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._written: Future[None] | None = None
 
-    def __enter__(self) -> "Saver":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._finish_writing()
         self._writer.shutdown()
 
