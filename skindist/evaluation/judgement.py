@@ -82,17 +82,12 @@ def verdict(found: Mapping[str, Any]) -> str:
     chosen = point["chosen"] == "validation"
     origin = chosen_for(point["target_sensitivity"]) if chosen else f"fixed at {point['threshold']:.6g}"
     first = (
-        f"On {plural(n, 'test image')} the model has an AUROC of {_said('auroc', test['auroc'])}; with the threshold "
-        f"{origin} it finds {_said('sensitivity', hit['sensitivity'])} of the malignant ones and clears "
-        f"{_said('specificity', hit['specificity'])} of the benign ones."
+        f"On {plural(n, 'test image')} the model has an AUROC of {METRICS['auroc'].said(test['auroc'])}; with the "
+        f"threshold {origin} it finds {METRICS['sensitivity'].said(hit['sensitivity'])} of the malignant ones and "
+        f"clears {METRICS['specificity'].said(hit['specificity'])} of the benign ones."
     )
     if shortcut["verdict"] == UNTOLD:
         return f"{first} Whether it is better than a shortcut cannot be told: {shortcut['note']}."
-    its = _said("auroc", shortcut["auroc"])
+    its = METRICS["auroc"].said(shortcut["auroc"])
     second = f"It is {shortcut['verdict']}: a model that never looks at the lesion has an AUROC of {its} there"
     return f"{first} {second}{'; ' + shortcut['note'] if shortcut['note'] else ''}."
-
-
-def _said(name: str, figure: Mapping[str, Any]) -> str:
-    value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
-    return f"{value} ({low} to {high})"

@@ -4,9 +4,9 @@ Whatever prints, plots, stores or bounds metrics reads that table. A metric that
 a set without malignant images) is NaN.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -61,6 +61,11 @@ class Metric:
     def text(self, value: float | None) -> str:
         """A value as it is printed; null is what JSON has for NaN."""
         return UNDEFINED if value is None or np.isnan(value) else f"{value:{FORMATS[self.unit]}}"
+
+    def said(self, figure: Mapping[str, Any]) -> str:
+        """An estimate as it is printed, with its interval: "0.811 (0.766 to 0.853)"."""
+        value, low, high = (self.text(figure[part]) for part in ("value", "low", "high"))
+        return value if value == UNDEFINED else f"{value} ({low} to {high})"
 
 
 def check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Probabilities, Labels]:

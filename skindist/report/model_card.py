@@ -13,7 +13,7 @@ from timm.models import get_pretrained_cfg
 
 from skindist.config import Config
 from skindist.evaluation.metrics import METRICS
-from skindist.report.words import describe_figure, figure_in_words, figure_text, origin_of_threshold
+from skindist.report.words import describe_figure, figure_text, origin_of_threshold
 
 UNKNOWN = "not provided"
 DESCRIBED = {"age": "Age", "sex": "Sex", "skin_tone": "Skin tone", "site": "Body site"}  # columns of the metadata
@@ -67,8 +67,8 @@ in the `config.json` of its folder."""
 def model_card(config: Config, results: Mapping[str, Any], ensemble: str | None = None) -> str:
     """The card of a run's model, or of an ensemble, which is called so, from its results."""
     test, point, images = results["test"], results["operating_point"], results["images"]
-    figures = "\n".join(_line(METRICS[name].title, test[name], name) for name in METRICS)
-    at_threshold = "\n".join(_line(METRICS[name].title, point["test"][name], name) for name in POINT)
+    figures = "\n".join(_line(name, test[name]) for name in METRICS)
+    at_threshold = "\n".join(_line(name, point["test"][name]) for name in POINT)
     counts = "\n".join(f"| {split} | {n['benign']} | {n['malignant']} |" for split, n in images.items())
     return f"""---
 {yaml.safe_dump(header(config, results, ensemble), sort_keys=False).strip()}
@@ -164,9 +164,9 @@ def header(config: Config, results: Mapping[str, Any], ensemble: str | None = No
     }
 
 
-def _line(title: str, figure: Mapping[str, Any], name: str) -> str:
-    value, low, high = figure_in_words(name, figure)
-    return f"| {title} | {value} | {low} to {high} | {figure['n']} | {figure['interval']} |"
+def _line(name: str, figure: Mapping[str, Any]) -> str:
+    value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
+    return f"| {METRICS[name].title} | {value} | {low} to {high} | {figure['n']} | {figure['interval']} |"
 
 
 def _origin(point: Mapping[str, Any]) -> str:

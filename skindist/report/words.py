@@ -59,7 +59,7 @@ def describe_ensemble(results: Mapping[str, Any]) -> str:
     held_out = results["val"]["auroc"]
     count = plural(held_out["n"], "image")
     where = "out of fold" if crossed(member["fold"] for member in results["members"]) else "validation"
-    said = f"{where}, {count}: AUROC {held_out['value']:.3f} ({held_out['low']:.3f} to {held_out['high']:.3f})"
+    said = f"{where}, {count}: {describe_figure('auroc', held_out)}"
     return f"{plural(len(results['members']), 'member')}; {said}\n{results['verdict']}"
 
 
@@ -85,16 +85,7 @@ def origin_of_threshold(point: Mapping[str, Any]) -> str:
 
 def describe_figure(name: str, figure: Mapping[str, Any]) -> str:
     """A metric with its interval: "AUROC 0.811 (0.766 to 0.853)"."""
-    value, low, high = figure_in_words(name, figure)
-    return (
-        f"{METRICS[name].title} {value} ({low} to {high})" if value != UNDEFINED else f"{METRICS[name].title} {value}"
-    )
-
-
-def figure_in_words(name: str, figure: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Value, low and high of an estimate as they are printed."""
-    value, low, high = (METRICS[name].text(figure[part]) for part in ("value", "low", "high"))
-    return value, low, high
+    return f"{METRICS[name].title} {METRICS[name].said(figure)}"
 
 
 def figure_text(value: object, name: str) -> str:
