@@ -62,6 +62,12 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
     write_atomic(path, text.getvalue())
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by column; names of files need not be UTF-8."""
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        return list(csv.DictReader(lines))
+
+
 def write_json(path: Path, values: Any) -> None:
     """Write JSON atomically, indented."""
     write_atomic(path, json.dumps(finite(values), indent=2) + "\n")

@@ -4,7 +4,6 @@ A group (copies, near-duplicates, one lesion, one patient) is never divided: wha
 another guise cannot be tested on.
 """
 
-import csv
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from skindist.data.scan import CLASSES, ImageFile
 from skindist.errors import UserError
-from skindist.files import write_csv
+from skindist.files import read_csv, write_csv
 from skindist.randomness import Stream, generator
 from skindist.wording import plural
 
@@ -174,11 +173,7 @@ def write_split(path: Path, rows: Sequence[Row]) -> None:
 
 def read_split(path: Path) -> list[Row]:
     """Read split.csv; the position of a row is its sample id. Raises ValueError or KeyError if it is damaged."""
-    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [
-            Row(row["path"], LABELS[row["label"]], row["split"], row["group"], row["sha256"])
-            for row in csv.DictReader(file)
-        ]
+    rows = [Row(row["path"], LABELS[row["label"]], row["split"], row["group"], row["sha256"]) for row in read_csv(path)]
     if not rows:
         raise ValueError("it holds no image")
     return rows

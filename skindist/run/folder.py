@@ -5,7 +5,6 @@ run = Run(Path("runs/mine"))
 run.results()["test"]["auroc"], run.metrics(), run.predictions("test")
 """
 
-import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import yaml
 from skindist.config import Config
 from skindist.data.split import Row, read_split, write_split
 from skindist.errors import Damaged, UserError
-from skindist.files import write_atomic, write_csv, write_json
+from skindist.files import read_csv, write_atomic, write_csv, write_json
 from skindist.run import record
 from skindist.run.checkpoint import newest_intact
 from skindist.run.record import Event
@@ -112,7 +111,7 @@ class Run:
 
     def quarantine(self) -> list[tuple[str, str]]:
         """The images that were left out, and why."""
-        return [(row["path"], row["reason"]) for row in self._read(self._quarantine, read_rows)]
+        return [(row["path"], row["reason"]) for row in self._read(self._quarantine, read_csv)]
 
     def metrics(self) -> list[Event]:
         """The events of the curves, in order: keys like "train/loss", "val/auroc", "epoch", "global_step"."""
@@ -124,11 +123,11 @@ class Run:
 
     def predictions(self, split: str) -> list[dict[str, str]]:
         """One row an image of "val" or "test": path, label, probability of malignant, and what the metadata say."""
-        return self._read(self._predictions(split), read_rows)
+        return self._read(self._predictions(split), read_csv)
 
     def doubted_labels(self) -> list[dict[str, str]]:
         """Of an ensemble: path, label and probability of images whose label is doubted, the most doubted first."""
-        return self._read(self.doubted, read_rows)
+        return self._read(self.doubted, read_csv)
 
     def newest_checkpoint(self) -> Path | None:
         """The folder of the newest checkpoint that is whole; None without any."""
@@ -193,9 +192,3 @@ def read_settings(file: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(values, dict) or not all(isinstance(section, dict) for section in values.values()):
         raise ValueError("it holds no sections")
     return values
-
-
-def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file by column; names of files need not be UTF-8."""
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
-        return list(csv.DictReader(lines))
