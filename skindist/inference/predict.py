@@ -31,7 +31,7 @@ from skindist.inference.explain import explain
 from skindist.inference.saved_model import SavedModel
 from skindist.inference.seeing import BatchReader
 from skindist.inference.sources import load_model
-from skindist.inference.table import WRITERS, GrowingTable, Row, part_of
+from skindist.inference.table import WRITERS, GrowingTable, part_of
 from skindist.prediction.evaluate import progress
 from skindist.prediction.memory import images_at_a_time
 from skindist.prediction.predictor import Predictor
@@ -95,7 +95,7 @@ def predict(
         started, files = time.perf_counter(), islice(list_files(given, own_files(out, maps)), kept, None)
         bar = stack.enter_context(progress(None, "predicting", "image", accelerator, total=total, initial=kept))
         for rows in stack.enter_context(closing(in_order(accelerator, reader, files, kept, batch, threads))):
-            on_main(accelerator, save, table, rows)
+            on_main(accelerator, GrowingTable.append, table, rows)
             bar.update(len(rows))
         bar.close()
         counts = on_main(accelerator, finish, table, reader.columns, may_take_hours=True) or {}
@@ -210,11 +210,6 @@ def take_up(table: GrowingTable, given: str, out: Path, maps: Path | None) -> in
                 "delete it to begin anew"
             )
     return table.kept
-
-
-def save(table: GrowingTable, rows: Sequence[Row]) -> None:
-    """Add rows to the table."""
-    table.append(rows)
 
 
 def finish(table: GrowingTable, columns: Sequence[str]) -> dict[str, int]:
