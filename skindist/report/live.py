@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 from skindist.errors import UserError
 from skindist.extras import require
@@ -27,7 +26,8 @@ def live_curves(run: Path) -> Iterator[None]:
     Raises:
         UserError: IPython is not installed.
     """
-    notebook = ipython()
+    require("notebook", "IPython")
+    notebook = importlib.import_module("IPython.display")  # its functions have no types
     record, seen, over = Run(run).record, 0, Event()
     shown = notebook.display(notebook.HTML("The curves come with the first steps."), display_id=True)
 
@@ -77,13 +77,3 @@ def show_report(run: Path, height: int = 800) -> Page:
     if not page.is_file():
         raise UserError(f"{page}: there is none yet: let the run go on to its end")
     return Page(page.read_text(), height)
-
-
-def ipython() -> Any:
-    """What shows things in a notebook.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    require("notebook", "IPython")
-    return importlib.import_module("IPython.display")
