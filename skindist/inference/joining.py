@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.special import logit
 
 from skindist.config import Config, in_common
 from skindist.data.loading import sample_ids
@@ -174,13 +174,8 @@ def predicted(rows: Sequence[Row], scores: Sequence[Scores]) -> Predictions:
             of_path[path].append(probability)
     ids = [number for number, row in enumerate(rows) if row.path in of_path]
     means = np.array([np.mean(of_path[rows[number].path]) for number in ids])
-    return Predictions(np.array(ids), log_odds(means), np.array([rows[number].label for number in ids]))
-
-
-def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The logits of probabilities."""
-    kept = probabilities.clip(SURE, 1 - SURE)
-    return np.asarray(np.log(kept) - np.log1p(-kept))
+    logits, labels = logit(means.clip(SURE, 1 - SURE)), np.array([rows[number].label for number in ids])
+    return Predictions(np.array(ids), logits, labels)
 
 
 def frozen_on(members: Sequence[Member], held_out: Predictions, known: Known, sensitivity: float, seed: int) -> Frozen:
