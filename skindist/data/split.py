@@ -202,9 +202,10 @@ def count_rows(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
 
 
 def describe(rows: Sequence[Row]) -> str:
-    """Class names and counts of each split, for the console."""
+    """Class names and counts of each split that there is, for the console."""
     parts = (
         f"{split} " + " + ".join(f"{count} {name}" for name, count in counts.items())
         for split, counts in count_rows(rows).items()
+        if any(counts.values())
     )
     return f"data: {len(rows)} images: " + ", ".join(parts)

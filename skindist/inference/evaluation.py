@@ -1,7 +1,7 @@
 """`skindist evaluate`: what a saved model is worth on other images, with its threshold and calibration frozen."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from skindist.config import Config, EvaluationConfig
 from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared, prepare_test
-from skindist.data.split import Row, count_rows
+from skindist.data.split import count_rows, describe
 from skindist.determinism import float32_of, tf32
 from skindist.distributed import group
 from skindist.distributed.group import decide
@@ -35,7 +35,6 @@ from skindist.recipe import DataConfig, ModelConfig
 from skindist.report.run_page import draw_run_page
 from skindist.report.words import describe_evaluation
 from skindist.run.folder import Run
-from skindist.wording import plural
 
 BATCH = 64  # images that a process predicts at a time, at most
 SEED = 0  # of the intervals, the halves and the disturbances
@@ -77,7 +76,7 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     absolute, pixels = Config(data=data).with_absolute_paths().data, description.preprocessing
     config = replace(absolute, image_size=description.image_size)
     prepared = decide(accelerator, prepare_images, config, asked, may_take_hours=True)
-    log.info(f"{describe_images(prepared.rows)}\n{group.describe(accelerator)}, {float32_of(accelerator.device)}")
+    log.info(f"{describe(prepared.rows)}\n{group.describe(accelerator)}, {float32_of(accelerator.device)}")
     load = partial(load_weights, source.folder)
     predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
     store = open_store(accelerator, config, prepared, pixels.interpolation)
@@ -180,9 +179,3 @@ def warnings(results: Mapping[str, Any]) -> list[str]:
     differs = unlike["malignant_share"]["differs"] or any(trait["differs"] for trait in unlike["traits"])
     said = [seen["note"]] if any(seen[name] for name in COUNTED) else []
     return [f"{note[0].upper()}{note[1:]}." for note in said + ([unlike["note"]] if differs else [])]
-
-
-def describe_images(rows: Sequence[Row]) -> str:
-    """How many images of each class there are, for the console."""
-    counts = count_rows(rows)["test"]
-    return f"data: {plural(len(rows), 'image')}: " + " + ".join(f"{count:,} {name}" for name, count in counts.items())
