@@ -15,13 +15,13 @@ from skindist.model import Preprocessing
 
 @dataclass
 class Predictor:
-    """What predicts: the bare module, the function from uint8 to normalised images, and in how many positions each
-    image is seen."""
+    """What predicts: the bare module, the function from uint8 to normalised images, the order in memory of what the
+    module gets, and in how many positions each image is seen."""
 
     accelerator: Accelerator
     module: nn.Module
     normalize: Callable[[Tensor, Tensor], Tensor]
-    channels_last: bool = True
+    memory_format: torch.memory_format = torch.channels_last
     views: int = 1
 
     @property
@@ -32,11 +32,6 @@ class Predictor:
     def logits(self, batch: Batch, module: nn.Module) -> Tensor:
         """The mean of the logits of all views, (B, 2), by a copy that `for_prediction` made of the judged model."""
         return mean_of_views(module, self.to_device(batch)[0], self.views, self.memory_format)
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """The order in memory of what the model gets."""
-        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, S, S) as uint8 to the device, coloured and normalised there; labels (B,)."""

@@ -179,8 +179,8 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
         freeze_backbone(module)
     if config.train.sync_batchnorm:
         module = synchronise_batchnorm(module, accelerator.device)
-    if config.train.channels_last:
-        module.to(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    module.to(memory_format=memory_format)
     pairs = pairs_to_fold(module) if config.keeps_statistics else ()
     optimizer = build_optimizer(module, config.optim, config.model.starts_trained)
     model, optimizer = accelerator.prepare(module, optimizer)
@@ -192,7 +192,7 @@ def build_learner(accelerator: Accelerator, config: Config) -> Learner:
         accelerator,
         module,
         normalize,
-        config.train.channels_last,
+        memory_format,
         model=model,
         optimizer=optimizer,
         average=average,
