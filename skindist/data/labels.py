@@ -80,7 +80,7 @@ def _with_labels(config: DataConfig, column: str, scan: Scan, metadata: Metadata
             f"--data.label_column {column}: {plural(len(unlike), 'image')} in a class folder of which the table says "
             f"otherwise, such as {path}: {said[path]}; correct one of the two, or leave out --data.label_column"
         )
-    return _without(scan, images, left_out)
+    return replace(scan, images=images, left_out=sorted(left_out))
 
 
 def _with_splits(config: DataConfig, column: str, scan: Scan, metadata: Metadata) -> Scan:
@@ -104,10 +104,6 @@ def _with_splits(config: DataConfig, column: str, scan: Scan, metadata: Metadata
         images.append(replace(image, split=split))
     if unknown := len(left_out) - len(scan.left_out):
         log.warning(f"data: left out, as the table has no row with their part: {plural(unknown, 'image')}")
-    return _without(scan, images, left_out)
-
-
-def _without(scan: Scan, images: list[ImageFile], left_out: list[tuple[str, str]]) -> Scan:
     return replace(scan, images=images, left_out=sorted(left_out))
 
 

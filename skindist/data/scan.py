@@ -153,7 +153,8 @@ def _find(root: Path, any_layout: bool, split_by_table: bool) -> Iterator[tuple[
         raise UserError(f"--data.path {root}: {'is not a folder' if root.exists() else 'no such folder'}")
     folders = _folders(root)
     splits = {SPLIT_WORDS[name.lower()]: folder for name, folder in folders.items() if name.lower() in SPLIT_WORDS}
-    by_class = not any_layout or any(_class_folders(folder) for folder in (root, *splits.values()))
+    names = {name.lower() for folder in (root, *splits.values()) for name in _folders(folder)}
+    by_class = not any_layout or not names.isdisjoint(CLASSES)
     odd = _odd_split(folders, splits) if splits else ""
     if splits and (by_class or not split_by_table):
         if odd:
@@ -182,11 +183,6 @@ def _odd_split(folders: dict[str, Path], splits: dict[str, Path]) -> str:
             f"{' or '.join(f'{name}/' for name in sorted(missing))}; give train/, val/ and test/, or none of them"
         )
     return ""
-
-
-def _class_folders(folder: Path) -> bool:
-    """Whether it holds one, and so says something of labels."""
-    return any(name.lower() in CLASSES for name in _folders(folder))
 
 
 def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, int, str, Stamp]]:

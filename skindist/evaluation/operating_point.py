@@ -86,12 +86,8 @@ def at_threshold(
         probabilities, labels, seed, threshold=threshold, groups=groups, prevalence=prevalence, names=SHARES
     )
     ppv = found["ppv"]
-    value, low, high = (_reciprocal(share) for share in (ppv.value, ppv.high, ppv.low))
+    value, low, high = (math.inf if share == 0 else 1 / share for share in (ppv.value, ppv.high, ppv.low))
     return found | {"number_needed_to_biopsy": replace(ppv, value=value, low=low, high=high)}
-
-
-def _reciprocal(share: float) -> float:
-    return math.inf if share == 0 else 1 / share
 
 
 def _below(scores: Probabilities, probabilities: Probabilities) -> Probabilities:

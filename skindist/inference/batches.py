@@ -36,16 +36,12 @@ def in_order(
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
     many = world_size * threads * AHEAD * batch
-
-    def next_files() -> list[Item]:
-        return list(islice(files, many))
-
     before: list[Future[list[Row]]] | None = None
     with reading_images():
         pool = ThreadPoolExecutor(threads, initializer=settle, initargs=(accelerator.device,))
         used = torch.get_num_threads()
         try:
-            while items := decide(accelerator, next_files, may_take_hours=True):
+            while items := decide(accelerator, lambda: list(islice(files, many)), may_take_hours=True):
                 starts = range(0, len(items), batch)[rank::world_size]
                 jobs = [pool.submit(reader, first + start, items[start : start + batch]) for start in starts]
                 first += len(items)

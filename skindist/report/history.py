@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from skindist.config import Config, marked
-from skindist.data.split import PARTS, leaked
+from skindist.data.split import PARTS
 from skindist.evaluation.metrics import METRICS
 from skindist.recipe import DataConfig
 from skindist.report.html import Table, attempt
@@ -97,12 +97,6 @@ def parts_table(images: Mapping[str, Mapping[str, int]]) -> Table | None:
         share = figure_text(counts["malignant"] / total if total else None, "share")
         rows.append([PARTS.get(part, part), *(f"{count:,}" for count in (*counts.values(), total)), share])
     return Table(["part", *next(iter(images.values())), "total", "malignant share"], rows) if rows else None
-
-
-def leaks(run: Run) -> dict[str, int] | None:
-    """How many test images belong together with one that was trained on or validated with; None: not known."""
-    rows = attempt(run.split)
-    return None if rows is None else leaked(rows)
 
 
 def quarantine_table(run: Run, named: bool) -> Table | None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from skindist.data.split import PARTS
+from skindist.data.split import PARTS, leaked
 from skindist.evaluation import bands
 from skindist.evaluation.figures import confusion_matrix
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS
@@ -89,7 +89,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         story=history.early_stopping_story(results.get("early_stopping"), settings, events),
         epochs=history.epoch_table(events),
         parts=history.parts_table(results.get("images", {})),
-        leaks=history.leaks(run),
+        leaks=attempt(lambda: leaked(run.split())),
         reasons=history.quarantine_table(run, pictures),
         changed=history.changed_settings(settings, pictures),
         repeat=history.repeat_command(run, results, settings, pictures),
