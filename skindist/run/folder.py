@@ -37,7 +37,7 @@ class Place:
     @overload
     def __get__(self, run: "Run", owner: type) -> Path: ...
     def __get__(self, run: "Run | None", owner: type) -> Self | Path:
-        return run.path / self.name if run else self
+        return self if run is None else run.path / self.name
 
 
 @dataclass(frozen=True)

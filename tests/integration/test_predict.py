@@ -28,6 +28,7 @@ from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
+from skindist.inference.batches import settle
 from skindist.inference.predict import open_table, what_rows_depend_on
 from skindist.inference.saved_model import SavedModel, save_model
 from skindist.inference.seeing import plain
@@ -59,6 +60,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights, whose threshold lies between the probabilities of the images below."""
     folder = tmp_path_factory.mktemp("model")
     return saved(folder, Threshold(0.542, "validation", 0.95), Calibration(0.5, -0.1))
+
+
+def test_a_thread_of_a_lone_process_takes_the_gpu_that_it_begins_with() -> None:
+    """Accelerate names it "cuda", without a number, which `torch.cuda.set_device` refuses."""
+    settle(torch.device("cuda"))
 
 
 def write(picture: Image.Image, place: str, kind: int) -> None:
