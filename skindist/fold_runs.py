@@ -18,7 +18,8 @@ from skindist.launcher import side_by_side
 from skindist.machine import available_cores, gpus
 from skindist.programs import NO_TRAINING, last_words
 from skindist.run.folder import Run
-from skindist.run.lock import read_owner, try_flock
+from skindist.run.lock import try_flock
+from skindist.run.owner import read_owner
 
 log = logging.getLogger("skindist")
 
@@ -116,7 +117,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
 def refuse_running(part: Part) -> None:
     """Raise UserError where a process of this machine writes the run already, as after SIGKILL to `skindist folds`."""
     owner = read_owner(part.run.lock)
-    if owner is None or not owner.is_here or owner.parent_pid is None:
+    if owner is None or not owner.lives_here:
         return
     with part.run.lock.open("r+b") as file:  # which a process of the same number need not hold
         held = try_flock(file.fileno()) is False

@@ -18,75 +18,17 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-
-import psutil
 
 from skindist.errors import TrainingError, UserError
 from skindist.launcher import this_launch
 from skindist.machine import machine_id
+from skindist.run.owner import Owner, read_owner
 
 log = logging.getLogger("skindist")
 PATIENCE = 60.0  # seconds of silence after which a holder that cannot be seen counts as dead
 NO_FLOCK = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}  # of file systems that have none
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a lock: process and, where one started it, its launcher; `beat` is in seconds since 1970. Machines may
-    share a name, and processes in containers a number, so `machine` and `token` tell them apart."""
-
-    host: str
-    pid: int
-    launcher_pid: int | None
-    beat: float
-    machine: str = ""
-    token: str = ""
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it is of this machine."""
-        return (self.host, self.machine) == (socket.gethostname(), machine_id())
-
-    @property
-    def parent_pid(self) -> int | None:
-        """The parent of a process of this machine; None if the process is dead."""
-        try:
-            process = psutil.Process(self.pid)
-            return None if process.status() == psutil.STATUS_ZOMBIE else process.ppid()
-        except psutil.NoSuchProcess:
-            return None
-
-    @property
-    def is_orphan(self) -> bool:
-        """Whether a process of this machine has outlived its launcher."""
-        return self.launcher_pid is not None and self.parent_pid not in (self.launcher_pid, None)
-
-    @property
-    def silence(self) -> float:
-        """Seconds since the last beat, by this machine's clock; negative where the clocks differ."""
-        return time.time() - self.beat
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} (silent for {max(0.0, self.silence):.0f} s)"
-
-
-def read_owner(file: Path) -> Owner | None:
-    """Who a lock file names; None if it is empty, damaged or gone."""
-    for _ in range(5):
-        try:
-            content = file.read_bytes()
-            if not content:
-                return None
-            return Owner(**json.loads(content))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError):
-            time.sleep(0.02)  # maybe just being written
-    return None
-
-
 _held: set[int] = set()  # file descriptors
 
 
@@ -153,7 +95,7 @@ class RunLock(AbstractContextManager["RunLock"]):
             flock, owner = try_flock(descriptor), read_owner(self._file)
             if flock is not False and (owner is None or (flock and owner.is_here)):
                 return
-            dead = owner and owner.is_here and owner.parent_pid is None
+            dead = owner and owner.is_here and not owner.lives_here
             if owner != first or (flock is False and not dead):
                 raise self._refusal(owner)
             # Left are a process of another machine, or one that has just died and whose loaders still hold its flock.
@@ -170,7 +112,7 @@ class RunLock(AbstractContextManager["RunLock"]):
 
     def _refusal(self, owner: Owner | None) -> UserError:
         what, remedy = f"{owner or 'another process'} is writing this run", "stop it first, or give another folder"
-        if owner and owner.is_here and owner.is_orphan:
+        if owner and owner.is_orphan:
             what = f"{owner} goes on writing this run although its launcher is gone"
             remedy = f"end it: kill {owner.pid}"
         return UserError(f"--run.dir {self._file.parent}: {what}; {remedy}")

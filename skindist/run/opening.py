@@ -13,7 +13,8 @@ from skindist.errors import UserError
 from skindist.files import refuse_within, why_unwritable, write_atomic
 from skindist.launcher import this_launch
 from skindist.run.folder import Run
-from skindist.run.lock import RunLock, read_owner
+from skindist.run.lock import RunLock
+from skindist.run.owner import read_owner
 
 
 def choose_folder(config: Config) -> Run:
@@ -65,7 +66,7 @@ def refuse_written(run: Run) -> None:
     """Raise UserError where a process of this machine is seen to write the run. `claim` has the last word: what other
     machines do takes time to see, and an orphan may end by itself until then."""
     owner = read_owner(run.lock)
-    if owner and owner.is_here and owner.parent_pid is not None and not owner.is_orphan:
+    if owner and owner.lives_here and not owner.is_orphan:
         with RunLock() as lock:
             lock.take(run.lock)
 

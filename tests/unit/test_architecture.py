@@ -49,7 +49,7 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
     {"evaluation.frozen", "evaluation.beside_shortcut", "evaluation.differences"},
     {"evaluation.judgement"},
     {"evaluation.recalibration", "evaluation.stress", "evaluation.mistakes"},
-    {"run.lock", "run.checkpoint", "run.comparison", "run.record", "report.words"},
+    {"run.lock", "run.owner", "run.checkpoint", "run.comparison", "run.record", "report.words"},
     {"run.folder"},
     {"report.html", "report.plots", "report.scores"},
     {"report.page", "report.mistakes", "report.history"},

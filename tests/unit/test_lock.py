@@ -16,7 +16,8 @@ import pytest
 
 from skindist.errors import TrainingError, UserError
 from skindist.machine import machine_id
-from skindist.run.lock import RunLock, read_owner
+from skindist.run.lock import RunLock
+from skindist.run.owner import read_owner
 
 HERE = socket.gethostname()
 HOLD = """
