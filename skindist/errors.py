@@ -1,4 +1,5 @@
-"""The ways in which a run ends early on purpose: each is shown as one message, never as a traceback."""
+"""The ways in which a run ends early on purpose: each is shown as one message, never as a traceback. And what other
+libraries' errors say, in one line."""
 
 
 class UserError(Exception):
@@ -28,3 +29,8 @@ class NoAnswer(Exception):
 
 class OutOfMemory(Exception):
     """One process ran out of memory; the others know nothing of it. Exit status 1."""
+
+
+def first_line(error: Exception) -> str:
+    """An error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from skindist.config import Config
-from skindist.errors import UserError
+from skindist.errors import UserError, first_line
 from skindist.files import expanded
 from skindist.recipe import ModelConfig
-from skindist.weights import first_line, load_weights, pretrained_file
+from skindist.weights import load_weights, pretrained_file
 from skindist.wording import plural
 
 FEW = 16  # images, below which BatchNorm's statistics cost accuracy (Wu and He 2018, Group Normalization, figure 1)

@@ -11,11 +11,10 @@ import timm.optim
 import torch
 from torch import nn
 
-from skindist.errors import UserError
+from skindist.errors import UserError, first_line
 from skindist.launcher import this_launch
 from skindist.model import head_keys
 from skindist.recipe import OptimConfig
-from skindist.weights import first_line
 
 ADADELTA_EPS = 1e-6  # of the reference recipe
 HEAD_LR_FACTOR = 5.0  # of a new head on layers that have learnt already

@@ -4,11 +4,7 @@ Nothing is left random in silence, and no failure is retried for a minute.
 """
 
 import logging
-import re
-import threading
 from argparse import Namespace
-from collections.abc import Callable
-from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +18,9 @@ from timm.models._hub import check_cached_file, download_cached_file
 from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 
-from skindist.errors import UserError
+from skindist.downloads import NETWORK_SECONDS, within
+from skindist.errors import UserError, first_line
 
-NETWORK_SECONDS = 4.0
-"""Longest wait for a first sign of life from the network."""
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")
@@ -133,24 +127,3 @@ def _from_url(url: str) -> str:
         ask = partial(get_session().head, url, timeout=NETWORK_SECONDS, follow_redirects=True)
         within(NETWORK_SECONDS, lambda: ask().raise_for_status())
     return str(download_cached_file(url))
-
-
-def within(seconds: float, probe: Callable[[], object]) -> None:
-    """Run `probe` and raise what it raises, or TimeoutError: the look-up of a host name knows no timeout of its own."""
-    answer: Future[object] = Future()
-
-    def run() -> None:
-        try:
-            answer.set_result(probe())
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    if not wait([answer], seconds).done:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    answer.result()
-
-
-def first_line(error: Exception) -> str:
-    """An error's kind and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

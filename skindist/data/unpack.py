@@ -15,9 +15,9 @@ from huggingface_hub import HfApi
 from PIL import Image
 from tqdm import tqdm
 
-from skindist.errors import UserError
+from skindist.downloads import HUB_ID, NETWORK_SECONDS, within
+from skindist.errors import UserError, first_line
 from skindist.files import expanded, refuse_occupied, whole_folder, write_csv
-from skindist.weights import HUB_ID, NETWORK_SECONDS, first_line, within
 from skindist.wording import plural
 
 IMAGES, TABLE = "images", "metadata.csv"

@@ -10,11 +10,10 @@ from typing import Any
 
 from skindist.config import VIEWS
 from skindist.data.scan import CLASSES
-from skindist.errors import UserError
+from skindist.errors import UserError, first_line
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.frozen import Frozen
 from skindist.model import Preprocessing
-from skindist.weights import first_line
 
 DESCRIPTION = "config.json"
 OWN = "skindist"  # the key of config.json that is ours

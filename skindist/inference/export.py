@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 
 from skindist.data.demo import draw_lesion
-from skindist.errors import UserError
+from skindist.errors import UserError, first_line
 from skindist.extras import require
 from skindist.files import refuse_bad_file, write_atomic
 from skindist.inference.description import Description
@@ -29,7 +29,6 @@ from skindist.inference.graph import Classifier
 from skindist.inference.saved_model import SavedModel
 from skindist.inference.single import probabilities
 from skindist.inference.sources import load_model
-from skindist.weights import first_line
 
 OPSET = 18
 FREE = {axis: Dim(name) for axis, name in enumerate("NHW")}

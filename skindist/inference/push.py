@@ -11,11 +11,11 @@ from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.constants import is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from skindist.errors import UserError
+from skindist.downloads import HUB_ID, NETWORK_SECONDS, within
+from skindist.errors import UserError, first_line
 from skindist.inference.description import DESCRIPTION, read_description
 from skindist.inference.saved_model import CARD, WEIGHTS
 from skindist.inference.sources import find_model, load_model
-from skindist.weights import HUB_ID, NETWORK_SECONDS, first_line, within
 
 T = TypeVar("T")
 log = logging.getLogger("skindist")

@@ -19,14 +19,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from skindist.data.scan import CLASSES
-from skindist.errors import UserError
+from skindist.errors import UserError, first_line
 from skindist.evaluation.differences import TrainingSet
 from skindist.evaluation.frozen import Frozen
 from skindist.files import write_atomic, write_json
 from skindist.inference.description import DESCRIPTION, FORMAT, FORMAT_OF_ENSEMBLES, OWN, Description, member_name
 from skindist.inference.ensemble import Ensemble
 from skindist.model import preprocessing
-from skindist.weights import first_line
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
 

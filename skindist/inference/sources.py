@@ -6,12 +6,12 @@ from pathlib import Path
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_url, snapshot_download
 
-from skindist.errors import UserError
+from skindist.downloads import HUB_ID, NETWORK_SECONDS, within
+from skindist.errors import UserError, first_line
 from skindist.files import expanded
 from skindist.inference.description import DESCRIPTION, read_description
 from skindist.inference.saved_model import WEIGHTS, SavedModel, build_module, load_weights
 from skindist.run.folder import Run
-from skindist.weights import HUB_ID, NETWORK_SECONDS, first_line, within
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 
 from skindist.config import Config, TrackingConfig
-from skindist.errors import UserError
+from skindist.errors import UserError, first_line
 from skindist.evaluation.metrics import METRICS
 from skindist.run.folder import Run
 from skindist.run.record import Event
 from skindist.tracking.wandb_sink import SUMMARY_PARTS
-from skindist.weights import first_line
 
 TRIED = ("tensorboard", "trackio", "mlflow")  # what they send by themselves was looked at
 HIDDEN = {  # MLflow sends these by itself: who, which file, and of which state of the code

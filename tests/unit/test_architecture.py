@@ -12,6 +12,7 @@ import skindist
 ROOT = Path(skindist.__file__).parent
 LAYERS = [  # from the ground up: a module may import its own layer and those before it
     {
+        "downloads",
         "errors",
         "extras",
         "determinism",
