@@ -13,7 +13,7 @@ from timm.models import get_pretrained_cfg
 
 from skindist.config import Config
 from skindist.evaluation.metrics import METRICS
-from skindist.report.words import describe_figure, figure_text, origin_of_threshold
+from skindist.report.words import describe_figure, figure_text, origin_of_threshold, prevalence_in_words
 
 UNKNOWN = "not provided"
 DESCRIBED = {"age": "Age", "sex": "Sex", "skin_tone": "Skin tone", "site": "Body site"}  # columns of the metadata
@@ -92,7 +92,7 @@ probability for any picture, also for one that shows no lesion.
 ## Operating point
 
 The threshold is {figure_text(point["threshold"], "threshold")} of the calibrated probability, {_origin(point)}.
-PPV and NPV are at {_prevalence(point)}.
+PPV and NPV are at {prevalence_in_words(point)}.
 
 | test, at this threshold | value | 95 % interval | images | interval by |
 | --- | --- | --- | --- | --- |
@@ -178,10 +178,6 @@ def _origin(point: Mapping[str, Any]) -> str:
         return said
     low, high = (figure_text(end, "threshold") for end in point["threshold_interval"])
     return f"{said}; 95 % interval {low} to {high}"
-
-
-def _prevalence(point: Mapping[str, Any]) -> str:
-    return "the test set's own prevalence" if point["prevalence"] is None else f"a prevalence of {point['prevalence']}"
 
 
 def _calibration(found: Mapping[str, Any]) -> str:

@@ -68,12 +68,18 @@ def describe_operating_point(point: Mapping[str, Any]) -> str:
     said = [describe_figure(name, point["test"][name]) for name in ("sensitivity", "specificity", "ppv", "npv")]
     biopsies = point["test"]["number_needed_to_biopsy"]["value"]
     many = f"{biopsies:.1f}" if biopsies else "an unknown number of"
-    own = point["prevalence"] is None
-    prevalence = "the test set's own prevalence" if own else f"a prevalence of {point['prevalence']:.1%}"
     return (
         f"operating point: threshold {figure_text(point['threshold'], 'threshold')}, {origin_of_threshold(point)}\n"
-        f"  on test: {', '.join(said)}; {many} images called malignant for each one that is, at {prevalence}"
+        f"  on test: {', '.join(said)}; {many} images called malignant for each one that is, at "
+        f"{prevalence_in_words(point)}"
     )
+
+
+def prevalence_in_words(point: Mapping[str, Any]) -> str:
+    """The share of malignant images for which PPV and NPV are stated."""
+    if point["prevalence"] is None:
+        return "the test set's own prevalence"
+    return f"a prevalence of {figure_text(point['prevalence'], 'prevalence')}"
 
 
 def origin_of_threshold(point: Mapping[str, Any]) -> str:
