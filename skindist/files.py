@@ -9,8 +9,9 @@ import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 from skindist.errors import UserError
 
@@ -56,10 +57,16 @@ def write_cache(file: Path, content: str) -> None:
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file atomically."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    write_rows(text, chain([header], rows))
     write_atomic(path, text.getvalue())
+
+
+def write_rows(text: TextIO, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows as CSV: a float as repr says it, None as nothing."""
+    plain = csv.writer(text, lineterminator="\n")
+    quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:  # until Python 3.13, a carriage return alone would stay bare, and end the row
+        (quoting if any("\r" in cell for cell in row if isinstance(cell, str)) else plain).writerow(row)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

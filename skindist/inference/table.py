@@ -1,7 +1,6 @@
 """A table that grows for hours and survives a kill: rows are kept beside it, and become CSV, JSON lines or Parquet at
 the end, all at once. What a file is written as follows from its name."""
 
-import csv
 import fcntl
 import io
 import json
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from skindist.errors import TrainingError, UserError
-from skindist.files import replacing, sync_folder
+from skindist.files import replacing, sync_folder, write_rows
 
 Row = Sequence[str | float | None]
 AT_ONCE = 65_536  # rows of a group in a Parquet file
@@ -141,7 +140,7 @@ def _differing(first: bytes, depends_on: Mapping[str, Any]) -> str:
 
 def _write_csv(file: IO[bytes], columns: Sequence[str], rows: Iterator[Row]) -> None:
     text = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")  # names of files need not be UTF-8
-    csv.writer(text, lineterminator="\n").writerows(chain([columns], rows))  # a float as repr says it, None as ""
+    write_rows(text, chain([columns], rows))
     text.detach()
 
 

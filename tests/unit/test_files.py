@@ -1,11 +1,13 @@
 """Files and folders are whole or absent, also where the disk is full."""
 
+import csv
 from pathlib import Path
 
 import pytest
 
 from skindist.errors import UserError
-from skindist.files import UNFINISHED, refuse_occupied, whole_folder, write_atomic
+from skindist.files import UNFINISHED, refuse_occupied, whole_folder, write_atomic, write_csv
+from skindist.inference.table import GrowingTable
 from tests.helpers.disks import room_for
 
 
@@ -71,3 +73,24 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path)
     (tmp_path / "link").unlink()
     refuse_occupied(tmp_path / "new" / "deep")
     assert not list(tmp_path.iterdir()), "trying leaves nothing"
+
+
+ODD_ROWS = [["benign/car\rret.jpg", "0.5"], ["a\nb.jpg", "1"], ['c, "d".jpg', ""], ["plain.jpg", "0.25"]]
+
+
+def test_odd_names_come_back_and_ordinary_rows_are_plain(tmp_path: Path) -> None:
+    file = tmp_path / "split.csv"
+    write_csv(file, ["path", "value"], ODD_ROWS)
+    with file.open(newline="") as lines:
+        assert list(csv.reader(lines)) == [["path", "value"], *ODD_ROWS]
+    write_csv(file, ["path", "value"], [["plain.jpg", 0.25], ["other.jpg", None]])
+    assert file.read_bytes() == b"path,value\nplain.jpg,0.25\nother.jpg,\n"
+
+
+def test_odd_names_come_back_from_a_growing_table(tmp_path: Path) -> None:
+    file = tmp_path / "out.csv"
+    with GrowingTable(file, {}, 8) as table:
+        table.append(ODD_ROWS)
+        table.finish(["path", "value"])
+    with file.open(newline="") as lines:
+        assert list(csv.reader(lines)) == [["path", "value"], *ODD_ROWS]
