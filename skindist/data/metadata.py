@@ -15,7 +15,7 @@ from skindist.wording import plural
 Metadata = dict[str, dict[str, str]]  # image path -> column -> value
 KEYS = ("path", "file_name", "filename", "file", "image", "image_id", "image_name", "img_id", "isic_id", "id", "name")
 ALIASES = {  # canonical name: what a table may call it, best first
-    "patient_id": ("patient_id", "patient"),
+    "patient_id": ("patient_id", "patient", "subject_id", "case_id"),
     "lesion_id": ("lesion_id", "lesion"),
     "age": ("age", "age_approx"),
     "sex": ("sex", "gender"),
@@ -65,6 +65,10 @@ def read_metadata(
         log.warning(f"metadata: {plural(len(missing), 'image')} without a row, such as {missing[0]}")
     if lonely:
         log.info(f"metadata: {plural(len(lonely), 'row')} without an image, such as {lonely[0].key}")
+    if metadata and not any(values.get(name) for values in metadata.values() for name in IDS):
+        log.warning(
+            "metadata: patients and lesions are unknown: a split may part them; name the column patient_id or lesion_id"
+        )
     return metadata
 
 
@@ -94,9 +98,13 @@ def canonical_name(column: str) -> str:
 
 
 def _first(names: Sequence[str], header: Sequence[str]) -> int | None:
-    """Position in the header of the first of these names that it has, however it is written."""
-    plain = [re.sub(r"[\s-]", "_", name.lower()) for name in header]
-    return next((plain.index(name) for name in names if name in plain), None)
+    """Position in the header of the first of these names that it has, however it is written: "Patient ID" comes before
+    "PatientID"."""
+    for gap in ("_", ""):
+        plain = [re.sub(r"[\W_]+", gap, name.lower()) for name in header]
+        if found := [plain.index(name) for name in (name.replace("_", gap) for name in names) if name in plain]:
+            return found[0]
+    return None
 
 
 def _row(line: int, cells: list[str], columns: Sequence[str], key: str) -> _Row:
