@@ -29,6 +29,9 @@ UNREAD_SUFFIXES = {
     ".heic", ".heif", ".hif", ".gif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".dcm", ".dicom",
 }  # fmt: skip
 NOT_AN_IMAGE = "not an image"
+CANNOT_BE_READ = "cannot be read"
+NO_MEMORY = "not enough memory to read it"
+PASSING = (CANNOT_BE_READ, NO_MEMORY)  # how reasons begin that are none of the file's own
 UNREAD = "a kind of image that is not read; convert it to JPEG or PNG"
 CONVERTED = {"CMYK": "CMYK", "P": "palette", "PA": "palette", "LA": "alpha", "RGBA": "alpha"}
 MODES_8_BIT = {"1", "L", "RGB", "YCbCr", *CONVERTED}
@@ -99,9 +102,11 @@ def open_image(path: Path, use: Callable[[bytes, Image.Image], T]) -> T | str:
             return "not a file" if stat.S_ISFIFO(status.st_mode) else f"larger than {LARGEST >> 30} GiB"
         content = path.read_bytes()
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
+        return f"{CANNOT_BE_READ} ({error.strerror})"
     except ValueError as error:  # no name of a file: it holds a zero byte
-        return f"cannot be read ({error})"
+        return f"{CANNOT_BE_READ} ({error})"
+    except MemoryError:
+        return NO_MEMORY
     if not content:
         return "empty (0 bytes)"
     try:
@@ -111,6 +116,8 @@ def open_image(path: Path, use: Callable[[bytes, Image.Image], T]) -> T | str:
         return UNREAD if path.suffix.lower() in UNREAD_SUFFIXES else NOT_AN_IMAGE
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return f"more than {Image.MAX_IMAGE_PIXELS} pixels (a decompression bomb?)"
+    except MemoryError:
+        return NO_MEMORY
     except Exception as error:  # a damaged file can make a decoder raise nearly anything
         words = str(error).strip() or type(error).__name__
         return "truncated" if "truncated" in words else f"damaged ({words})"

@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from skindist.data.inspection import NOT_AN_IMAGE, SUFFIXES, UNREAD_SUFFIXES, Facts, inspect, reading_images
+from skindist.data.inspection import NOT_AN_IMAGE, PASSING, SUFFIXES, UNREAD_SUFFIXES, Facts, inspect, reading_images
 from skindist.errors import UserError
 from skindist.files import write_cache
 from skindist.machine import available_cores, cache_folder
@@ -97,6 +97,7 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> 
     memory = memory_of(cache_dir) / f"{place}.jsonl"
     known = _recall(memory)
     facts = {path: known[path][1] for path, stamp in files.items() if path in known and known[path][0] == stamp}
+    facts = {path: fact for path, fact in facts.items() if not fact.reason.startswith(PASSING)}
     new = [path for path in files if path not in facts]
     if not new and len(known) == len(files):
         return facts

@@ -154,6 +154,30 @@ def test_a_cache_that_cannot_be_written_only_costs_time(flat: Path, tmp_path: Pa
     assert len(scan_folder(flat, str(tmp_path / "file")).images) == 3
 
 
+@pytest.mark.parametrize(
+    ("step", "failure", "reason"),
+    [
+        ("pathlib.Path.read_bytes", OSError(errno.EIO, "I/O error"), "cannot be read (I/O error)"),
+        ("pathlib.Path.read_bytes", MemoryError(), "not enough memory to read it"),
+        ("skindist.data.inspection.decode", MemoryError(), "not enough memory to read it"),
+    ],
+)
+def test_a_failure_that_passes_is_not_remembered(
+    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, failure: Exception, reason: str
+) -> None:
+    monkeypatch.setattr(scan, "SETTLED", 0)
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, fail)
+        found = scan_folder(flat, str(tmp_path / "cache"))
+        assert [why for _, why in found.bad] == [reason] * 3
+    found = scan_folder(flat, str(tmp_path / "cache"))
+    assert (len(found.images), found.bad) == (3, [])
+
+
 def spoil_missing(root: Path) -> Path:
     return root / "nowhere"
 
