@@ -1,4 +1,4 @@
-"""Which images belong together: copies, near-duplicates, one lesion, one patient.
+"""Which images belong together: copies, near-duplicates, one ISIC id, one lesion, one patient.
 
 A near-duplicate is the same picture turned, mirrored, encoded again, resized, recoloured or slightly cropped. Two
 pictures are taken for that when their perceptual hashes are nearer than unrelated pictures of this very set come, and
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from skindist.data.inspection import HASH_SIDE, LAYOUT_SIDE, ORIENTATIONS
+from skindist.data.metadata import isic_id
 from skindist.data.scan import ImageFile
 from skindist.files import write_cache
 
@@ -33,7 +34,7 @@ ALIKE = 0.96  # correlation of colours: of unrelated pictures, only those in one
 QUERIES = 4096  # images looked up at a time
 FORMAT = 1  # of what is remembered: raise it when the same images would give other pairs
 
-Kind = Literal["same bytes", "near-duplicate", "lesion", "patient"]
+Kind = Literal["same bytes", "near-duplicate", "ISIC id", "lesion", "patient"]
 Hashes = NDArray[np.uint8]  # (N, 8 orientations, BITS / 8)
 
 
@@ -64,6 +65,8 @@ def find_links(
     """
     links = [Link("same bytes", members) for members in _alike(image.sha256 for image in images)]
     links += near_duplicates(images, memory)
+    of_id = _alike(isic_id(image.path) for image in images)  # crops, masks and other sizes of one picture
+    links += [Link("ISIC id", members) for members in of_id if len({images[m].sha256 for m in members}) > 1]
     for kind in ("lesion", "patient"):
         ids = (metadata.get(image.path, {}).get(f"{kind}_id", "") for image in images)
         links += [Link(kind, members) for members in _alike(ids)]

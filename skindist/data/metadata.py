@@ -53,7 +53,7 @@ def read_metadata(
     try:
         columns, rows = _parse(file.read_bytes().decode("utf-8-sig"))
         agreed = (*IDS, *(canonical_name(name) for name in telling if name))
-        metadata, lonely = _join(rows, [*paths, *bad], agreed)
+        metadata, lonely, shared = _join(rows, [*paths, *bad], agreed)
     except UnicodeDecodeError:
         raise UserError(f"--data.metadata {file}: is not UTF-8 text; save it as CSV in UTF-8") from None
     except (UserError, OSError) as error:
@@ -65,6 +65,9 @@ def read_metadata(
         log.warning(f"metadata: {plural(len(missing), 'image')} without a row, such as {missing[0]}")
     if lonely:
         log.info(f"metadata: {plural(len(lonely), 'row')} without an image, such as {lonely[0].key}")
+    if shared:
+        such = " and ".join(shared[0][:2])
+        log.warning(f"metadata: rows that each fit several images: {len(shared):,}, such as {such}")
     if metadata and not any(values.get(name) for values in metadata.values() for name in IDS):
         log.warning(
             "metadata: patients and lesions are unknown: a split may part them; name the column patient_id or lesion_id"
@@ -116,11 +119,13 @@ def _row(line: int, cells: list[str], columns: Sequence[str], key: str) -> _Row:
     return _Row(line, values.pop(key).replace("\\", "/").removeprefix("./"), values)
 
 
-def _join(rows: Sequence[_Row], paths: Sequence[str], agreed: Sequence[str]) -> tuple[Metadata, list[_Row]]:
-    """The values of each image that has a row, and the rows that fit none."""
-    rows_by_name, images_by_name = defaultdict(list), defaultdict(list)
+def _join(
+    rows: Sequence[_Row], paths: Sequence[str], agreed: Sequence[str]
+) -> tuple[Metadata, list[_Row], list[list[str]]]:
+    """The values of each image that has a row, the rows that fit none, and the images of each row that fits several."""
+    rows_by_name, images_by_name, images_by_line = defaultdict(list), defaultdict(list), defaultdict(list)
     for row in rows:
-        for name in (row.key.lower(), _isic_id(row.key)):
+        for name in (row.key.lower(), isic_id(row.key)):
             rows_by_name[name].append(row)
     names_by_path = {path: [name for name in _names(path) if name in rows_by_name] for path in paths}
     for path, names in names_by_path.items():
@@ -130,18 +135,21 @@ def _join(rows: Sequence[_Row], paths: Sequence[str], agreed: Sequence[str]) -> 
     for path, names in names_by_path.items():
         if found := [row for name in names for row in rows_by_name[name]]:
             metadata[path] = _agreed(found, path, images_by_name[found[0].key.lower()], agreed)
+            images_by_line[found[0].line].append(path)
     if paths and not metadata:
         raise UserError(f"no row names an image: a row is called {rows[0].key!r}, an image {paths[0]!r}")
-    return metadata, [row for row in rows if not {row.key.lower(), _isic_id(row.key)} & images_by_name.keys()]
+    lonely = [row for row in rows if not {row.key.lower(), isic_id(row.key)} & images_by_name.keys()]
+    return metadata, lonely, [images for images in images_by_line.values() if len(images) > 1]
 
 
 def _names(path: str) -> list[str]:
     """What a row may call this image, best first."""
     file = path.lower().rpartition("/")[2]
-    return [name for name in dict.fromkeys((path.lower(), file, file.rpartition(".")[0], _isic_id(path))) if name]
+    return [name for name in dict.fromkeys((path.lower(), file, file.rpartition(".")[0], isic_id(path))) if name]
 
 
-def _isic_id(path: str) -> str:
+def isic_id(path: str) -> str:
+    """The ISIC id in a file's name, in capitals; "" where there is none."""
     found = ISIC_ID.search(path.rpartition("/")[2])
     return found[0].upper() if found else ""  # names are in lower case, so that a row's own name can come before its id
 
@@ -149,7 +157,7 @@ def _isic_id(path: str) -> str:
 def _agreed(rows: Sequence[_Row], path: str, images: Sequence[str], agreed: Sequence[str]) -> dict[str, str]:
     """Values of the best row of one image, where `images` are all that the row's key fits."""
     best = rows[0]
-    if len(images) > 1 and not _isic_id(best.key):  # an ISIC id is one picture wherever it lies
+    if len(images) > 1 and not isic_id(best.key):  # an ISIC id is one picture wherever it lies
         raise UserError(f"line {best.line}: {best.key!r} fits {images[0]} and {images[1]}; use a path column")
     for row in rows[1:]:
         if unlike := [name for name in agreed if row.values.get(name) != best.values.get(name)]:

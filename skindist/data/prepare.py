@@ -123,7 +123,7 @@ def say_what_was_found(found: Survey) -> None:
         log.info(f"data: belong together: {describe_links(found.links)}")
     if conflicts := [link for link in found.conflicts() if link.kind != "same bytes"]:
         lines = listing([describe_link(found, link) for link in conflicts])
-        log.warning(f"data: near-duplicates or lesions that have both labels: {len(conflicts)}\n{lines}")
+        log.warning(f"data: near-duplicates, ISIC ids or lesions that have both labels: {len(conflicts)}\n{lines}")
 
 
 def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:

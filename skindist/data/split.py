@@ -1,6 +1,6 @@
 """Assign every image to train, validation or test. Rank 0 does, and writes split.csv; it sends the rows to the others.
 
-A group (copies, near-duplicates, one lesion, one patient) is never divided: what a model has seen in training in
+A group (copies, near-duplicates, one ISIC id, lesion or patient) is never divided: what a model has seen in training in
 another guise cannot be tested on.
 """
 

@@ -44,7 +44,7 @@ class Survey:
         return straddling(self.links, [image.split for image in self.images])
 
     def conflicts(self) -> list[Link]:
-        """Copies, near-duplicates and lesions that lie in both classes; a patient may have lesions of both."""
+        """Links but of patients that lie in both classes; a patient may have lesions of both."""
         links = [link for link in self.links if link.kind != "patient"]
         return straddling(links, [image.label for image in self.images])
 
@@ -131,6 +131,7 @@ def describe_links(links: Iterable[Link]) -> str:
     words: dict[Kind, tuple[str, str]] = {
         "same bytes": ("set of copies", "sets of copies"),
         "near-duplicate": ("pair of near-duplicates", "pairs of near-duplicates"),
+        "ISIC id": ("ISIC id", "ISIC ids"),
         "lesion": ("lesion", "lesions"),
         "patient": ("patient", "patients"),
     }

@@ -35,6 +35,16 @@ def test_links_by_content_and_metadata() -> None:
     assert straddling(links, [0, 0, 0, 1, 0]) == [Link("lesion", (0, 3))]
 
 
+def test_files_of_one_isic_id_belong_together_and_plain_copies_are_said_once() -> None:
+    names = ["a/ISIC_0000001_crop1.jpg", "b/isic_0000001_crop2.jpg", "b/ISIC_00000011.jpg", "x.jpg"]
+    images = [image(name, str(index)) for index, name in enumerate(names)]
+    links = find_links(images, {})
+    assert links == [Link("ISIC id", (0, 1))]
+    assert group_images(images, links) == ["0", "0", "2", "3"]
+    copies = [image("a/ISIC_0000002.jpg", "1"), image("b/ISIC_0000002.jpg", "1")]
+    assert find_links(copies, {}) == [Link("same bytes", (0, 1))]
+
+
 def test_chains_make_one_group_whatever_the_order() -> None:
     images = [image(str(index), f"{index:02}") for index in range(20)]
     chain = [Link("near-duplicate", (index, index + 1)) for index in range(0, 18, 2)]

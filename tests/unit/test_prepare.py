@@ -110,6 +110,14 @@ def test_leaks_of_a_given_split_are_said(given: Path, caplog: pytest.LogCaptureF
     assert caplog.text.endswith("test figures will flatter\n"), "no training image is part of it"
 
 
+def test_files_of_one_isic_id_leak_over_a_given_split(given: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (given / "train/benign/0.png").rename(given / "train/benign/ISIC_0000001_crop1.png")
+    (given / "test/benign/0.png").rename(given / "test/benign/ISIC_0000001_crop2.png")
+    prepare(config(given), seed=0)
+    assert "3 leaks over the given split: 1 set of copies, 1 pair of near-duplicates, 1 ISIC id" in caplog.text
+    assert "ISIC id: test/benign/ISIC_0000001_crop2.png, train/benign/ISIC_0000001_crop1.png" in caplog.text
+
+
 def test_leaks_are_refused_when_asked(given: Path) -> None:
     with pytest.raises(UserError, match=r"--data\.leaks error: 2 leaks over the given split"):
         prepare(config(given, leaks="error"), seed=0)
