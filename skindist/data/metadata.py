@@ -24,7 +24,10 @@ ALIASES = {  # canonical name: what a table may call it, best first
     "source": ("source", "dataset", "attribution"),
 }
 IDS = ("patient_id", "lesion_id")
-NO_ID = {"na", "n/a", "nan", "none", "null", "unknown"}  # kept, these would make one patient of all unknown ones
+NO_ID = {  # kept, these would make one patient of all unknown ones
+    "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "none", "null", "unknown", "missing", "not available", "#ref!",
+    "-", "--", "?", ".",
+}  # fmt: skip
 ISIC_ID = re.compile(r"ISIC_[0-9]{7}(?![0-9])", re.IGNORECASE)
 log = logging.getLogger("skindist")
 

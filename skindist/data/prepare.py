@@ -121,9 +121,25 @@ def say_what_was_found(found: Survey) -> None:
         log.info(f"data: read as upright RGB: {words}")
     if found.links:
         log.info(f"data: belong together: {describe_links(found.links)}")
+    if large := describe_large_group(found):
+        log.warning(f"data: {large}")
     if conflicts := [link for link in found.conflicts() if link.kind != "same bytes"]:
         lines = listing([describe_link(found, link) for link in conflicts])
         log.warning(f"data: near-duplicates, ISIC ids or lesions that have both labels: {len(conflicts)}\n{lines}")
+
+
+def describe_large_group(found: Survey) -> str:
+    """The group that holds more than a third of the images, and the lesion or patient that most of it is; "" if none
+    does."""
+    group, size = next(iter(Counter(found.groups).most_common(1)), ("", 0))
+    if size < 2 or 3 * size <= len(found.groups):
+        return ""
+    said = f"the largest group that a split must not part holds {size:,} of {len(found.groups):,} images"
+    link = max((link for link in found.links if found.groups[link.members[0]] == group), key=lambda it: len(it.members))
+    if link.kind not in ("lesion", "patient"):
+        return said
+    name = found.metadata[found.images[link.members[0]].path][f"{link.kind}_id"]
+    return f"{said}; {len(link.members):,} are of {link.kind} {name!r}: if that means unknown, leave these cells empty"
 
 
 def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:

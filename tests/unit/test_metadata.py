@@ -98,7 +98,11 @@ def test_columns_that_name_the_image(table: Path, header: str) -> None:
     assert read_metadata(table, [A]) == {A: {"name": "Bob", "age": "50"}}
 
 
-@pytest.mark.parametrize("value", ["", " ", "NA", "nan", "null", "Unknown"])
+@pytest.mark.parametrize(
+    "value",
+    ["", " ", "NA", "nan", "null", "Unknown", "#N/A", "<NA>", "-", "--", "?", ".", "Missing", "N.A.", "not available",
+     "#REF!"],
+)  # fmt: skip
 def test_an_unknown_patient_has_no_id_but_an_unknown_sex_stays(table: Path, value: str) -> None:
     table.write_text(f"image,patient_id,lesion_id,sex\nISIC_0000001,{value},{value},{value}\n")
     assert read_metadata(table, [A]) == {A: {"patient_id": "", "lesion_id": "", "sex": value.strip()}}

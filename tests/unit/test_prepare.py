@@ -151,3 +151,20 @@ def test_a_lesion_with_both_labels_is_said(demo: Path, tmp_path: Path, caplog: p
     (tmp_path / "m.csv").write_text("path,lesion_id\nbenign/0000.png,L\nmalignant/0000.png,L\n")
     prepare(config(demo, metadata=str(tmp_path / "m.csv")), seed=0)
     assert "lesion: benign/0000.png, malignant/0000.png" in caplog.text
+
+
+@pytest.mark.parametrize(("one", "said"), [(20, False), (21, True)])
+def test_a_patient_with_more_than_a_third_of_the_images_is_named(
+    demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, one: int, said: bool
+) -> None:
+    """Most likely it is a word for unknown."""
+    names = sorted(path.relative_to(demo).as_posix() for path in demo.rglob("*.png"))
+    lines = [f"{name},{'not told' if index < one else index}" for index, name in enumerate(names)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,patient_id", *lines]))
+    prepare(config(demo, metadata=str(tmp_path / "m.csv")), seed=0)
+    words = (
+        "data: the largest group that a split must not part holds 21 of 60 images; 21 are of patient 'not told': if "
+        "that means unknown, leave these cells empty"
+    )
+    assert (words in caplog.messages) == said
+    assert ("largest group" in caplog.text) == said
