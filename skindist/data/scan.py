@@ -7,21 +7,19 @@ found out about a file is remembered until it changes, so a second scan costs li
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from skindist.data.inspection import NOT_AN_IMAGE, PASSING, SUFFIXES, UNREAD_SUFFIXES, Facts, inspect, reading_images
+from skindist.data.remembering import Stamp, memory_of, recall, remember
 from skindist.errors import UserError
-from skindist.files import write_cache
-from skindist.machine import available_cores, cache_folder
+from skindist.machine import available_cores
 
 CLASSES = ("benign", "malignant")  # the index is the label
 UNLABELLED = -1  # by the folder that an image lies in
@@ -30,10 +28,7 @@ SPLIT_WORDS = {  # what folders and tables call the parts
     "testing": "test",
 }  # fmt: skip
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | UNREAD_SUFFIXES
-CACHE_FORMAT = 3  # of what is remembered: raise it when `inspect` finds out other things
 SETTLED = 2_000_000_000  # nanoseconds: a file that changed later than this before a scan may change again unnoticed
-
-Stamp = str  # size, modification time and change time of a file, in bytes and nanoseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +90,7 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> 
     """What is remembered of the files that have not changed, and what the others tell now."""
     place = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
     memory = memory_of(cache_dir) / f"{place}.jsonl"
-    known = _recall(memory)
+    known = recall(memory)
     facts = {path: known[path][1] for path, stamp in files.items() if path in known and known[path][0] == stamp}
     facts = {path: fact for path, fact in facts.items() if not fact.reason.startswith(PASSING)}
     new = [path for path in files if path not in facts]
@@ -107,45 +102,8 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> 
         bar = tqdm(told, "inspecting images", len(new), unit="image", leave=False, disable=None)
         facts |= dict(zip(new, bar, strict=True))
     settled = {path: stamp for path, stamp in files.items() if max(map(int, stamp.split())) < started - SETTLED}
-    _remember(memory, {path: (stamp, facts[path]) for path, stamp in settled.items()})
+    remember(memory, {path: (stamp, facts[path]) for path, stamp in settled.items()})
     return facts
-
-
-def memory_of(cache_dir: str | None) -> Path:
-    """The folder in which what was found out about images is remembered."""
-    return cache_folder(cache_dir) / "scans"
-
-
-def _recall(memory: Path) -> dict[str, tuple[Stamp, Facts]]:
-    """What an earlier scan wrote; nothing if there was none or its file cannot be read."""
-    known = {}
-    try:
-        with memory.open() as file:
-            if json.loads(next(file)) != CACHE_FORMAT:
-                return {}
-            for line in file:
-                path, stamp, facts = json.loads(line)
-                known[path] = (stamp, _from_json(facts))
-    except (OSError, ValueError, TypeError, KeyError, StopIteration):
-        return {}
-    return known
-
-
-def _remember(memory: Path, files: dict[str, tuple[Stamp, Facts]]) -> None:
-    lines = [json.dumps([path, stamp, _to_json(facts)]) for path, (stamp, facts) in files.items()]
-    write_cache(memory, "\n".join([json.dumps(CACHE_FORMAT), *lines, ""]))
-
-
-def _to_json(facts: Facts) -> dict[str, Any]:
-    return facts._asdict() | {"hashes": facts.hashes.hex(), "layout": facts.layout.hex()}
-
-
-def _from_json(values: dict[str, Any]) -> Facts:
-    for name in ("notes", "colours"):
-        values[name] = tuple(values[name])
-    for name in ("hashes", "layout"):
-        values[name] = bytes.fromhex(values[name])
-    return Facts(**values)
 
 
 def _find(root: Path, any_layout: bool, split_by_table: bool) -> Iterator[tuple[str, int, str, Stamp]]:

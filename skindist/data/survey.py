@@ -11,7 +11,8 @@ from pathlib import Path
 from skindist.data.duplicates import Kind, Link, find_links, group_images, straddling
 from skindist.data.labels import refuse_lonely_flags, split_of, use_table
 from skindist.data.metadata import Metadata, read_metadata
-from skindist.data.scan import SPLIT_WORDS, ImageFile, Scan, memory_of, scan_folder
+from skindist.data.remembering import memory_of
+from skindist.data.scan import SPLIT_WORDS, ImageFile, Scan, scan_folder
 from skindist.errors import UserError
 from skindist.files import expanded
 from skindist.recipe import DataConfig

@@ -7,7 +7,7 @@ from skindist.data.duplicates import near_duplicates, straddling
 from skindist.data.loading import sample_ids
 from skindist.data.metadata import IDS
 from skindist.data.prepare import Prepared, prepare_again
-from skindist.data.scan import memory_of
+from skindist.data.remembering import memory_of
 from skindist.data.survey import look_into
 from skindist.errors import UserError
 from skindist.evaluation.known import Known
