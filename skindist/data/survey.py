@@ -12,7 +12,7 @@ from skindist.data.duplicates import Kind, Link, find_links, group_images, strad
 from skindist.data.labels import refuse_lonely_flags, split_of, use_table
 from skindist.data.metadata import Metadata, read_metadata
 from skindist.data.remembering import memory_of
-from skindist.data.scan import SPLIT_WORDS, ImageFile, Scan, scan_folder
+from skindist.data.scan import CLASSES, SPLIT_WORDS, UNLABELLED, ImageFile, Scan, scan_folder
 from skindist.errors import UserError
 from skindist.files import expanded
 from skindist.recipe import DataConfig
@@ -60,6 +60,7 @@ def survey(config: DataConfig, part: str | None = None) -> Survey:
         UserError: an ambiguous folder, or metadata that cannot be joined.
     """
     scan = look_into(config)
+    refuse_parts_of_classes(config, scan.images)
     by_table = config.split_column is not None
     scan = part_of(scan, part) if part and not by_table else scan
     metadata = metadata_of(config, scan)
@@ -79,6 +80,20 @@ def look_into(config: DataConfig) -> Scan:
     refuse_lonely_flags(config)
     labels, split = (column is not None for column in (config.label_column, config.split_column))
     return scan_folder(data_folder(config), config.cache_dir, any_layout=labels, split_by_table=split)
+
+
+def refuse_parts_of_classes(config: DataConfig, images: Iterable[ImageFile]) -> None:
+    """Raise UserError where a folder within a class folder is named like a class or a part of the split. A run that was
+    begun on such a folder goes on: this is asked of new ones."""
+    for image in images:
+        folders = image.path.split("/")[:-1]
+        top = len(folders) if image.label == UNLABELLED else 2 if image.split else 1
+        for depth, name in enumerate(folders[top:], top + 1):
+            if name.lower() in {*CLASSES, *SPLIT_WORDS}:
+                raise UserError(
+                    f"--data.path {config.path}: {'/'.join(folders[:depth])}/ lies in a class folder, where its name "
+                    "says nothing; move its images (a split is train/benign/, not benign/train/), or rename it"
+                )
 
 
 def metadata_of(config: DataConfig, scan: Scan) -> Metadata:

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from skindist.data.demo import draw_lesion
-from skindist.data.prepare import Prepared, prepare
+from skindist.data.prepare import Prepared, prepare, prepare_again
+from skindist.data.scan import scan_folder
 from skindist.data.split import Row
 from skindist.data.survey import survey
 from skindist.errors import UserError
@@ -94,6 +95,24 @@ def given(tmp_path: Path) -> Path:
 
 def splits(prepared: Prepared) -> list[int]:
     return [sum(row.split == split for row in prepared.rows) for split in ("train", "val", "test")]
+
+
+@pytest.mark.parametrize(
+    ("split", "folder"),
+    [
+        ("", "benign/Malignant"), ("", "malignant/clinic/train"), ("train/", "train/benign/val"),
+        ("train/", "test/malignant/deep/Benign"),
+    ],
+)  # fmt: skip
+def test_a_class_or_a_part_of_the_split_in_a_class_folder_is_refused(given: Path, split: str, folder: str) -> None:
+    root = given if split else given / "train"
+    (root / folder / "deeper").mkdir(parents=True)
+    shutil.move(root / split / "benign/0.png", root / folder / "deeper/x.png")
+    with pytest.raises(UserError, match=rf": {folder}/ lies in a class folder, where its name says nothing; move its"):
+        prepare(config(root), seed=0)
+    images = scan_folder(root).images
+    rows = [Row(image.path, image.label, "train", image.sha256, image.sha256) for image in images]
+    assert prepare_again(config(root), rows).rows == rows, "a run that was begun before goes on"
 
 
 def test_leaks_of_a_given_split_are_said(given: Path, caplog: pytest.LogCaptureFixture) -> None:
