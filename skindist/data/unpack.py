@@ -23,6 +23,7 @@ from skindist.wording import plural
 IMAGES, TABLE = "images", "metadata.csv"
 KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 OWN = ("path", "split")  # columns of the table that say nothing of the image itself
+RENAMED = {name: f"table_{name}" for name in OWN}  # what columns of the set are called that have these names
 Row = dict[str, Any]
 log = logging.getLogger("skindist")
 
@@ -51,6 +52,8 @@ def unpack(source: str, out: Path, image_column: str | None = None) -> int:
         columns = [*OWN, *dict.fromkeys(name for row in rows for name in row if name not in OWN)]
         write_csv(folder / TABLE, columns, ([row.get(name, "") for name in columns] for row in rows))
     known = ", ".join(name for name in columns if name not in OWN) or "nothing"
+    if renamed := [f"{name} is {new}" for name, new in RENAMED.items() if new in columns]:
+        log.warning(f"columns of the data set that are called otherwise in the table: {', '.join(renamed)}")
     log.info(f"{len(rows):,} images in {out / IMAGES}; {out / TABLE} says of each: {known}")
     return len(rows)
 
@@ -166,11 +169,11 @@ def flat(row: Row, features: Mapping[str, Any]) -> dict[str, str]:
     class is its name."""
     found: dict[str, str] = {}
     for name, value in row.items():
-        names = getattr(features.get(name), "names", None)
+        names, column = getattr(features.get(name), "names", None), RENAMED.get(name, name)
         if isinstance(value, dict):
             found |= {key: text for key, text in flat(value, {}).items() if key not in row}
         elif names and isinstance(value, int) and 0 <= value < len(names):
-            found[name] = names[value]
-        elif isinstance(value, str | int | float) and name not in ("__url__", *OWN):
-            found[name] = str(value)
+            found[column] = names[value]
+        elif isinstance(value, str | int | float) and name != "__url__":
+            found[column] = str(value)
     return found

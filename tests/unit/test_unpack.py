@@ -104,6 +104,21 @@ def test_a_webdataset_keeps_its_names_and_what_stands_in_its_json(tmp_path: Path
     assert (out / "images" / rows[0]["path"]).read_bytes() == files[0].read_bytes()
 
 
+def test_columns_called_path_and_split_are_kept_under_other_names(
+    tmp_path: Path, files: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = datasets.ClassLabel(names=["fold a", "fold b"])
+    features = datasets.Features({"image": datasets.Image(), "path": datasets.Value("string"), "split": parts})
+    rows = {"image": [str(file) for file in files[:2]], "path": ["c:/1", "c:/2"], "split": [1, 0]}
+    datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "test.parquet")
+    with caplog.at_level("INFO", "skindist"):
+        unpack(str(tmp_path / "test.parquet"), tmp_path / "out")
+    assert [(row["split"], row["table_path"], row["table_split"]) for row in table(tmp_path / "out")] == [
+        ("train", "c:/1", "fold b"), ("train", "c:/2", "fold a")
+    ]  # fmt: skip
+    assert "called otherwise in the table: path is table_path, split is table_split" in caplog.text
+
+
 def test_bytes_without_a_name_get_the_suffix_of_what_they_are(tmp_path: Path) -> None:
     content = io.BytesIO()
     Image.new("RGB", (8, 8)).save(content, "WEBP")
