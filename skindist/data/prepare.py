@@ -16,6 +16,7 @@ from skindist.recipe import DataConfig
 from skindist.wording import percent, plural
 
 LISTED = 5  # files named in one message
+BESIDE = 4  # files named in one line of it
 FEWEST = 5  # images of a class in a test set: with fewer, no interval says anything
 log = logging.getLogger("skindist")
 
@@ -124,7 +125,8 @@ def say_what_was_found(found: Survey) -> None:
     if large := describe_large_group(found):
         log.warning(f"data: {large}")
     if conflicts := [link for link in found.conflicts() if link.kind != "same bytes"]:
-        lines = listing([describe_link(found, link) for link in conflicts])
+        labels = [image.label for image in found.images]
+        lines = listing([describe_link(found, link, labels) for link in conflicts])
         log.warning(f"data: near-duplicates, ISIC ids or lesions that have both labels: {len(conflicts)}\n{lines}")
 
 
@@ -155,7 +157,8 @@ def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:
         for image, group in zip(found.images, found.groups, strict=True)
         if image.split == "train" and len(sides[group]) > 1
     }
-    lines = listing([describe_link(found, link) for link in leaks])
+    splits = [image.split for image in found.images]
+    lines = listing([describe_link(found, link, splits) for link in leaks])
     said = f"{plural(len(leaks), 'leak')} over the given split: {describe_links(leaks)}\n{lines}"
     if config.leaks == "error":
         raise UserError(f"--data.leaks error: {said}\nclean {config.path}, or choose warn or drop-from-train")
@@ -169,9 +172,12 @@ def dropped_for_leaks(config: DataConfig, found: Survey) -> dict[str, str]:
     return dropped
 
 
-def describe_link(found: Survey, link: Link) -> str:
-    """A link's kind and its images."""
-    return f"{link.kind}: {', '.join(found.images[member].path for member in link.members)}"
+def describe_link(found: Survey, link: Link, sides: Sequence[object]) -> str:
+    """A link's kind and the first few of its images; one of each side comes before a second one of any."""
+    first = {sides[member]: member for member in reversed(link.members)}.values()
+    shown = sorted(link.members, key=lambda member: member not in first)[:BESIDE]
+    more = f" ... and {len(link.members) - BESIDE:,} more" if len(link.members) > BESIDE else ""
+    return f"{link.kind}: {', '.join(found.images[member].path for member in shown)}{more}"
 
 
 def listing(lines: Sequence[str]) -> str:

@@ -129,6 +129,15 @@ def test_leaks_of_a_given_split_are_said(given: Path, caplog: pytest.LogCaptureF
     assert caplog.text.endswith("test figures will flatter\n"), "no training image is part of it"
 
 
+def test_a_large_link_is_named_by_a_few_of_its_images(given: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = sorted(path.relative_to(given).as_posix() for path in given.rglob("*.png"))
+    of_one = [path for path in paths if "benign" in path]
+    (given / "m.csv").write_text("\n".join(["path,patient_id", *(f"{path},P" for path in of_one)]))
+    prepare(config(given, metadata=str(given / "m.csv")), seed=0)
+    named = [f"{part}/benign/0.png" for part in ("test", "train", "val")]
+    assert f"  patient: {', '.join(named)}, test/benign/1.png ... and 10 more\n" in caplog.text
+
+
 def test_files_of_one_isic_id_leak_over_a_given_split(given: Path, caplog: pytest.LogCaptureFixture) -> None:
     (given / "train/benign/0.png").rename(given / "train/benign/ISIC_0000001_crop1.png")
     (given / "test/benign/0.png").rename(given / "test/benign/ISIC_0000001_crop2.png")
