@@ -1,4 +1,8 @@
-"""Numbers with their nouns and units, for whatever is said to people."""
+"""Numbers with their nouns and units, for whatever is said to people; names of files, as they can be shown."""
+
+import re
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # the last: not UTF-8
 
 
 def plural(count: int, noun: str) -> str:
@@ -9,3 +13,8 @@ def plural(count: int, noun: str) -> str:
 def percent(share: float) -> str:
     """A share as it was given: 0.95 is "95%", 0.975 is "97.5%"."""
     return f"{100 * share:.6g}%"
+
+
+def printable(name: str) -> str:
+    """A name without control characters, changes of writing direction and stand-ins for bytes that are not UTF-8."""
+    return UNPRINTABLE.sub("\ufffd", name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skindist.errors import UserError
-from skindist.wording import plural
+from skindist.wording import plural, printable
 
 Metadata = dict[str, dict[str, str]]  # image path -> column -> value
 KEYS = ("path", "file_name", "filename", "file", "image", "image_id", "image_name", "img_id", "isic_id", "id", "name")
@@ -65,11 +65,11 @@ def read_metadata(
     number = sum(path in metadata for path in paths)
     log.info(f"metadata: {number:,} of {len(paths):,} images have a row in {file.name} ({known})")
     if missing := [path for path in paths if path not in metadata]:
-        log.warning(f"metadata: {plural(len(missing), 'image')} without a row, such as {missing[0]}")
+        log.warning(f"metadata: {plural(len(missing), 'image')} without a row, such as {printable(missing[0])}")
     if lonely:
-        log.info(f"metadata: {plural(len(lonely), 'row')} without an image, such as {lonely[0].key}")
+        log.info(f"metadata: {plural(len(lonely), 'row')} without an image, such as {printable(lonely[0].key)}")
     if shared:
-        such = " and ".join(shared[0][:2])
+        such = " and ".join(map(printable, shared[0][:2]))
         log.warning(f"metadata: rows that each fit several images: {len(shared):,}, such as {such}")
     if metadata and not any(values.get(name) for values in metadata.values() for name in IDS):
         log.warning(
@@ -161,8 +161,12 @@ def _agreed(rows: Sequence[_Row], path: str, images: Sequence[str], agreed: Sequ
     """Values of the best row of one image, where `images` are all that the row's key fits."""
     best = rows[0]
     if len(images) > 1 and not isic_id(best.key):  # an ISIC id is one picture wherever it lies
-        raise UserError(f"line {best.line}: {best.key!r} fits {images[0]} and {images[1]}; use a path column")
+        raise UserError(
+            f"line {best.line}: {best.key!r} fits {' and '.join(map(printable, images[:2]))}; use a path column"
+        )
     for row in rows[1:]:
         if unlike := [name for name in agreed if row.values.get(name) != best.values.get(name)]:
-            raise UserError(f"lines {best.line} and {row.line} differ in the {unlike[0]} of {path}; keep the right one")
+            raise UserError(
+                f"lines {best.line} and {row.line} differ in the {unlike[0]} of {printable(path)}; keep the right one"
+            )
     return best.values

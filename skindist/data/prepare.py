@@ -13,7 +13,7 @@ from skindist.data.split import Row, count_rows, cut_into_folds, make_split, ref
 from skindist.data.survey import Survey, describe_links, look_into, metadata_of, survey
 from skindist.errors import UserError
 from skindist.recipe import DataConfig
-from skindist.wording import percent, plural
+from skindist.wording import percent, plural, printable
 
 LISTED = 5  # files named in one message
 BESIDE = 4  # files named in one line of it
@@ -107,14 +107,14 @@ def refuse_bad(config: DataConfig, found: Survey) -> None:
     limit = "" if config.on_bad == "error" else f", more than --data.max_bad {percent(config.max_bad)}"
     raise UserError(
         f"--data.path {config.path}: {len(bad)} of {total} images cannot be used{limit}; repair or remove them:\n"
-        + listing([f"{path}: {reason}" for path, reason in bad.items()])
+        + listing([printable(f"{path}: {reason}") for path, reason in bad.items()])
     )
 
 
 def say_what_was_found(found: Survey) -> None:
     """Log what a user should know of the files, in a few lines."""
-    if found.scan.others:
-        log.info(f"data: files that are not images: {len(found.scan.others)} (such as {found.scan.others[0]})")
+    if others := found.scan.others:
+        log.info(f"data: files that are not images: {len(others)} (such as {printable(others[0])})")
     if bad := found.bad:
         log.warning(f"data: images that cannot be used and are left out: {len(bad)}; quarantine.csv says why")
     if notes := Counter(note for image in found.images for note in image.facts.notes):
@@ -177,7 +177,7 @@ def describe_link(found: Survey, link: Link, sides: Sequence[object]) -> str:
     first = {sides[member]: member for member in reversed(link.members)}.values()
     shown = sorted(link.members, key=lambda member: member not in first)[:BESIDE]
     more = f" ... and {len(link.members) - BESIDE:,} more" if len(link.members) > BESIDE else ""
-    return f"{link.kind}: {', '.join(found.images[member].path for member in shown)}{more}"
+    return f"{link.kind}: {', '.join(printable(found.images[member].path) for member in shown)}{more}"
 
 
 def listing(lines: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from skindist.data.scan import CLASSES, SPLIT_WORDS, UNLABELLED, ImageFile, Scan
 from skindist.errors import UserError
 from skindist.files import expanded
 from skindist.recipe import DataConfig
+from skindist.wording import printable
 
 log = logging.getLogger("skindist")
 
@@ -90,9 +91,10 @@ def refuse_parts_of_classes(config: DataConfig, images: Iterable[ImageFile]) -> 
         top = len(folders) if image.label == UNLABELLED else 2 if image.split else 1
         for depth, name in enumerate(folders[top:], top + 1):
             if name.lower() in {*CLASSES, *SPLIT_WORDS}:
+                within = printable("/".join(folders[:depth]))
                 raise UserError(
-                    f"--data.path {config.path}: {'/'.join(folders[:depth])}/ lies in a class folder, where its name "
-                    "says nothing; move its images (a split is train/benign/, not benign/train/), or rename it"
+                    f"--data.path {config.path}: {within}/ lies in a class folder, where its name says nothing; move "
+                    "its images (a split is train/benign/, not benign/train/), or rename it"
                 )
 
 

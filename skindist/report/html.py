@@ -5,7 +5,6 @@ import functools
 import hashlib
 import io
 import logging
-import re
 from collections.abc import Callable, Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -19,12 +18,12 @@ from skindist.data.inspection import FORMATS, decode
 from skindist.errors import Damaged, UserError
 from skindist.files import write_atomic
 from skindist.report.words import figure_text
+from skindist.wording import UNPRINTABLE
 
 T = TypeVar("T")
 log = logging.getLogger("skindist")
 PAGES, PICTURES = (".html", ".htm"), (".png",)  # how their files end
 SIDE = 160  # pixels of a picture
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # the last: not UTF-8
 
 
 class Table(NamedTuple):

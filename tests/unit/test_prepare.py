@@ -138,6 +138,23 @@ def test_a_large_link_is_named_by_a_few_of_its_images(given: Path, caplog: pytes
     assert f"  patient: {', '.join(named)}, test/benign/1.png ... and 10 more\n" in caplog.text
 
 
+def test_names_and_cells_reach_the_console_without_control_characters(
+    given: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copy(given / "val/benign/1.png", given / "test/benign/\x1b[31mred\r.png")
+    (given / "train/benign/bad\n.png").touch()
+    (given / "train/benign/note\x1b.txt").write_text("hello")
+    (given / "m.csv").write_text('path,age\ntrain/benign/0.png,1\n"lonely\x1b[0m.png",2\n')
+    with caplog.at_level(logging.INFO, "skindist"):
+        prepare(config(given, metadata=str(given / "m.csv")), seed=0)
+    with pytest.raises(UserError) as caught:
+        prepare(config(given, on_bad="error"), seed=0)
+    assert "train/benign/bad\ufffd.png: empty" in str(caught.value)
+    for shown in ("\ufffd[31mred\ufffd.png", "note\ufffd.txt", "lonely\ufffd[0m.png"):
+        assert shown in caplog.text
+    assert not {"\x1b", "\r"} & set(caplog.text + str(caught.value))
+
+
 def test_files_of_one_isic_id_leak_over_a_given_split(given: Path, caplog: pytest.LogCaptureFixture) -> None:
     (given / "train/benign/0.png").rename(given / "train/benign/ISIC_0000001_crop1.png")
     (given / "test/benign/0.png").rename(given / "test/benign/ISIC_0000001_crop2.png")
