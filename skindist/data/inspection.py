@@ -3,8 +3,10 @@
 Each file is decoded once, a JPEG at down to an eighth of its size: every byte is parsed, at a fraction of the work.
 """
 
+import errno
 import hashlib
 import io
+import os
 import stat
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,7 +31,9 @@ UNREAD_SUFFIXES = {
     ".heic", ".heif", ".hif", ".gif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".dcm", ".dicom",
 }  # fmt: skip
 NOT_AN_IMAGE = "not an image"
+EMPTY = "empty (0 bytes)"
 CANNOT_BE_READ = "cannot be read"
+NOWHERE = f"{CANNOT_BE_READ} ({os.strerror(errno.ENOENT)})"  # a link to nothing
 NO_MEMORY = "not enough memory to read it"
 PASSING = (CANNOT_BE_READ, NO_MEMORY)  # how reasons begin that are none of the file's own
 UNREAD = "a kind of image that is not read; convert it to JPEG or PNG"
@@ -108,7 +112,7 @@ def open_image(path: Path, use: Callable[[bytes, Image.Image], T]) -> T | str:
     except MemoryError:
         return NO_MEMORY
     if not content:
-        return "empty (0 bytes)"
+        return EMPTY
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             return _refusal(image) or use(content, image)

@@ -16,7 +16,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from skindist.data.inspection import NOT_AN_IMAGE, PASSING, SUFFIXES, UNREAD_SUFFIXES, Facts, inspect, reading_images
+from skindist.data.inspection import (
+    EMPTY,
+    NOT_AN_IMAGE,
+    NOWHERE,
+    PASSING,
+    SUFFIXES,
+    UNREAD_SUFFIXES,
+    Facts,
+    inspect,
+    reading_images,
+)
 from skindist.data.remembering import Stamp, memory_of, recall, remember
 from skindist.errors import UserError
 from skindist.machine import available_cores
@@ -77,7 +87,7 @@ def scan_folder(
         fact = facts[path]
         if not fact.reason:
             images.append(ImageFile(path, label, split, fact))
-        elif fact.reason == NOT_AN_IMAGE and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
+        elif fact.reason in (NOT_AN_IMAGE, EMPTY, NOWHERE) and Path(path).suffix.lower() not in IMAGE_SUFFIXES:
             others.append(path)
         else:
             bad.append((path, fact.reason))

@@ -61,6 +61,24 @@ def test_content_decides_and_no_file_goes_uncounted(flat: Path) -> None:
     )
 
 
+def test_what_is_empty_or_nowhere_is_an_image_by_its_name_alone(flat: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("notes.txt", "without_suffix", "empty.JPG", "locked.txt"):
+        (flat / "benign" / name).touch()
+    for name in ("old.csv", "old.png"):
+        (flat / "benign" / name).symlink_to(flat / "nowhere")
+    original = Path.read_bytes
+
+    def read(path: Path) -> bytes:
+        if path.name == "locked.txt":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    found = scan_folder(flat)
+    assert found.others == ["benign/notes.txt", "benign/old.csv", "benign/without_suffix"]
+    assert [path for path, _ in found.bad] == ["benign/empty.JPG", "benign/locked.txt", "benign/old.png"]
+
+
 def test_links_are_followed_once_and_a_dead_one_is_named(flat: Path, tmp_path: Path) -> None:
     picture(tmp_path / "elsewhere/c.png", 4)
     (flat / "malignant/linked").symlink_to(tmp_path / "elsewhere")
