@@ -21,31 +21,33 @@ SECONDS = 2.0  # between two looks at the record
 def live_curves(run: Path) -> Iterator[None]:
     """Show the curves of a run under the cell, and draw them anew whenever its record has grown.
 
-    Until there is a record, the thread that draws does nothing: so processes may be forked meanwhile.
+    Until the record grows, the thread that draws does nothing: so processes may be forked meanwhile. In the end the
+    curves are drawn in any case, those of a run that was over before, too.
 
     Raises:
         UserError: IPython is not installed.
     """
     require("notebook", "IPython")
     notebook = importlib.import_module("IPython.display")  # its functions have no types
-    record, seen, over = Run(run).record, 0, Event()
+    record, over = Run(run).record, Event()
     shown = notebook.display(notebook.HTML("The curves come with the first steps."), display_id=True)
 
+    def size() -> int:
+        return record.stat().st_size if record.exists() else 0
+
     def draw() -> None:
-        nonlocal seen
-        size = record.stat().st_size if record.exists() else 0
-        if size == seen:
-            return
-        seen, picture = size, io.BytesIO()
-        with suppress(UserError):  # half a line, which will be whole next time
+        picture = io.BytesIO()
+        with suppress(UserError):  # no record, or half a line, which will be whole next time
             plot_curves(Run(run).metrics()).savefig(picture, dpi=80)
             shown.update(notebook.Image(picture.getvalue()))
 
-    def watch() -> None:
+    def watch(seen: int) -> None:
         while not over.wait(SECONDS):
-            draw()
+            if (now := size()) != seen:
+                seen = now
+                draw()
 
-    thread = Thread(target=watch, daemon=True)
+    thread = Thread(target=watch, args=[size()], daemon=True)
     thread.start()
     try:
         yield
