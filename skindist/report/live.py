@@ -5,7 +5,7 @@ import importlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 
@@ -15,6 +15,7 @@ from skindist.report.curves import plot_curves
 from skindist.run.folder import Run
 
 SECONDS = 2.0  # between two looks at the record
+BASE = '<base href="about:srcdoc">'
 
 
 @contextmanager
@@ -61,12 +62,14 @@ def live_curves(run: Path) -> Iterator[None]:
 class Page:
     """What a notebook shows as a whole page, `height` pixels high."""
 
-    content: str
+    content: str = field(repr=False)
     height: int
 
     def _repr_html_(self) -> str:
         """Called by the notebook."""
-        return f'<iframe srcdoc="{html.escape(self.content)}" width="100%" height="{self.height}"></iframe>'
+        # Without a base of its own, a link to a part of the page would load the notebook into the frame.
+        content = self.content.replace("<head>", f"<head>\n{BASE}", 1)
+        return f'<iframe srcdoc="{html.escape(content)}" width="100%" height="{self.height}"></iframe>'
 
 
 def show_report(run: Path, height: int = 800) -> Page:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from skindist.evaluation.metrics import METRICS
+from skindist.report.live import show_report
 from skindist.report.run_page import write_run_page
 from skindist.report.runs_page import write_runs_page
 from skindist.report.scores import Scores, read_scores
@@ -272,3 +273,16 @@ def test_ten_thousand_images_open_in_two_seconds(browser: Any, run: Run) -> None
     with Watched(browser, run.report) as page:
         assert now(page)["sensitivity"] > 0
         assert time.monotonic() - began < 2
+
+
+def test_links_of_a_page_in_a_notebook_stay_within_it(browser: Any, run: Run, tmp_path: Path) -> None:
+    page = show_report(run.path)
+    assert len(repr(page)) < 100, "a notebook keeps it beside the page"
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<!doctype html><h1>The notebook</h1>{page._repr_html_()}")
+    with Watched(browser, notebook) as outer:
+        outer.frame_locator("iframe").get_by_role("link", name="Threshold").click()
+        (frame,) = outer.frames[1:]
+        frame.wait_for_url("**#threshold")
+        assert frame.url == "about:srcdoc#threshold"
+        assert frame.get_by_role("heading", name="Verdict").count() == 1
