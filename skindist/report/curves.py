@@ -38,10 +38,12 @@ def plot_curves(events: Sequence[Mapping[str, Any]], best_epoch: int | None = No
     for axes, metric in zip(figure.subplots(1, len(HEADLINES)), HEADLINES, strict=True):
         for split, style in STYLES.items():
             key = f"{split}/{metric.name}"
-            points = [(event["epoch"], event[key]) for event in events if event.get(key) is not None]
-            axes.plot(*(zip(*points, strict=True) if points else ((), ())), label=key, **style)
+            if points := [(event["epoch"], event[key]) for event in events if event.get(key) is not None]:
+                axes.plot(*zip(*points, strict=True), label=key, **style)
         if best_epoch:
-            axes.axvline(best_epoch, color="grey", linestyle=":", linewidth=1)
+            axes.axvline(best_epoch, color="grey", linestyle=":", linewidth=1, label="best epoch")
         axes.set(title=metric.title, xlabel="epoch")
-        axes.legend(frameon=False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
     return figure
