@@ -114,12 +114,12 @@ def with_mark(plot: Markup, x: float, y: float | None = None) -> Markup:
 
 
 def _draw_bands(axes: Any, bands: Mapping[str, Band]) -> None:
-    styles = [(FIRST, "-"), (SECOND, "--"), (TEXT, "-."), (FIRST, ":"), (SECOND, ":")]
+    dense, wide = (0, (5, 1, 1, 1, 1, 1)), (0, (9, 3))  # dots alone are the line of chance
+    styles: list[tuple[str, Any]] = [(FIRST, "-"), (SECOND, "--"), (TEXT, "-."), (FIRST, dense), (SECOND, wide)]
     for index, (label, band) in enumerate(bands.items()):
         colour, line = styles[index % len(styles)]
         axes.fill_between(band.grid, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-        plain = f"{' ' * label.startswith('_')}{label}".replace("$", r"\$")  # no formula, and no label that is hidden
-        axes.plot(band.x, band.y, color=colour, linestyle=line, label=plain)
+        axes.plot(band.x, band.y, color=colour, linestyle=line, label=label)
 
 
 @contextmanager

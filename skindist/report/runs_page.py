@@ -68,6 +68,7 @@ def write_runs_page(runs: Sequence[Run], page: Path, named: bool = True) -> Path
             "runs.html",
             lenient=True,
             sides=sides,
+            named=named,
             pairs=pairs,
             roc=draw(sides),
             figures=[(name, metric.title) for name, metric in METRICS.items()],
@@ -137,12 +138,12 @@ def join(groupings: Sequence[NDArray[np.str_]]) -> NDArray[np.int64] | None:
 
 
 def draw(sides: Sequence[Side]) -> Markup | None:
-    """The ROC curves over each other, if they are of the same images."""
+    """The ROC curves over each other, if they are of the same images. The plot has no room for names: it counts."""
     tests = [side.test for side in sides if side.test and side.test.both_classes]
     if len(tests) < len(sides) or len(sides) > DRAWN or any(in_one_order(tests[0], test) is None for test in tests[1:]):
         return None
-    curves = {s.name: bands.roc(t.probabilities, t.labels, t.groups, 0) for s, t in zip(sides, tests, strict=True)}
-    return plots.roc("roc", curves)
+    curves = [bands.roc(test.probabilities, test.labels, test.groups, 0) for test in tests]
+    return plots.roc("roc", {f"run {number}": curve for number, curve in enumerate(curves, start=1)})
 
 
 def different_settings(sides: Sequence[Side], named: bool) -> Table | None:

@@ -170,10 +170,13 @@ def test_the_command(
     assert "results.json" in capsys.readouterr().err
 
 
-def test_any_name_of_a_folder_can_be_drawn(runs: list[Run]) -> None:
-    """matplotlib takes what stands between two $ for a formula, and hides what begins with _."""
-    sides = [read_side(runs[0], name) for name in ("a$b_{c$", "_probe")]
-    drawn = draw(sides)
+def test_the_plot_counts_the_runs_and_a_list_names_them(runs: list[Run], tmp_path: Path) -> None:
+    """Folders have long names, which have no room in a plot."""
+    long = [Run(Path(shutil.copytree(run.path, tmp_path / f"{'_$' * 30}-{run.path.name}"))) for run in runs[:2]]
+    drawn = draw([read_side(run, run.path.name) for run in long])
     assert drawn is not None
-    assert "a$b_{c$" in drawn
-    assert "_probe" in drawn
+    assert ("run 1" in drawn, "run 2" in drawn, "_$" in drawn) == (True, True, False)
+    said = Reader(write_runs_page(long, tmp_path / "long.html").read_text()).text
+    assert f"by their numbers: {long[0].path.name} {long[1].path.name}" in said
+    unnamed = Reader(write_runs_page(long, tmp_path / "unnamed.html", named=False).read_text()).text
+    assert "by their numbers" not in unnamed
