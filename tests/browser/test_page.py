@@ -175,6 +175,15 @@ def test_no_width_scrolls_sideways(
             assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
 
 
+@pytest.mark.parametrize("width", [400, 1100])
+def test_tables_of_a_run_are_whole_and_intervals_have_room(browser: Any, pictured: Path, width: int) -> None:
+    with Watched(browser, pictured, viewport={"width": width, "height": 900}) as page:
+        page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        assert page.evaluate("[...document.querySelectorAll('.scroll')].every(s => s.scrollHeight <= s.clientHeight)")
+        lines = "s => s.getBoundingClientRect().height / parseFloat(getComputedStyle(s).lineHeight)"
+        assert page.evaluate(f"Math.max(...[...document.querySelectorAll('td .interval')].map({lines}))") < 2.5
+
+
 CONTRAST = """selector => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgba = colour => {
