@@ -238,6 +238,25 @@ def test_paper_is_white_and_whole(browser: Any, pictured: Path) -> None:
         assert len(page.pdf()) > 10_000
 
 
+@pytest.mark.parametrize("name", ["tf_efficientnetv2_s_in21k_ft_in1k_with_a_rate_of_0_01", "20261128-114325-25630-vit"])
+def test_six_runs_fit_on_paper(browser: Any, pictured: Path, tmp_path: Path, name: str) -> None:
+    """An A4 page is 180 mm wide within its margins: 680 pixels."""
+    runs = [Run(Path(shutil.copytree(pictured.parent, tmp_path / f"{name}_{at}"))) for at in range(6)]
+    for at, run in enumerate(runs):
+        run.config_file.write_text(run.config_file.read_text().replace("seed: 0", f"seed: {at}"))
+    with Watched(browser, write_runs_page(runs, tmp_path / "six.html"), viewport={"width": 680, "height": 960}) as page:
+        page.emulate_media(media="print")
+        widths = page.evaluate("[...document.querySelectorAll('table')].map(table => table.offsetWidth)")
+        assert len(widths) == 4
+        assert max(widths) <= 680
+
+
+def test_a_verdict_on_paper_keeps_off_its_bar(browser: Any, pictured: Path) -> None:
+    with Watched(browser, pictured) as page:
+        page.emulate_media(media="print")
+        assert page.evaluate("parseFloat(getComputedStyle(document.querySelector('.verdict-box')).paddingLeft)") > 10
+
+
 def test_a_screen_reader_finds_its_way(browser: Any, pictured: Path) -> None:
     with Watched(browser, pictured) as page:
         levels = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map(h => Number(h.tagName[1]))")
