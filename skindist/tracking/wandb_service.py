@@ -1,5 +1,5 @@
 """The process that wandb starts beside ours, held to time limits: when one is over it is killed, and whatever waits for
-it fails at once. And whether there is a key to be online with."""
+it fails at once. And what W&B's variables say: whether to be online, and under which names."""
 
 import netrc
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
+
+from skindist.config import Config, TrackingConfig
 
 GRACE = 10.0  # seconds for a call of W&B, beside what it is told to take itself
 
@@ -77,12 +79,24 @@ def synced_mark(record: Path) -> Path:
 
 
 def wandb_mode(asked: str) -> str:
-    """online, offline or disabled: "auto" follows WANDB_MODE, else is online where an API key is found."""
+    """online, offline or disabled: "auto" follows WANDB_DISABLED and WANDB_MODE, else is online where an API key is
+    found."""
     if asked != "auto":
         return asked
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled"
     if mode := os.environ.get("WANDB_MODE"):
         return {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline"}.get(mode, "disabled")
     return "online" if _has_key() else "offline"
+
+
+def names_there(config: Config, wandb_id: str) -> tuple[str, str]:
+    """What the run belongs to and is called there: what the config gives, else what WANDB_PROJECT and WANDB_NAME say.
+    The default project counts as none."""
+    project, name = config.tracking.project, config.tracking.name
+    if project == TrackingConfig.project:
+        project = os.environ.get("WANDB_PROJECT") or project
+    return project, name or os.environ.get("WANDB_NAME") or f"{config.model.name}-{wandb_id}"
 
 
 def _has_key() -> bool:

@@ -26,7 +26,7 @@ from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
 from skindist.files import finite
 from skindist.run.folder import Run
-from skindist.tracking.wandb_service import GRACE, Notices, synced_mark, teardown, time_limit, wandb_mode
+from skindist.tracking.wandb_service import GRACE, Notices, names_there, synced_mark, teardown, time_limit, wandb_mode
 
 log = logging.getLogger("skindist")
 START, FINISH = 20.0, 20.0  # seconds that W&B itself is told to take at most
@@ -91,14 +91,14 @@ class WandbSink(AbstractContextManager["WandbSink"]):
             x_save_requirements=False,
             x_transaction_log_flush_interval=1.0,
         )
-        name = config.tracking.name or f"{config.model.name}-{wandb_id}"
+        project, name = names_there(config, wandb_id)
         options = {
             "dir": str(self.run.path), "id": wandb_id, "name": name, "mode": self.mode, "resume": "allow",
             "settings": settings,
         }  # fmt: skip
         wandb.setup(settings)
         wandb.termsetup(settings, self.notices)
-        self.accelerator.init_trackers(config.tracking.project, values, {"wandb": options})
+        self.accelerator.init_trackers(project, values, {"wandb": options})
         self.wandb = self.accelerator.get_tracker("wandb", unwrap=True)
         self.wandb.define_metric("train/*", step_metric="global_step")
         self.wandb.define_metric("val/*", step_metric="epoch")
