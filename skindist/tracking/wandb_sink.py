@@ -134,16 +134,20 @@ class WandbSink(AbstractContextManager["WandbSink"]):
         probabilities: Any = np.stack([1 - test.probabilities, test.probabilities], axis=1)
         threshold = results["test"]["threshold"]
         names, guesses = list(CLASSES), called_malignant(test.probabilities, threshold).astype(int).tolist()
+        matrix = f"Confusion matrix at {threshold:g}"
         malignant: dict[str, Any] = {"labels": names, "classes_to_plot": [1]}
         sent: dict[str, Any] = {
-            "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=labels, preds=guesses, class_names=names),
+            "test/confusion_matrix": wandb.plot.confusion_matrix(None, labels, guesses, names, matrix),
             "test/roc": wandb.plot.roc_curve(labels, probabilities, **malignant),
             "test/precision_recall": wandb.plot.pr_curve(labels, probabilities, **malignant),
             "test/reliability": wandb.plot.line(
                 wandb.Table(*reliability_rows(results)), "mean_probability", "malignant_share", title="Reliability"
             ),
             "test/thresholds": wandb.plot.line(
-                wandb.Table(*threshold_rows(results, test)), "threshold", "sensitivity", title="Threshold table"
+                wandb.Table(*threshold_rows(results, test)),
+                "threshold",
+                "sensitivity",
+                title="Sensitivity by threshold",
             ),
         }
         for key, chart in sent.items():  # a table that is bound to no run becomes an artifact, which names local paths
@@ -164,6 +168,9 @@ class WandbSink(AbstractContextManager["WandbSink"]):
         best = results["early_stopping"]["best_epoch"]
         judged = next(event for event in self.run.metrics() if "val/loss" in event and event["epoch"] == best)
         shown = {name: value for name, value in judged.items() if name.startswith("val/")}  # not the last epoch's
+        point = results["operating_point"]
+        shown |= {f"operating_point/{name}": point["test"][name]["value"] for name in ("sensitivity", "specificity")}
+        shown["operating_point/threshold"] = point["threshold"]
         self.wandb.summary.update({**shown, "best_epoch": best})
 
     def _finish(self, exit_code: int = 0, preempted: bool = False) -> None:

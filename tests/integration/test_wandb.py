@@ -192,6 +192,12 @@ def test_online(healthy: tuple[Path, Done, WandbServer]) -> None:
     assert run.name == f"test_resnet-{run_id}"
     assert json.loads(run.config)["optim"]["value"]["lr"] == 0.1
     assert UPLOAD not in done.said, "there is nothing left to upload"
+    for title in ("Confusion matrix at 0.5", "Sensitivity by threshold"):
+        assert title in run.config
+    point = json.loads((folder / "results.json").read_text())["operating_point"]
+    values = {name: point["test"][name]["value"] for name in ("sensitivity", "specificity")}
+    for name, value in {"threshold": point["threshold"], **values}.items():
+        assert run.summary[f"operating_point/{name}"] == value
 
 
 @pytest.mark.slow
