@@ -21,7 +21,7 @@ from skindist.inference.joining import join_runs
 from skindist.parsing import parse_config
 from skindist.programs import refuse_unknown_program, terminated_as_interrupted
 from skindist.report.run_page import draw_run_page
-from skindist.report.words import describe_ensemble
+from skindist.report.words import describe_ensemble, describe_places
 from skindist.run.folder import Run
 from skindist.run.opening import other_values
 
@@ -122,7 +122,8 @@ def summarise(parts: Sequence[Part], out: Path) -> None:
     draw_missing_page(ensemble)
     results = ensemble.results()
     write_json(out / SUMMARY, summary(results))
-    log.info(f"{describe_ensemble(results)}\nmodel: {ensemble.path}; what it is worth: {ensemble.report}")
+    places = describe_places(ensemble.results_file, ensemble.report)
+    log.info(f"{describe_ensemble(results)}\nmodel: {ensemble.path}; {places}")
 
 
 def draw_missing_page(run: Run) -> None:

@@ -33,7 +33,7 @@ from skindist.prediction.stress import stress_of, stress_test
 from skindist.randomness import Stream, derived_seed
 from skindist.recipe import DataConfig, ModelConfig
 from skindist.report.run_page import draw_run_page
-from skindist.report.words import describe_evaluation
+from skindist.report.words import describe_evaluation, describe_places
 from skindist.run.folder import Run
 
 BATCH = 64  # images that a process predicts at a time, at most
@@ -88,10 +88,7 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
         disturbed = stress_test(predictor, config, prepared, images, batch) if asked.stress else {}
     write = partial(write_evaluation, out, source, description, config, prepared, predictor, images, found, disturbed)
     results = decide(accelerator, write, asked, may_take_hours=True)
-    written = Run(out)
-    log.info(
-        f"{describe_evaluation(results)}\nall figures: {written.results_file}; what they are worth: {written.report}"
-    )
+    log.info(f"{describe_evaluation(results)}\n{describe_places(Run(out).results_file, Run(out).report)}")
     group.leave_group(accelerator)
     return results
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from skindist.evaluation.metrics import HEADLINES, METRICS, UNDEFINED
@@ -61,6 +62,11 @@ def describe_ensemble(results: Mapping[str, Any]) -> str:
     where = "out of fold" if crossed(member["fold"] for member in results["members"]) else "validation"
     said = f"{where}, {count}: {describe_figure('auroc', held_out)}"
     return f"{plural(len(results['members']), 'member')}; {said}\n{results['verdict']}"
+
+
+def describe_places(figures: Path, page: Path) -> str:
+    """Where the figures are, and what they are worth, if that page could be drawn."""
+    return f"all figures: {figures}{f'; what they are worth: {page}' if page.exists() else ''}"
 
 
 def describe_operating_point(point: Mapping[str, Any]) -> str:

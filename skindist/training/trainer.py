@@ -40,7 +40,7 @@ from skindist.prediction.loaders import choose_workers, eval_loader, open_store
 from skindist.prediction.memory import memory_explained
 from skindist.prediction.stress import stress_test
 from skindist.randomness import Stream, derived_seed
-from skindist.report.words import describe_results
+from skindist.report.words import describe_places, describe_results
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.opening import choose_folder, claim, keep_micro_batch_size, prepare_data
@@ -139,7 +139,7 @@ def _fit(config: Config, lock: RunLock) -> dict[str, Any]:
         others.finish(results, state.global_step)
         if accelerator.is_main_process:
             draw_page(run)
-    log.info(f"{describe_results(results)}\nall figures: {run.results_file}; what they are worth: {run.report}")
+    log.info(f"{describe_results(results)}\n{describe_places(run.results_file, run.report)}")
     group.leave_group(accelerator)
     return results
 

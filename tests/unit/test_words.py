@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from skindist.evaluation.metrics import HEADLINES
-from skindist.report.words import describe_epoch, describe_results
+from skindist.report.words import describe_epoch, describe_places, describe_results
 from tests.helpers.made_run import invented, made_run
 
 
@@ -34,3 +34,10 @@ def test_the_end_says_which_epochs_could_be_the_best(tmp_path: Path) -> None:
         late == "stopped early after 3 epochs; best val/loss 0.5000 in epoch 2 (epochs before number 2 did not count)"
     )
     assert all_of_them == "stopped early after 3 epochs; best val/loss 0.5000 in epoch 2"
+
+
+def test_a_page_is_named_only_if_there_is_one(tmp_path: Path) -> None:
+    figures, page = tmp_path / "results.json", tmp_path / "report.html"
+    assert describe_places(figures, page) == f"all figures: {figures}"
+    page.touch()
+    assert describe_places(figures, page) == f"all figures: {figures}; what they are worth: {page}"
