@@ -56,7 +56,6 @@ LATE = (
 for name in LATE:  # what a process imports when it needs it: the server has it for all ranks
     importlib.import_module(name)
 parse_config([])  # it builds its parser once: a tenth of what a rank does before its first step
-gc.set_threshold(10_000)  # as for a command
 gc.freeze()  # it stays for good: a rank that looked for garbage in it would copy its pages
 
 
