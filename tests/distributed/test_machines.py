@@ -74,7 +74,9 @@ def start(machines: list[str], folder: Path, number: int, *command: str, **env: 
     hosts.write_text(f"127.0.0.1 localhost\n127.0.1.1 host{number}\n{'10.77.0.1 host0' * number}\n")
     script = f'hostname host{number} && mount --bind {hosts} /etc/hosts && exec "$@"'
     words = ["ip", "netns", "exec", machines[number], "unshare", "--uts", "--mount", "sh", "-c", script, "sh", *command]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | env)
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)} | env
+    )
 
 
 @pytest.mark.parametrize("first", ["10.77.0.1", "host0"])
@@ -100,7 +102,7 @@ def launch(machines: list[str], demo: Path, folder: Path, **env: str) -> list["s
         place = ["--num_machines=2", "--num_processes=2", f"--machine_rank={rank}", "--main_process_ip=10.77.0.1"]
         launcher = ["taskset", "-c", str(cores[rank % len(cores)]), *LAUNCH, *place, f"--main_process_port={PORT}"]
         words = flags(demo, folder / "run", *FLAGS, *LIGHT)
-        script = str(ROOT / "tests/helpers/faults.py")
+        script = str(ROOT / "tests/helpers/faulty.py")
         launchers.append(start(machines, folder, rank, *one_pipe, *launcher, script, *words, **env))
     return launchers
 

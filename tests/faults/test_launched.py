@@ -21,7 +21,7 @@ from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, TINY
 from tests.helpers.ranks import run_ranks
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 
-FAULTY = ROOT / "tests/helpers/faults.py"
+FAULTY = ROOT / "tests/helpers/faulty.py"
 ONE_LINE_LONG = 300
 GOES_ON = (
     "all ended {seconds} s after step {step} was saved; the run went on from there to the same bytes in {same} files"

@@ -1,7 +1,4 @@
-"""Faults for real runs, put into a process before it trains. As a script it is launch/train.py with a fault:
-
-FAULT='["kill", 1, 4]' accelerate launch ... tests/helpers/faults.py ...     (what, on which rank, before which step)
-"""
+"""Faults for real runs, put into a process before it trains."""
 
 import json
 import os
@@ -178,9 +175,11 @@ ACTIONS: dict[str, At] = {
     "wait for SIGUSR1": do(wait_for_the_scheduler),
 }
 
-if __name__ == "__main__":
-    what, on_rank, before_step = json.loads(os.environ["FAULT"])
+
+def train_with(fault: str) -> int:
+    """`launch/train.py` with a fault: what, on which rank, before which step, as JSON."""
+    what, on_rank, before_step = json.loads(fault)
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         at_step(before_step, on_rank, ACTIONS[what])
     replace(interruption, "APART", 0.0)  # these runs are over within the second between two questions
-    sys.exit(train())
+    return train()

@@ -30,7 +30,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def submit(slurm: Slurm, project: Path, *words: str | Path, **env: str) -> str:
     """Submit launch/slurm.sbatch in a project's folder whose launch/train.py may do something on the way."""
     (project / "launch").mkdir()
-    (project / "launch/train.py").symlink_to(ROOT / "tests/helpers/faults.py")
+    (project / "launch/train.py").symlink_to(ROOT / "tests/helpers/faulty.py")
     (project / "accelerate_config.yaml").symlink_to(ROOT / "accelerate_config.yaml")
     env = {"PATH": f"{BIN}:{PATH}", "PYTHONPATH": str(ROOT), "FAULT": json.dumps(["raise", 0, 1000])} | env
     said = slurm.run("sbatch", "--parsable", "--output=log.txt", *map(str, words), cwd=project, **env)

@@ -89,8 +89,8 @@ def test_a_resume_that_forgets_the_optimizer_is_found_out(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     script = tmp_path / "forgetful.py"
     script.write_text(
-        "import sys\nfrom skindist.cli import train\nfrom skindist.training import restoring\n"
-        "from tests.helpers.faults import replace\n"
+        "import sys\nfrom tests.helpers.faults import replace\nfrom skindist.cli import train\n"
+        "from skindist.training import restoring\n"
         "replace(restoring, 'load_optimizer', lambda *args: None)\nsys.exit(train())\n"
     )
     command = [sys.executable, str(script), *TINY, f"--data.path={demo}", *LONG]
