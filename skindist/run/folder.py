@@ -18,7 +18,6 @@ from skindist.data.split import Row, read_split, write_split
 from skindist.errors import Damaged, UserError
 from skindist.files import read_csv, write_atomic, write_csv, write_json
 from skindist.run import record
-from skindist.run.checkpoint import newest_intact
 from skindist.run.record import Event
 
 PREDICTED = ("path", "label", "probability", "logit")
@@ -131,6 +130,8 @@ class Run:
 
     def newest_checkpoint(self) -> Path | None:
         """The folder of the newest checkpoint that is whole; None without any."""
+        from skindist.run.checkpoint import newest_intact  # with torch, which takes seconds: a page is drawn without
+
         return newest_intact(self.checkpoints)
 
     def write_beginning(self, config: Config, rows: list[Row], quarantine: list[tuple[str, str]]) -> None:

@@ -188,6 +188,12 @@ def test_what_judges_a_model_is_not_imported_before_it_does(module: str) -> None
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.parametrize("module", ["skindist.report.run_page", "skindist.report.curves"])
+def test_pages_and_curves_are_drawn_without_torch(module: str) -> None:
+    done = run(sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)")
+    assert done.stdout.strip() == "False", done.stderr
+
+
 def test_the_demo_recipe_is_valid() -> None:
     done = run(sys.executable, ROOT / "launch/train.py", f"--config={ROOT / 'launch/demo.yaml'}", "--print_config")
     assert done.returncode == 0, done.stderr
