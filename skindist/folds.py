@@ -17,7 +17,6 @@ from skindist.config import changes
 from skindist.errors import UserError
 from skindist.files import write_json
 from skindist.fold_runs import Part, run_parts
-from skindist.inference.joining import join_runs
 from skindist.parsing import parse_config
 from skindist.programs import refuse_unknown_program, terminated_as_interrupted
 from skindist.report.run_page import draw_run_page
@@ -112,6 +111,8 @@ def summarise(parts: Sequence[Part], out: Path) -> None:
         shutil.rmtree(older, ignore_errors=True)
         ensemble.path.rename(older)
     if not ensemble.results_file.exists():
+        from skindist.inference.joining import join_runs  # with torch and timm, which nothing before it needs
+
         try:
             join_runs([part.run.path for part in parts], ensemble.path)
         except BaseException:

@@ -188,8 +188,8 @@ def test_what_judges_a_model_is_not_imported_before_it_does(module: str) -> None
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("module", ["skindist.report.run_page", "skindist.report.curves"])
-def test_pages_and_curves_are_drawn_without_torch(module: str) -> None:
+@pytest.mark.parametrize("module", ["skindist.report.run_page", "skindist.report.curves", "skindist.folds"])
+def test_what_neither_trains_nor_predicts_starts_without_torch(module: str) -> None:
     done = run(sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)")
     assert done.stdout.strip() == "False", done.stderr
 
