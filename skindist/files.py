@@ -118,8 +118,12 @@ def why_unwritable(folder: Path) -> str:
 
 
 def refuse_within(place: Path, flag: str, images: str | None) -> None:
-    """Raise UserError where a new folder would lie among the images, and be taken for some of them."""
-    if images and Path(os.path.realpath(place)).is_relative_to(os.path.realpath(expanded(images))):
+    """Raise UserError where a new folder would lie among the images, and be taken for some of them; a hidden one is
+    not."""
+    real, root = Path(os.path.realpath(place)), os.path.realpath(expanded(images or ""))
+    if not images or not real.is_relative_to(root):
+        return
+    if not any(name.startswith(".") for name in real.relative_to(root).parts):
         raise UserError(
             f"{flag} {place}: lies within the images ({images}), where it would be taken for some; give another folder"
         )

@@ -12,6 +12,7 @@ from skindist.data.scan import CLASSES, SPLIT_WORDS
 from skindist.errors import UserError
 from skindist.files import refuse_within, why_unwritable, write_atomic
 from skindist.launcher import this_launch
+from skindist.machine import cache_folder
 from skindist.run.folder import Run
 from skindist.run.lock import RunLock
 from skindist.run.owner import read_owner
@@ -21,8 +22,9 @@ def choose_folder(config: Config) -> Run:
     """The folder of this run; nothing is written yet.
 
     Raises:
-        UserError: `run.resume` forbids what is there, the run there has another config or has lost its checkpoints, or
-            the folder lies within the images, cannot be made, or is being written by another process.
+        UserError: `run.resume` forbids what is there, the run there has another config or has lost its checkpoints,
+            the cache lies within the images, or the folder does, cannot be made, or is being written by another
+            process.
     """
     launched, starter = this_launch().began, this_launch().launcher_pid or os.getpid()  # the same after a restart
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{starter}-{config.model.name}"
@@ -31,6 +33,7 @@ def choose_folder(config: Config) -> Run:
         raise UserError(f"--run.dir {run.path}: is not a folder")
     if not run.exists:
         refuse_within(run.path, "--run.dir", config.data.path)
+        refuse_within(cache_folder(config.data.cache_dir), "--data.cache_dir", config.data.path)
         refuse_foreign(run)
     saved = any(run.checkpoints.glob("step-*"))
     if run.results_file.exists() and not saved:

@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 import skindist
-from skindist.config import Config
+from skindist.config import Config, RunConfig
 from skindist.data.split import Row
 from skindist.errors import UserError
-from skindist.recipe import OptimConfig
+from skindist.recipe import DataConfig, OptimConfig
 from skindist.run import record
 from skindist.run.folder import Run
+from skindist.run.opening import choose_folder
 
 NAMES = (
     "metrics.jsonl", "report.html", "results.json", "split.csv", "quarantine.csv", "config.yaml", "predictions-",
@@ -47,6 +48,23 @@ def test_what_is_written_is_read(run: Run) -> None:
 
 def test_the_saved_config_names_no_run_folder(run: Run) -> None:
     assert run.saved_config()["run"]["dir"] is None
+
+
+def test_neither_a_new_run_nor_its_cache_lies_among_the_images(tmp_path: Path) -> None:
+    """The next start would take either for a folder of images; a hidden one is not looked at."""
+
+    def choose(run: str, cache: str) -> Path:
+        data = DataConfig(path=str(tmp_path / "lesions"), cache_dir=str(tmp_path / cache))
+        return choose_folder(Config(data=data, run=RunConfig(dir=str(tmp_path / run)))).path
+
+    (tmp_path / "lesions").mkdir()
+    with pytest.raises(UserError, match=r"^--run.dir .*/lesions/run: lies within the images"):
+        choose("lesions/run", "cache")
+    for cache in ("lesions", "lesions/cache", "lesions/deep/.not/../cache"):
+        with pytest.raises(UserError, match=r"^--data.cache_dir .*: lies within the images \(.*/lesions\), where it"):
+            choose("run", cache)
+    assert choose("run", "lesions/.cache/deep") == tmp_path / "run"
+    assert choose("run", "lesions-cache") == tmp_path / "run"
 
 
 @pytest.mark.parametrize("reader", READERS)
