@@ -5,7 +5,7 @@ import io
 import logging
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,7 +128,7 @@ def _join(
     """The values of each image that has a row, the rows that fit none, and the images of each row that fits several."""
     rows_by_name, images_by_name, images_by_line = defaultdict(list), defaultdict(list), defaultdict(list)
     for row in rows:
-        for name in (row.key.lower(), isic_id(row.key)):
+        for name in (_folded(row.key), isic_id(row.key)):
             rows_by_name[name].append(row)
     names_by_path = {path: [name for name in _names(path) if name in rows_by_name] for path in paths}
     for path, names in names_by_path.items():
@@ -136,19 +136,33 @@ def _join(
             images_by_name[name].append(path)
     metadata = {}
     for path, names in names_by_path.items():
-        if found := [row for name in names for row in rows_by_name[name]]:
-            metadata[path] = _agreed(found, path, images_by_name[found[0].key.lower()], agreed)
+        if found := [
+            row for name in names for row in rows_by_name[name] if not _names_a_twin(row, path, names_by_path)
+        ]:
+            images = [path] if found[0].key == path else images_by_name[_folded(found[0].key)]
+            metadata[path] = _agreed(found, path, images, agreed)
             images_by_line[found[0].line].append(path)
     if paths and not metadata:
         raise UserError(f"no row names an image: a row is called {rows[0].key!r}, an image {paths[0]!r}")
-    lonely = [row for row in rows if not {row.key.lower(), isic_id(row.key)} & images_by_name.keys()]
+    lonely = [row for row in rows if not {_folded(row.key), isic_id(row.key)} & images_by_name.keys()]
     return metadata, lonely, [images for images in images_by_line.values() if len(images) > 1]
 
 
 def _names(path: str) -> list[str]:
     """What a row may call this image, best first."""
-    file = path.lower().rpartition("/")[2]
-    return [name for name in dict.fromkeys((path.lower(), file, file.rpartition(".")[0], isic_id(path))) if name]
+    whole = _folded(path)
+    file = whole.rpartition("/")[2]
+    return [name for name in dict.fromkeys((whole, file, file.rpartition(".")[0], isic_id(path))) if name]
+
+
+def _folded(name: str) -> str:
+    """What names have in common that differ in capitals."""
+    return name.lower()
+
+
+def _names_a_twin(row: _Row, path: str, paths: Collection[str]) -> bool:
+    """Whether a row is that of another image, whose path differs from this one in capitals alone."""
+    return row.key != path and row.key in paths and _folded(row.key) == _folded(path)
 
 
 def isic_id(path: str) -> str:

@@ -141,6 +141,17 @@ def test_the_closest_name_wins(table: Path) -> None:
         assert read_metadata(table, [A])[A] == {"age": str(count - 1)}
 
 
+@pytest.mark.parametrize("keys", [("benign/x.jpg", "benign/X.jpg"), ("benign/X.jpg", "benign/x.jpg")])
+def test_an_exact_path_tells_names_apart_that_differ_in_capitals(table: Path, keys: tuple[str, str]) -> None:
+    table.write_text(f"path,patient_id\n{keys[0]},1\n{keys[1]},2\n")
+    found = read_metadata(table, ["benign/X.jpg", "benign/x.jpg"])
+    assert found == {keys[0]: {"patient_id": "1"}, keys[1]: {"patient_id": "2"}}
+    table.write_text(f"path,patient_id\n{keys[0]},1\n")
+    assert read_metadata(table, list(keys)) == {keys[0]: {"patient_id": "1"}}
+    table.write_text("path,patient_id\nBENIGN/x.jpg,1\n")
+    assert refusal(table, list(keys)) == f"line 2: 'BENIGN/x.jpg' fits {keys[0]} and {keys[1]}; use a path column"
+
+
 def test_one_picture_in_two_places_has_one_row(table: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = ["train/benign/ISIC_0000001.jpg", "test/malignant/ISIC_0000001.jpg", "test/benign/ISIC_0000001_small.png"]
     table.write_text("image,patient_id\nISIC_0000001,P\n")
