@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -156,8 +157,8 @@ def _names(path: str) -> list[str]:
 
 
 def _folded(name: str) -> str:
-    """What names have in common that differ in capitals."""
-    return name.lower()
+    """What names have in common that differ in capitals, or in how a Mac spells an accent."""
+    return unicodedata.normalize("NFC", name.lower())
 
 
 def _names_a_twin(row: _Row, path: str, paths: Collection[str]) -> bool:

@@ -115,6 +115,7 @@ def test_an_unknown_patient_has_no_id_but_an_unknown_sex_stays(table: Path, valu
         ("benign\\1.jpg", "benign/1.jpg"), ("a.b.jpg", "train/benign/a.b.jpg"), ("A.b", "train/benign/a.B.jpg"),
         ("ISIC_0012258", "benign/ISIC_0012258_downsampled.jpg"), ("isic_0012258_small", "benign/ISIC_0012258.JPG"),
         ("images/ISIC_0012258.png", "train/benign/ISIC_0012258.jpg"),
+        ("l\u00e4sion 1.jpg", "benign/la\u0308sion 1.jpg"), ("La\u0308sion 1", "benign/l\u00e4sion 1.jpg"),
     ],
 )  # fmt: skip
 def test_what_names_an_image(table: Path, key: str, path: str) -> None:
