@@ -8,6 +8,7 @@ found out about a file is remembered until it changes, so a second scan costs li
 
 import hashlib
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ SPLIT_WORDS = {  # what folders and tables call the parts
     "testing": "test",
 }  # fmt: skip
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | UNREAD_SUFFIXES
+ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
 SETTLED = 2_000_000_000  # nanoseconds: a file that changed later than this before a scan may change again unnoticed
 
 
@@ -119,7 +121,9 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> 
 def _find(root: Path, any_layout: bool, split_by_table: bool) -> Iterator[tuple[str, int, str, Stamp]]:
     """Yield (relative path, label, split, stamp) of every file, having checked the layout."""
     if not root.is_dir():
-        raise UserError(f"--data.path {root}: {'is not a folder' if root.exists() else 'no such folder'}")
+        raise UserError(
+            f"--data.path {root}: {'is not a folder' if root.exists() else 'no such folder'}{_remedy(root)}"
+        )
     folders = _folders(root)
     splits = {SPLIT_WORDS[name.lower()]: folder for name, folder in folders.items() if name.lower() in SPLIT_WORDS}
     names = {name.lower() for folder in (root, *splits.values()) for name in _folders(folder)}
@@ -139,6 +143,19 @@ def _find(root: Path, any_layout: bool, split_by_table: bool) -> Iterator[tuple[
         part = parts.get(name.partition("/")[0], "")
         if part or not parts or split_by_table:
             yield name, UNLABELLED, part, stamp
+
+
+def _remedy(root: Path) -> str:
+    """What to do where the path is no folder, but may name images in another form."""
+    near = Path(os.path.relpath(root))  # as the user has most likely typed it
+    unpack = f"skindist unpack {shlex.quote(str(near))} --out DIR"
+    if root.suffix.lower() == ".parquet":
+        return f"; unpack it first: {unpack}"
+    if root.suffix.lower() in ARCHIVES:
+        return f"; extract the archive first{f', or a WebDataset: {unpack}' if root.suffix.lower() == '.tar' else ''}"
+    if len(near.parts) == 2 and not near.parent.exists():
+        return f"; a data set on the Hub is unpacked first: {unpack}"
+    return ""
 
 
 def _odd_split(folders: dict[str, Path], splits: dict[str, Path]) -> str:

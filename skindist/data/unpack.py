@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 from tqdm import tqdm
 
+from skindist.data.scan import ARCHIVES
 from skindist.downloads import HUB_ID, NETWORK_SECONDS, within
 from skindist.errors import UserError, first_line
 from skindist.files import expanded, refuse_occupied, whole_folder, write_csv
@@ -70,7 +71,10 @@ def load(source: str) -> Mapping[str, Any]:
     if not path.exists() and not HUB_ID.fullmatch(source):
         raise UserError(f"{source}: no such file or folder, and not the id of a data set on the Hub (OWNER/NAME)")
     if path.is_file() and path.suffix.lower() not in KINDS:
-        raise UserError(f"{source}: must be a .parquet or .tar file, a folder of such, or OWNER/NAME on the Hub")
+        remedy = "; extract the archive first" if path.suffix.lower() in ARCHIVES else ""
+        raise UserError(
+            f"{source}: must be a .parquet or .tar file, a folder of such, or OWNER/NAME on the Hub{remedy}"
+        )
     try:
         if not path.exists():  # the library would wait and try again for much longer
             ask = partial(HfApi().dataset_info, source, timeout=NETWORK_SECONDS)

@@ -278,6 +278,31 @@ def test_an_ambiguous_folder_is_refused(flat: Path, spoil: Callable[[Path], Path
 
 
 @pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("owner/name", "no such folder; a data set on the Hub is unpacked first: skindist unpack owner/name --out DIR"),
+        ("deep/set.parquet", "is not a folder; unpack it first: skindist unpack deep/set.parquet --out DIR"),
+        ("set.zip", "is not a folder; extract the archive first"),
+        ("deep/my set.TAR", "is not a folder; extract the archive first, or a WebDataset: "
+         "skindist unpack 'deep/my set.TAR' --out DIR"),
+        ("deep/none", "no such folder"),
+        ("none", "no such folder"),
+    ],
+)  # fmt: skip
+def test_what_is_no_folder_is_refused_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, remedy: str
+) -> None:
+    (tmp_path / "deep").mkdir()
+    if "is not" in remedy:
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    for root in (Path(name), tmp_path / name):
+        with pytest.raises(UserError) as caught:
+            scan_folder(root)
+        assert str(caught.value) == f"--data.path {root}: {remedy}"
+
+
+@pytest.mark.parametrize(
     ("files", "splits"),
     [
         (("train/x.png", "valid/a/x.png", "testing/x.png"), ["test", "train", "val"]),

@@ -166,7 +166,7 @@ def other_kind(folder: Path) -> Path:
         (two_columns, r"two.parquet: several columns hold images \(a, b\): choose with --image_column"),
         (no_images, "none.parquet: no column holds images; it has dx"),
         (damaged, "cut.parquet: cannot be read as a data set"),
-        (other_kind, "set.zip: must be a .parquet or .tar file"),
+        (other_kind, "set.zip: must be a .parquet or .tar file, .*; extract the archive first$"),
         (lambda folder: folder / "nothing", "nothing: no such file or folder"),
     ],
 )
