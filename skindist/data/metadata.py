@@ -60,7 +60,9 @@ def read_metadata(
         metadata, lonely, shared = _join(rows, [*paths, *bad], agreed)
     except UnicodeDecodeError:
         raise UserError(f"--data.metadata {file}: is not UTF-8 text; save it as CSV in UTF-8") from None
-    except (UserError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"--data.metadata {file}: cannot be read ({error.strerror})") from None
+    except UserError as error:
         raise UserError(f"--data.metadata {file}: {error}") from None
     known = ", ".join(name for name in ALIASES if name in columns) or "no known column"
     number = sum(path in metadata for path in paths)

@@ -80,9 +80,12 @@ def scan_folder(
         split_by_table: whether a table will tell the split, too: without class folders, no layout is refused then.
 
     Raises:
-        UserError: the folder is missing, empty, laid out ambiguously, or holds no image.
+        UserError: the folder is missing, unreadable, empty, laid out ambiguously, or holds no image.
     """
-    found = sorted(_find(root, any_layout, split_by_table))
+    try:
+        found = sorted(_find(root, any_layout, split_by_table))
+    except OSError as error:
+        raise UserError(f"--data.path {root}: {error.filename or root} cannot be read ({error.strerror})") from None
     facts = _inspect_all(root, {path: stamp for path, _, _, stamp in found}, cache_dir)
     images, bad, others = [], [], []
     for path, label, split, _ in found:

@@ -1,5 +1,6 @@
 """Metadata: the tables that exist, what names an image, and what is refused."""
 
+import errno
 import logging
 import time
 from pathlib import Path
@@ -204,6 +205,15 @@ def test_malformed_files_are_refused(table: Path, content: bytes, message: str) 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.csv", [A]) == "no such file"
     assert refusal(tmp_path, [A]) == "is a folder"
+
+
+def test_a_file_that_may_not_be_read_is_refused(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    table.write_text("image,age\nISIC_0000001,1\n")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert refusal(table, [A]) == "cannot be read (Permission denied)"
 
 
 @pytest.mark.parametrize(("header", "known"), [("id,Sex,patient", "patient_id, sex"), ("id,x,y", "no known column")])

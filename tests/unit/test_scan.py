@@ -5,6 +5,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -100,6 +101,25 @@ def test_a_class_folder_may_be_a_link(flat: Path, tmp_path: Path) -> None:
     assert [image.path for image in scan_folder(tmp_path / "linked").images] == [
         image.path for image in scan_folder(flat).images
     ]
+
+
+@pytest.mark.parametrize("name", [".", "benign", "benign/clinic"])
+def test_a_folder_that_may_not_be_read_is_refused(flat: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    locked = flat / name
+
+    def but_locked(look: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def looking(folder: Any) -> Any:
+            if Path(folder) == locked:
+                raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+            return look(folder)
+
+        return looking
+
+    for way in ("listdir", "scandir"):
+        monkeypatch.setattr(os, way, but_locked(getattr(os, way)))
+    with pytest.raises(UserError) as caught:
+        scan_folder(flat)
+    assert str(caught.value) == f"--data.path {flat}: {locked} cannot be read (Permission denied)"
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
