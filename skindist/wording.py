@@ -15,6 +15,12 @@ def percent(share: float) -> str:
     return f"{100 * share:.6g}%"
 
 
+def volume(size: float) -> str:
+    """Bytes as people say them: "4.85 kB", "1.50 GB"."""
+    unit, power = next((it for it in (("GB", 1e9), ("MB", 1e6)) if size >= it[1]), ("kB", 1e3))
+    return f"{size / power:.2f} {unit}"
+
+
 def printable(name: str) -> str:
     """A name without control characters, changes of writing direction and stand-ins for bytes that are not UTF-8."""
     return UNPRINTABLE.sub("\ufffd", name)

@@ -36,7 +36,7 @@ from skindist.data.resizing import resized, stored_size
 from skindist.errors import UserError
 from skindist.files import sync_folder, write_json
 from skindist.machine import available_cores
-from skindist.wording import plural
+from skindist.wording import plural, volume
 
 PIXELS, MANIFEST = "pixels.arrow", "manifest.json"
 OURS = re.compile(r"[0-9a-f]{16,20}(\.(tmp|lock|jsonl?))?")  # what is called so in the cache
@@ -145,10 +145,10 @@ def _make(folder: Path, sources: Sequence[Source], size: int, interpolation: str
     count, free = plural(len(unique), "image"), shutil.disk_usage(folder.parent).free
     if wanted > free:
         raise UserError(
-            f"--data.cache_dir {folder.parents[1]}: the pixels of {count} need {wanted / 1e9:.2f} GB and "
-            f"{free / 1e9:.2f} GB are free; make room (skindist clear-cache), or give a folder on another disk"
+            f"--data.cache_dir {folder.parents[1]}: the pixels of {count} need {volume(wanted)} and "
+            f"{volume(free)} are free; make room (skindist clear-cache), or give a folder on another disk"
         )
-    log.info(f"pixels: preparing {count} at {size} px, once: {wanted / 1e9:.2f} GB in {folder}")
+    log.info(f"pixels: preparing {count} at {size} px, once: {volume(wanted)} in {folder}")
     temporary = folder.with_suffix(".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()

@@ -21,6 +21,7 @@ from skindist.data.resizing import stored_size
 from skindist.data.store import PixelStore, Source, clear_cache, ensure_store, store_folder
 from skindist.data.transforms import central_square
 from skindist.errors import UserError
+from skindist.wording import volume
 
 ORIENTATION_TAG = 0x0112
 
@@ -96,7 +97,7 @@ def test_a_second_look_makes_nothing(sources: list[Source], tmp_path: Path, capl
     caplog.set_level(logging.INFO, "skindist")
     folder = ensure_store(tmp_path / "cache", sources, 24, "bicubic")
     assert folder == store_folder(tmp_path / "cache", sources, 24, "bicubic")
-    assert "preparing 2 images at 24 px, once: 0.00 GB in" in caplog.text
+    assert "preparing 2 images at 24 px, once: 4.85 kB in" in caplog.text
     made = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     caplog.clear()
     assert ensure_store(tmp_path / "cache", sources[::-1], 24, "bicubic") == folder
@@ -136,13 +137,19 @@ def test_a_damaged_store_is_made_anew(
     assert (folder / "pixels.arrow").read_bytes() == pixels
 
 
+def test_bytes_are_said_in_their_unit() -> None:
+    assert [volume(size) for size in (999_994, 1e6, 999_990_000, 1.5e9)] == [
+        "999.99 kB", "1.00 MB", "999.99 MB", "1.50 GB"
+    ]  # fmt: skip
+
+
 def test_no_room_is_said_before_anything_is_written(
     sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 100))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 4000))
     with pytest.raises(
-        UserError, match=r"--data.cache_dir .*: the pixels of 2 images need 0.00 GB and 0.00 GB are free"
+        UserError, match=r"--data.cache_dir .*: the pixels of 2 images need 4.85 kB and 4.00 kB are free"
     ):
         ensure_store(tmp_path / "cache", sources, 24, "bicubic")
     assert [file.suffix for file in (tmp_path / "cache/pixels").iterdir()] == [".lock"]
