@@ -74,7 +74,7 @@ def prepare_test(config: DataConfig) -> Prepared:
         if count < FEWEST:
             raise UserError(
                 f"--data.path {config.path}: {plural(count, f'{name} image')} to test on; with fewer than {FEWEST} of "
-                f"a class nothing can be said: add images to {name}/"
+                f"a class nothing can be said: add {name} images"
             )
     left_out = sorted((bad | dict(found.scan.left_out)).items())
     return Prepared(rows, _facts(rows, found.images), left_out, found.metadata)

@@ -109,7 +109,7 @@ def _assign(rows: Sequence[Row], held_out: dict[str, float], seed: int) -> list[
             raise UserError(
                 f"--data.path: class {name} has {plural(int(total[label]), 'image')} in {plural(groups, 'group')} "
                 "that must stay together (copies, one lesion, one patient); each of "
-                f"train{''.join(f', {split}' for split in held_out)} needs at least one group: add images to {name}/"
+                f"train{''.join(f', {split}' for split in held_out)} needs at least one group: add {name} images"
             )
     names = sorted(counts)
     order = [names[index] for index in generator(seed, Stream.SPLIT).permutation(len(names))]

@@ -300,7 +300,7 @@ def copies(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "flags", "message"),
     [
-        (few, [], "3 benign images to test on; with fewer than 5 of a class nothing can be said: add images to"),
+        (few, [], "3 benign images to test on; with fewer than 5 of a class nothing can be said: add benign images"),
         (one_class, [], "must hold exactly the class folders benign/ and malignant/"),
         (none_malignant, [], "0 malignant images to test on"),
         (spoilt, [], r"10 of 54 images cannot be used, more than --max_bad 5%"),

@@ -100,6 +100,13 @@ def test_a_given_split_that_lacks_a_class_is_refused() -> None:
         split_alone(images(6, 4, "train") + images(2, 1, "val") + images(3, 0, "test"))
 
 
+def test_a_class_without_an_image_is_asked_for_by_its_name() -> None:
+    """A table may tell the labels: there need not be a folder of this name."""
+    said = r"class malignant has 0 images in 0 groups .* needs at least one group: add malignant images$"
+    with pytest.raises(UserError, match=said):
+        split_alone(images(6, 0))
+
+
 GROUP = st.tuples(st.integers(0, 6), st.integers(0, 6)).filter(any)  # benign and malignant images of a patient
 
 
