@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from skindist.data.metadata import Metadata, canonical_name
+from skindist.data.metadata import KEYS, Metadata, canonical_name
 from skindist.data.scan import CLASSES, SPLIT_WORDS, UNLABELLED, ImageFile, Scan
 from skindist.errors import UserError
 from skindist.recipe import DataConfig
@@ -150,4 +150,5 @@ def _values(flag: str, column: str, images: Sequence[ImageFile], metadata: Metad
     for called in (column, name):
         if called in known:
             return {path: values.get(called, "") for path, values in rows.items()}
-    raise UserError(f"--data.{flag} {column}: the table has no such column; it has {', '.join(sorted(known))}")
+    beside = " beside the one that names the images" if column.lower() in KEYS else ""
+    raise UserError(f"--data.{flag} {column}: the table has no such column{beside}; it has {', '.join(sorted(known))}")

@@ -177,6 +177,10 @@ def test_of_a_split_table_the_test_part_is_evaluated(flat: Path, caplog: pytest.
             {"label_column": "diagnosis"},
             "--data.label_column diagnosis: the table has no such column; it has dx, lesion",
         ),
+        (
+            {"label_column": "image_id"},
+            "--data.label_column image_id: the table has no such column beside the one that names the images; it has",
+        ),
         ({"split_column": "fold"}, "--data.split_column fold: the table has no such column"),
         ({"metadata": None}, "--data.label_column dx: give the table that has it, with --data.metadata FILE.csv"),
         ({"label_column": None}, "--data.malignant: means nothing without --data.label_column"),
