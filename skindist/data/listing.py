@@ -68,8 +68,9 @@ def _in_folder(folder: str) -> Iterator[Item]:
 def _in_table(file: Path) -> Iterator[Item]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            delimiter = max(",;\t", key=lines.readline().count)
-            lines.seek(0)
+            delimiter = max(",;\t", key=(first := lines.readline()).count)
+            if not first.lower().startswith("sep="):  # where Excel is told the delimiter
+                lines.seek(0)
             table = csv.DictReader(lines, delimiter=delimiter)
             if COLUMN not in (names := table.fieldnames or []):
                 raise UserError(f"{file}: no column is called {COLUMN}; found {', '.join(names) or 'nothing'}")

@@ -89,6 +89,8 @@ def _parse(text: str) -> tuple[list[str], list[_Row]]:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
     except csv.Error as error:
         raise UserError(f"line {reader.line_num}: {error}; is a quote not closed?") from None
+    if lines and [cell.lower() for cell in lines[0][1]] == ["sep=", ""]:  # where Excel is told the delimiter
+        lines = lines[1:]
     if len(lines) < 2:
         raise UserError("has a header but no rows" if lines else "is empty")
     header = lines[0][1]

@@ -25,3 +25,8 @@ def test_a_row_of_zero_bytes_is_a_row(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path\na.jpg\n\0\0\n")
     names = [item.name for item in list_files(str(tmp_path / "list.csv"), left_out=[tmp_path / "out.csv"])]
     assert names == ["a.jpg", "\0\0"]
+
+
+def test_the_line_that_tells_excel_the_delimiter_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("sep=;\npath;age\na.jpg;50\n")
+    assert list(list_files(str(tmp_path / "list.csv"))) == [("a.jpg", str(tmp_path / "a.jpg"))]

@@ -72,6 +72,15 @@ def test_bom_delimiters_line_ends_and_blank_lines(table: Path, delimiter: str, e
     assert read_metadata(table, [A, B]) == {A: {"age": "50", "site": "genou é"}, B: {"age": "60", "site": ""}}
 
 
+@pytest.mark.parametrize("first", ["sep=;", "SEP=,", "sep=\t"])
+def test_the_line_that_tells_excel_the_delimiter_is_passed_over(table: Path, first: str) -> None:
+    lines = [["image", "age"], ["ISIC_0000001", "50"], ["ISIC_0000002", "60", "70"]]
+    table.write_bytes("\r\n".join([first, *(first[-1].join(line) for line in lines[:2])]).encode())
+    assert read_metadata(table, [A]) == {A: {"age": "50"}}
+    table.write_bytes("\r\n".join([first, *(first[-1].join(line) for line in lines)]).encode())
+    assert refusal(table, [A]) == "line 4 has 3 fields, the header has 2"
+
+
 @pytest.mark.parametrize(
     ("header", "values"),
     [
