@@ -17,7 +17,7 @@ from skindist.cpu_threads import bind_threads
 from skindist.distributed.ending import fail, fail_together, together
 from skindist.errors import UserError
 from skindist.launcher import this_launch
-from skindist.parsing import in_one_line, parse_config, with_nearest
+from skindist.parsing import in_one_line, parse_config, remedy_of_locale, with_nearest
 
 ABOUT = "Train a model, and what surrounds that."
 SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value
@@ -101,6 +101,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return fail_together(str(error), 2)
     except OSError as error:
         return fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except UnicodeError as error:
+        if not (remedy := remedy_of_locale()):
+            raise
+        return fail(f"{error}{remedy}", 1)
     except ArgumentError as error:
         known = list(signature(named[words[0]]).parameters) if words[0] in named else []
         return fail_together(with_nearest(in_one_line(str(error)), known), 2)

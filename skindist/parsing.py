@@ -4,6 +4,7 @@ import argparse
 import difflib
 import functools
 import re
+import sys
 from collections.abc import Sequence
 
 import jsonargparse
@@ -70,7 +71,13 @@ def in_one_line(message: str) -> str:
         lambda found: f"--{found[1]}: expected {found[2].replace(', ', ' or ')}. Got value: {found[3]}",
         message,
     )
-    return re.sub(r"expected (a )?tuple\.", "expected a list, such as '[a, b]'.", message)
+    message = re.sub(r"expected (a )?tuple\.", "expected a list, such as '[a, b]'.", message)
+    return f"{message}{remedy_of_locale()}" if "codec can't" in message else message
+
+
+def remedy_of_locale() -> str:
+    """What to say beside an error of letters that this locale does not have; "" where it has all."""
+    return "" if sys.getfilesystemencoding() == "utf-8" else "; this locale knows ASCII alone: set PYTHONUTF8=1"
 
 
 def with_nearest(message: str, known: Sequence[str]) -> str:

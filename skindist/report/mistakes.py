@@ -65,6 +65,6 @@ def _picture(scores: Scores, index: int, folder: Path | None) -> str:
     try:
         if hashlib.sha256(file.read_bytes()).hexdigest() != scores.hashes[index]:
             return ""
-    except OSError:
+    except (OSError, ValueError):  # the last: the locale has no letters for this name
         return ""
     return thumbnail(file)

@@ -1,6 +1,7 @@
 """The config: what its fields say of themselves. Its command line: defaults, precedence, what is said of a mistake."""
 
 import re
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from skindist.config import Config, RunConfig, changes, marked
 from skindist.errors import UserError
 from skindist.parsing import parse_config
 from skindist.recipe import DataConfig, EarlyStoppingConfig, ModelConfig, OptimConfig, TrainConfig
+from skindist.report import curves
 from skindist.section import Section, setting
 
 OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
@@ -358,3 +360,33 @@ def test_a_path_of_python_does_for_a_path() -> None:
     assert DataConfig(path=folder) == DataConfig(path="lesions")
     with pytest.raises(UserError, match=r"^--model.name PosixPath\(.lesions.\): must be text \(str\)"):
         ModelConfig(name=folder)
+
+
+@pytest.mark.parametrize(("locale", "remedy"), [("ascii", "set PYTHONUTF8=1"), ("utf-8", "")])
+def test_a_name_that_the_locale_cannot_write_has_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], locale: str, remedy: str
+) -> None:
+    """An argument that is not ASCII comes as stand-ins for its bytes."""
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: locale)
+    assert main(["curves", "f\udcc3\udcbc"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith('error: Parser key "run": ')
+    assert said.count("\n") == 1
+    assert ("PYTHONUTF8" in said) == bool(remedy)
+    assert remedy in said
+
+
+def test_an_error_of_letters_is_one_line_where_the_locale_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(run: Path) -> None:
+        str(run / "f\xfc").encode("ascii")
+
+    monkeypatch.setattr(curves, "draw_curves", fail)
+    with pytest.raises(UnicodeError):
+        main(["curves", "run"])
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert main(["curves", "run"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: 'ascii' codec can't encode character")
+    assert said.endswith("set PYTHONUTF8=1\n")

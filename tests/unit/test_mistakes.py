@@ -1,10 +1,14 @@
 """Which errors are shown, against hand-computed expectations."""
 
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
 from skindist.evaluation.mistakes import telling_cases
+from skindist.report.mistakes import mistakes
+from skindist.report.scores import Scores
+from skindist.run.folder import Run
 
 P = np.array([0.9, 0.1, 0.45, 0.6, 0.2, 0.05, 0.4, 0.8])
 Y = np.array([1, 1, 1, 0, 0, 0, 0, 0])
@@ -31,3 +35,10 @@ def test_a_probability_at_the_threshold_is_called_malignant() -> None:
 
 def test_none_are_wanted() -> None:
     assert not any(telling_cases(P, Y, 0.5, 0).values())
+
+
+def test_a_name_that_the_locale_cannot_write_has_no_picture(tmp_path: Path) -> None:
+    """No locale has a letter for half of a surrogate pair."""
+    scores = Scores(["\ud800.jpg"], np.array([1]), np.array([0.1]), None, ["0" * 64], [{}])
+    ((_, (case,)),) = mistakes(Run(tmp_path), scores, 0.5, tmp_path)
+    assert (case.label, case.thumbnail) == ("malignant", "")
