@@ -40,13 +40,18 @@ class _Row(NamedTuple):
 
 
 def read_metadata(
-    file: Path, paths: Sequence[str], bad: Sequence[str] = (), telling: Sequence[str | None] = ()
+    file: Path,
+    paths: Sequence[str],
+    bad: Sequence[str] = (),
+    telling: Sequence[str | None] = (),
+    quiet: bool = False,
 ) -> Metadata:
     """Find the row of each image (path relative to the data folder); an image without one is left out.
 
     Args:
         bad: paths of images that cannot be used, and may have a row, too.
         telling: columns, if not None, in which two rows of one image must not differ, either.
+        quiet: do not say how many images have a row.
 
     Raises:
         UserError: the file is missing, not UTF-8 or malformed; no column names the images, or no row any of them;
@@ -64,13 +69,17 @@ def read_metadata(
         raise UserError(f"--data.metadata {file}: cannot be read ({error.strerror})") from None
     except UserError as error:
         raise UserError(f"--data.metadata {file}: {error}") from None
+    if quiet:
+        return metadata
     known = ", ".join(name for name in ALIASES if name in columns) or "no known column"
     number = sum(path in metadata for path in paths)
     log.info(f"metadata: {number:,} of {len(paths):,} images have a row in {file.name} ({known})")
     if missing := [path for path in paths if path not in metadata]:
         log.warning(f"metadata: {plural(len(missing), 'image')} without a row, such as {printable(missing[0])}")
     if lonely:
-        log.info(f"metadata: {plural(len(lonely), 'row')} without an image, such as {printable(lonely[0].key)}")
+        log.info(
+            f"metadata: {plural(len(lonely), 'row')} without an image among these, such as {printable(lonely[0].key)}"
+        )
     if shared:
         such = " and ".join(map(printable, shared[0][:2]))
         log.warning(f"metadata: rows that each fit several images: {len(shared):,}, such as {such}")

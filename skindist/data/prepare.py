@@ -80,15 +80,18 @@ def prepare_test(config: DataConfig) -> Prepared:
     return Prepared(rows, _facts(rows, found.images), left_out, found.metadata)
 
 
-def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
+def prepare_again(config: DataConfig, rows: list[Row], quiet: bool = False) -> Prepared:
     """Look again at the images of a split that was made before.
+
+    Args:
+        quiet: say nothing of the table.
 
     Raises:
         UserError: an image is gone, cannot be used any more, or has other bytes.
     """
     scan = look_into(config)
     refuse_changed_images(rows, scan.images)
-    told = metadata_of(config, scan)
+    told = metadata_of(config, scan, quiet)
     metadata = {row.path: told[row.path] for row in rows if row.path in told}
     return Prepared(rows, _facts(rows, scan.images), metadata=metadata)
 

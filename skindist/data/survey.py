@@ -98,12 +98,12 @@ def refuse_parts_of_classes(config: DataConfig, images: Iterable[ImageFile]) -> 
                 )
 
 
-def metadata_of(config: DataConfig, scan: Scan) -> Metadata:
+def metadata_of(config: DataConfig, scan: Scan, quiet: bool = False) -> Metadata:
     """What the table says of each file, usable or not; nothing without a table."""
     if config.metadata is None:
         return {}
     paths, bad = [image.path for image in scan.images], [path for path, _ in scan.bad]
-    return read_metadata(expanded(config.metadata), paths, bad, (config.label_column, config.split_column))
+    return read_metadata(expanded(config.metadata), paths, bad, (config.label_column, config.split_column), quiet)
 
 
 def part_of(scan: Scan, part: str, splits: Mapping[str, str] | None = None) -> Scan:

@@ -23,7 +23,7 @@ COUNTED = ("train", "val", "near_duplicates", "patients")
 def training_data(run: Run | None) -> Prepared | None:
     """The images of a run, with what their table says; None where they are not at hand as they were."""
     try:
-        return prepare_again(run.config().data, run.split()) if run else None
+        return prepare_again(run.config().data, run.split(), quiet=True) if run else None
     except UserError:
         return None
 

@@ -107,7 +107,7 @@ def test_files_without_a_row_and_rows_without_a_file_are_counted(flat: Path, cap
     for line in (
         "metadata: 58 of 59 images have a row in HAM10000_metadata.csv (lesion_id)",
         "metadata: 1 image without a row, such as HAM10000_images_part_2/ISIC_0000003.png",
-        "metadata: 1 row without an image, such as ISIC_0000099",
+        "metadata: 1 row without an image among these, such as ISIC_0000099",
         "data: left out, as the table has no row with their label: 1 image",
     ):
         assert line in caplog.messages

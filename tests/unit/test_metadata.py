@@ -234,10 +234,10 @@ def test_it_says_what_it_found(table: Path, caplog: pytest.LogCaptureFixture, he
     said = [(record.levelname, record.message) for record in caplog.records]
     assert [one for one in said if one[1] != UNKNOWN] == [
         ("INFO", f"metadata: 1,001 of 1,001 images have a row in table.csv ({known})"),
-        ("INFO", "metadata: 999 rows without an image, such as 1001"),
+        ("INFO", "metadata: 999 rows without an image among these, such as 1001"),
         ("INFO", f"metadata: 2 of 4 images have a row in table.csv ({known})"),
         ("WARNING", "metadata: 2 images without a row, such as benign/2000.jpg"),
-        ("INFO", "metadata: 1,998 rows without an image, such as 0"),
+        ("INFO", "metadata: 1,998 rows without an image among these, such as 0"),
     ]
     assert said.count(("WARNING", UNKNOWN)) == (0 if "patient" in header else 2), "once for each reading"
 

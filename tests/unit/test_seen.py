@@ -1,5 +1,6 @@
 """What a model has seen of other images: who of the patients, as far as the tables tell."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,10 @@ import pytest
 from skindist.data.inspection import Facts
 from skindist.data.prepare import Prepared
 from skindist.data.split import Row
-from skindist.inference.seen import baseline_images, of_the_same_people, seen_in_training
+from skindist.inference.seen import baseline_images, of_the_same_people, seen_in_training, training_data
 from skindist.recipe import DataConfig
 from skindist.run.folder import Run
+from tests.helpers.made_run import made_run, prepared
 
 
 def images(split: str, *ids: dict[str, str], known: str = "") -> Prepared:
@@ -59,3 +61,15 @@ def test_a_run_that_does_not_name_its_images_says_nothing_of_them(tmp_path: Path
     found, met = seen_in_training(Run(tmp_path), None, DataConfig(), images("test", {}))
     assert (found["train"], met) == (None, set())
     assert found["note"].startswith("not known whether")
+
+
+def test_the_table_of_the_training_images_is_read_without_a_word(
+    demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numbers of the training images would be taken for those of the images that are tested."""
+    run = made_run(tmp_path / "run", *prepared(demo, tmp_path / "table.csv"))
+    with caplog.at_level(logging.INFO, "skindist"):
+        trained = training_data(run)
+    assert trained
+    assert len(trained.metadata) == len(trained.rows)
+    assert "metadata:" not in caplog.text
