@@ -71,6 +71,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         matrix=confusion_matrix(test.probabilities, test.labels, threshold) if test else None,
         cases=cases,
         shown=any(case.thumbnail for _, members in cases for case in members),
+        explained=any(case.explained for _, members in cases for case in members),
         figures=figure_rows(results.get("test", {}), benign := all_benign(test, prevalence)),
         benign_baseline=benign,
         test_read=test is not None,

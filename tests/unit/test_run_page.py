@@ -238,6 +238,8 @@ def test_an_error_is_shown_with_its_heat_map_where_the_run_has_drawn_one(run: Ru
     Image.new("RGB", (64, 32)).save(drawn.error_picture(scores.hashes[surest]))
     before, after = run_page(run), run_page(drawn)
     assert (before.count('class="explained"'), after.count('class="explained"')) == (0, 1)
+    for words in ("orange speaks for malignant", "0.5 before calibration, not about the threshold"):
+        assert (before.count(words), after.count(words)) == (0, 1)
     first = after[after.index('class="explained"') :]
     assert (
         f"probability of malignant {scores.probabilities[surest]:.3f}; beside it"
