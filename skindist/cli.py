@@ -17,7 +17,7 @@ from skindist.cpu_threads import bind_threads
 from skindist.distributed.ending import fail, fail_together, together
 from skindist.errors import UserError
 from skindist.launcher import this_launch
-from skindist.parsing import in_one_line, parse_config, remedy_of_locale, with_nearest
+from skindist.parsing import Command, in_one_line, parse_config, remedy_of_locale, with_nearest
 
 ABOUT = "Train a model, and what surrounds that."
 SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value
@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
         title = about.splitlines()[0]
         takes_command = function in (runs.verify_resume, runs.folds)
         usage = f"skindist {name} [OPTIONS] -- COMMAND ..." if takes_command else None
-        command = ArgumentParser(description=about, usage=usage, exit_on_error=False, allow_abbrev=False)
+        command = Command(description=about, usage=usage, exit_on_error=False, allow_abbrev=False)
         if function in (runs.report, runs.ensemble):
             command.add_argument(
                 "runs", nargs="+", type=Path, metavar="RUN", help="Run folder; several are put together."

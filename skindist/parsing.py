@@ -6,6 +6,7 @@ import functools
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jsonargparse
 
@@ -52,6 +53,14 @@ def build_parser(prog: str | None) -> jsonargparse.ArgumentParser:
         if action.dest in Config.__dataclass_fields__:
             action.help = argparse.SUPPRESS  # `--data FILE`, a config file for one section, is one way too many
     return parser
+
+
+class Command(jsonargparse.ArgumentParser):
+    """The parser of a command, whose help names a type as people do."""
+
+    def format_help(self, *formatter: Any, **options: Any) -> str:
+        """Called for `--help`, with arguments that differ from version to version."""
+        return re.sub(r"<class\s+'(\w+)'>", r"\1", super().format_help(*formatter, **options))
 
 
 def in_one_line(message: str) -> str:

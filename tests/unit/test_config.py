@@ -362,6 +362,16 @@ def test_a_path_of_python_does_for_a_path() -> None:
         ModelConfig(name=folder)
 
 
+def test_help_names_types_as_people_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, line in (
+        ("report", "together. (required, type: Path)"),
+        ("curves", "Run folder. (required, type: Path)"),
+    ):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert line in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(("locale", "remedy"), [("ascii", "set PYTHONUTF8=1"), ("utf-8", "")])
 def test_a_name_that_the_locale_cannot_write_has_a_remedy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], locale: str, remedy: str
