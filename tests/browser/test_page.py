@@ -184,6 +184,18 @@ def test_tables_of_a_run_are_whole_and_intervals_have_room(browser: Any, picture
         assert page.evaluate(f"Math.max(...[...document.querySelectorAll('td .interval')].map({lines}))") < 2.5
 
 
+@pytest.mark.parametrize("width", [360, 820, 1000, 1100])
+def test_a_figure_that_is_undefined_stays_in_its_cell(browser: Any, pictured: Path, width: int) -> None:
+    """At a threshold above all probabilities nothing is called malignant, so there is no PPV."""
+    with Watched(browser, pictured, viewport={"width": width, "height": 900}) as page:
+        page.locator("#threshold-field").fill("1")
+        assert page.locator("#now-ppv").inner_text() == "undefined"
+        assert page.evaluate("""[...document.querySelectorAll('.outcome output')].every(output => {
+          const [inner, outer] = [output, output.closest('div')].map(part => part.getBoundingClientRect());
+          return inner.right <= outer.right + 0.5;
+        })""")
+
+
 CONTRAST = """selector => {
   const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
   const rgba = colour => {
