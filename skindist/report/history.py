@@ -171,7 +171,11 @@ def facts(results: Mapping[str, Any]) -> dict[str, Table]:
     blocks = {"The run": cost, "Hardware": results.get("hardware") or {}, "Versions": results.get("versions") or {}}
     tables = {}
     for title, values in blocks.items():
-        rows = [[key.replace("_", " "), str(value)] for key, value in values.items() if value is not None]
+        rows = [
+            [key.replace("_gib", "_GiB").replace("_", " "), str(value)]
+            for key, value in values.items()
+            if value is not None
+        ]
         if rows:
             tables[title] = Table(("what", "value"), rows)
     return tables

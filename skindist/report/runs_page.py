@@ -40,7 +40,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs, and the AUROC of the first less that of the second, or why there is no such figure."""
+    """Two runs, and the AUROC of the first minus that of the second, or why there is no such figure."""
 
     first: str
     second: str

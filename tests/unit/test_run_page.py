@@ -22,7 +22,7 @@ from skindist import cli
 from skindist.data.demo import write_demo_data
 from skindist.errors import UserError
 from skindist.report import run_page as module
-from skindist.report.history import early_stopping_story
+from skindist.report.history import early_stopping_story, facts
 from skindist.report.plots import with_mark
 from skindist.report.run_page import draw_run_page, run_page, write_run_page
 from skindist.report.scores import read_scores
@@ -457,6 +457,13 @@ def test_a_mistake_is_one_line(run: Run, tmp_path: Path, capsys: pytest.CaptureF
     damaged.results_file.write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         write_run_page(damaged)
+
+
+def test_names_are_written_as_people_write_them(page: Reader) -> None:
+    assert facts({"hardware": {"memory_gib": 23.5}})["Hardware"].rows == [["memory GiB", "23.5"]]
+    assert "Wilson balanced accuracy" in page.text
+    assert "MOVER AUROC" in page.text
+    assert not re.search("wilson|mover", page.text)
 
 
 def test_a_page_that_cannot_be_drawn_does_not_end_the_run(
