@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser
 
 from skindist.commands import data, models, runs
+from skindist.config import Config
 from skindist.cpu_threads import bind_threads
 from skindist.distributed.ending import fail, fail_together, together
 from skindist.errors import UserError
@@ -60,6 +61,15 @@ def show_log() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
     logging.getLogger("skindist").setLevel(logging.INFO if this_launch().rank == 0 else logging.ERROR)
+
+
+def fit_aloud(config: Config) -> None:
+    """`fit`, with its log: what each process of a notebook runs. It is imported from here, as a fresh process cannot
+    import from a notebook."""
+    show_log()
+    from skindist.training.trainer import fit
+
+    fit(config)
 
 
 def main(args: Sequence[str] | None = None) -> int:
