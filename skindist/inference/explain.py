@@ -72,10 +72,13 @@ def pooling(module: nn.Module, image_1CHW: Tensor) -> nn.Module:
 
 @contextmanager
 def as_it_was(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode for a while."""
-    training = module.training
-    module.eval()
+    """In evaluation mode for a while, and without gradients of its weights: for these, every activation would be kept.
+    captum asks for the gradient of the pooled map itself."""
+    training, learning = module.training, [weight for weight in module.parameters() if weight.requires_grad]
+    module.eval().requires_grad_(False)
     try:
         yield
     finally:
         module.train(training)
+        for weight in learning:
+            weight.requires_grad_(True)

@@ -1,6 +1,7 @@
 """Heat maps: where the evidence is, on models whose evidence is known; and what is said where there are none."""
 
 import io
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -68,6 +69,28 @@ def test_convolutional_models_have_maps_and_are_left_as_they_were(name: str) -> 
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_convnext", "mobilenetv3_small_050"])
+def test_no_activation_before_the_pooled_map_is_kept(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """A heat map finds room where predicting does, and is what it is with all gradients."""
+    torch.manual_seed(0)
+    model, images = timm.create_model(name, num_classes=2).eval(), torch.randn(2, 3, 64, 64)
+    frozen = next(model.parameters()).requires_grad_(False)
+    weights = {weight.data_ptr() for weight in model.parameters()}
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(0 if tensor.data_ptr() in weights else tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        maps = explain(model, images)
+    assert sum(kept) < images.numel() / 4
+    assert {weight.requires_grad for weight in model.parameters() if weight is not frozen} == {True}
+    assert not frozen.requires_grad
+    monkeypatch.setattr("skindist.inference.explain.as_it_was", lambda module: nullcontext())
+    assert torch.equal(maps, explain(model, images))
 
 
 @pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
