@@ -78,7 +78,8 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     prepared = decide(accelerator, prepare_images, config, asked, may_take_hours=True)
     log.info(f"{describe(prepared.rows)}\n{group.describe(accelerator)}, {float32_of(accelerator.device)}")
     load = partial(load_weights, source.folder)
-    predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
+    with memory_explained():
+        predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
     store = open_store(accelerator, config, prepared, pixels.interpolation)
     images = LesionImages(store, prepared.rows, config.image_size, SEED, augmented=False)
     batch = images_at_a_time(predictor, config.image_size, BATCH)

@@ -33,7 +33,7 @@ from skindist.inference.seeing import BatchReader
 from skindist.inference.sources import load_model
 from skindist.inference.table import WRITERS, GrowingTable, part_of
 from skindist.prediction.evaluate import progress
-from skindist.prediction.memory import images_at_a_time
+from skindist.prediction.memory import images_at_a_time, memory_explained
 from skindist.prediction.predictor import Predictor
 from skindist.report.words import figure_text, origin_of_threshold
 from skindist.wording import plural
@@ -74,7 +74,8 @@ def predict(
     saved = fetch(accelerator, model, views)
     description, device = saved.description, accelerator.device
     pixels, on_cpu = description.preprocessing, device.type == "cpu"
-    module = saved.module.to(memory_format=torch.channels_last).to(device)
+    with memory_explained():
+        module = saved.module.to(memory_format=torch.channels_last).to(device)
     predictor = Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, device), views=description.views)
     seen = f"each image is seen in {plural(views, 'position')}; the threshold stays as it is\n" if views else ""
     log.info(f"{describe_frozen(description.frozen)}\n{seen}{group.describe(accelerator)}, {float32_of(device)}")
@@ -180,7 +181,8 @@ def make_place_for_maps(maps: Path, predictor: Predictor, size: int) -> None:
     Raises:
         UserError: it cannot, or the folder cannot be created.
     """
-    explain(predictor.module, torch.zeros(1, 3, size, size, device=predictor.accelerator.device))
+    with memory_explained():
+        explain(predictor.module, torch.zeros(1, 3, size, size, device=predictor.accelerator.device))
     try:
         maps.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -71,10 +71,7 @@ class BatchReader:
         zeros_B = torch.zeros(count, dtype=torch.int64)
         batch = Batch(zeros_B, pixels_BHWC.permute(0, 3, 1, 2), zeros_B, IDENTITY.repeat(count, 1, 1))
         with self.turn:
-            logits = self._logits(batch)
-            if self.maps:
-                for name, picture in zip(names, beside_heat_maps(self.predictor, batch), strict=True):
-                    write_atomic(self.maps / name, as_png(picture))
+            logits = self._seen(batch, names)
         finite = np.isfinite(logits)
         probabilities = sigmoid(frozen.calibration.of(np.where(finite, logits, 0.0))).tolist()
         more = [(name,) if self.maps else () for name in names]
@@ -85,12 +82,15 @@ class BatchReader:
             for probability, logit, sure, drawn in zip(probabilities, logits.tolist(), finite, more, strict=True)
         ]
 
-    def _logits(self, batch: Batch) -> NDArray[np.float64]:
-        """Malignant minus benign, of each image."""
+    def _seen(self, batch: Batch, names: Sequence[str]) -> NDArray[np.float64]:
+        """Malignant minus benign, of each image, whose heat map is drawn if it is asked for."""
         try:
             with torch.inference_mode():
                 logits_BK = self.predictor.logits(batch, self.module)
             benign_B, malignant_B = logits_BK.cpu().double().unbind(dim=1)
+            if self.maps:
+                for name, picture in zip(names, beside_heat_maps(self.predictor, batch), strict=True):
+                    write_atomic(self.maps / name, as_png(picture))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -11,15 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import recall_score, roc_auc_score
 
 from skindist.cli import main, train
 from skindist.data.demo import write_demo_data
-from skindist.errors import UserError
+from skindist.errors import OutOfMemory, UserError
 from skindist.evaluation.stress import DISTURBANCES
 from skindist.inference import evaluation
 from skindist.prediction import pictures
+from skindist.recipe import DataConfig
 from skindist.report.history import evaluation_flags, repeat_command
 from skindist.report.run_page import run_page
 from skindist.run.folder import Run
@@ -73,6 +75,17 @@ def logits(folder: Path) -> dict[str, float]:
 def results(out: Path) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((out / "results.json").read_text())
     return values
+
+
+def test_a_device_without_room_for_the_model_is_told_so(
+    run: Path, elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(evaluation, "build_predictor", full)
+    with pytest.raises(OutOfMemory, match=r"^out of memory for the model itself"):
+        evaluation.evaluate_model(str(run), DataConfig(path=str(elsewhere)), tmp_path / "out")
 
 
 def test_the_frozen_threshold_and_calibration_decide(found: Path, elsewhere: Path) -> None:

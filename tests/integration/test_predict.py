@@ -23,13 +23,13 @@ from skindist.data.resizing import seen_pixels
 from skindist.data.split import Row
 from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.distributed import group
-from skindist.errors import UserError
+from skindist.errors import OutOfMemory, UserError
 from skindist.evaluation.calibration import Calibration
 from skindist.evaluation.differences import UNITS, TrainingSet
 from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.operating_point import Threshold
 from skindist.inference.batches import settle
-from skindist.inference.predict import open_table, what_rows_depend_on
+from skindist.inference.predict import open_table, predict, what_rows_depend_on
 from skindist.inference.saved_model import SavedModel, save_model
 from skindist.inference.seeing import plain
 from skindist.inference.single import probabilities
@@ -429,6 +429,25 @@ def test_a_model_without_heat_maps_is_refused_before_the_work(
     assert "there are no heat maps of this model" in capsys.readouterr().err
     assert not maps.exists()
     assert not out.with_name("out.csv.part").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("torch.nn.Module.to", "out of memory for the model itself"),
+        ("skindist.inference.predict.explain", "out of memory for the model itself"),
+        ("skindist.prediction.pictures.explain", "out of memory with 8 images at a time: use a GPU or a machine with"),
+    ],
+)
+def test_wherever_memory_runs_out_it_is_said(
+    model: Path, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, words: str
+) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(place, full)
+    with pytest.raises(OutOfMemory, match=f"^{words}"):
+        predict(str(model), str(demo), tmp_path / "out.csv", maps=tmp_path / "maps")
 
 
 def test_files_that_came_meanwhile_are_refused(
