@@ -17,9 +17,9 @@ from skindist.errors import UserError
 from skindist.wording import plural
 
 THREADS = "OMP_NUM_THREADS"
-OUR_CORES = "SKINDIST_CORES"  # what `side_by_side` says to a whole launch
+OUR_CORES, AT_ONCE = "SKINDIST_CORES", "SKINDIST_AT_ONCE"  # what `side_by_side` says to a whole launch
 TO_MEET = ("RANK", "MASTER_ADDR", "MASTER_PORT")
-NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")
+NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", AT_ONCE)
 OTHER_INDEX = "ACCELERATE_BYPASS_DEVICE_MAP"  # else Accelerate takes this process's number for its GPU's, in DDP
 
 
@@ -40,6 +40,7 @@ class Launch:
     on_cpu: bool = False  # although there is a GPU, as Accelerate then does
     threads: str | None = None
     cores: int | None = None  # its share of the machine, for all its processes there; None: all
+    at_once: int = 1  # launches that share the machine, this one among them
     missing: tuple[str, ...] = ()  # variables without which several processes do not find each other
     damaged: tuple[str, ...] = ()  # such with their values, which are no numbers
     address: str = ""  # of the store that all processes share
@@ -103,6 +104,7 @@ def read_launch(
         on_cpu=environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on"),
         threads=None if share or (launched and given == "1") else given,  # 1: told nothing
         cores=int(share) if share else None,
+        at_once=number.get(AT_ONCE, 1),
         missing=tuple(name for name in TO_MEET if world_size > 1 and not environ.get(name)),
         damaged=damaged,
         address=environ.get("MASTER_ADDR", ""),
@@ -216,7 +218,8 @@ def choose_threads(asked: str | None, device: str, cores: int, processes: int) -
 
 
 def side_by_side(environ: Mapping[str, str], place: int, at_once: int, cores: int, gpus: int) -> dict[str, str]:
-    """The environment of a launch that shares its machine with others: a GPU of its own, or its share of the cores.
+    """The environment of a launch that shares its machine with others: how many they are, and a GPU of its own or its
+    share of the cores.
 
     Args:
         place: the number of this launch among those, from 0.
@@ -224,8 +227,9 @@ def side_by_side(environ: Mapping[str, str], place: int, at_once: int, cores: in
     """
     if at_once == 1:
         return dict(environ)
+    shared = {**environ, AT_ONCE: str(at_once)}
     if gpus:
         named = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = named if named != [""] else [str(number) for number in range(gpus)]
-        return {**environ, "CUDA_VISIBLE_DEVICES": names[place % len(names)]}
-    return {**environ, **dict.fromkeys((THREADS, OUR_CORES), str(max(1, cores // at_once)))}
+        return {**shared, "CUDA_VISIBLE_DEVICES": names[place % len(names)]}
+    return {**shared, **dict.fromkeys((THREADS, OUR_CORES), str(max(1, cores // at_once)))}

@@ -40,10 +40,13 @@ def eval_loader(
 
 
 def choose_workers(accelerator: Accelerator, config: DataConfig, images: int) -> int:
-    """Loader processes of this process, as many as the cores and the shared memory allow; call it on every process.
+    """Loader processes of this process, as many as the cores and the shared memory allow to each of all that train on
+    this machine; call it on every process.
 
     Args:
         images: in the largest batch.
     """
-    wanted = loader_workers(config, accelerator.device, group.processes_on_my_cores(accelerator))
-    return workers_that_fit(wanted, images, config.image_size, this_launch().local_world_size, free_shared_memory())
+    launch = this_launch()
+    wanted = loader_workers(config, accelerator.device, launch.at_once * group.processes_on_my_cores(accelerator))
+    processes = launch.at_once * launch.local_world_size
+    return workers_that_fit(wanted, images, config.image_size, processes, free_shared_memory())

@@ -21,7 +21,7 @@ from skindist.launcher import (
 )
 
 VARIABLES = re.compile(
-    r"\b(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|TORCHELASTIC_\w+|ACCELERATE_\w+)\b"
+    r"\b(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|MASTER_ADDR|MASTER_PORT|OMP_NUM_THREADS|SKINDIST_CORES|SKINDIST_AT_ONCE|TORCHELASTIC_\w+|ACCELERATE_\w+)\b"
 )
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
 
@@ -199,10 +199,14 @@ def test_a_forked_process_reads_its_own_launch() -> None:
 
 def test_launches_side_by_side_share_the_gpus_or_else_the_cores() -> None:
     assert side_by_side({"A": "1"}, 0, 1, cores=8, gpus=4) == {"A": "1"}
-    assert side_by_side({}, 1, 2, cores=8, gpus=0) == {"OMP_NUM_THREADS": "4", "SKINDIST_CORES": "4"}
+    both = {"SKINDIST_AT_ONCE": "2"}
+    assert side_by_side({}, 1, 2, cores=8, gpus=0) == both | {"OMP_NUM_THREADS": "4", "SKINDIST_CORES": "4"}
     launch = read_launch(side_by_side({}, 3, 4, cores=2, gpus=0))
-    assert (launch.threads, launch.cores) == (None, 1), "no order of the user's, whose number counts for each process"
-    assert side_by_side({}, 1, 2, cores=8, gpus=2) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert (launch.threads, launch.cores, launch.at_once) == (None, 1, 4), (
+        "no order of the user's, whose number counts for each process"
+    )
+    assert side_by_side({}, 1, 2, cores=8, gpus=2) == both | {"CUDA_VISIBLE_DEVICES": "1"}
+    assert read_launch(side_by_side({}, 3, 4, cores=2, gpus=1)).at_once == 4
     some = {"CUDA_VISIBLE_DEVICES": "5,GPU-ab"}
     assert [side_by_side(some, place, 3, 8, gpus=2)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == [
         "5", "GPU-ab", "5"

@@ -5,6 +5,7 @@ import signal
 import subprocess
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from skindist.data.store import PixelStore, Source, ensure_store
 from skindist.data.transforms import IDENTITY
 from skindist.distributed.group import join_group
 from skindist.errors import UserError
+from skindist.launcher import Launch
 from skindist.prediction import loaders as module
 from skindist.recipe import DataConfig, TrainConfig
 from skindist.training.trainer import build_learner, build_loaders
@@ -207,6 +209,18 @@ def test_only_as_many_workers_as_shared_memory_has_room_for(caplog: pytest.LogCa
     assert "64 MiB are free in /dev/shm, enough for 1 loader worker of 8 for each process" in caplog.text
     assert "docker run --shm-size 1g" in caplog.text
     assert [workers_that_fit(8, 64, 224, local, 400 << 20) for local in (2, 8, 9)] == [4, 1, 0]
+
+
+def test_runs_side_by_side_share_the_cores_and_the_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator: Any = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr("skindist.distributed.group.processes_on_my_cores", lambda _: 2)
+    monkeypatch.setattr("skindist.data.loading.available_cores", lambda: 24)
+    found = []
+    for at_once, free in ((1, None), (4, None), (1, 400 << 20), (4, 400 << 20)):
+        monkeypatch.setattr(module, "free_shared_memory", lambda free=free: free)
+        monkeypatch.setattr(module, "this_launch", lambda n=at_once: Launch(local_world_size=2, at_once=n))
+        found.append(module.choose_workers(accelerator, DataConfig(image_size=224), 64))
+    assert found == [8, 3, 4, 1]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
