@@ -231,5 +231,6 @@ def side_by_side(environ: Mapping[str, str], place: int, at_once: int, cores: in
     if gpus:
         named = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         names = named if named != [""] else [str(number) for number in range(gpus)]
+        names = names if names[0].startswith("MIG-") else names[:gpus]  # torch counts one part of a GPU alone
         return {**shared, "CUDA_VISIBLE_DEVICES": names[place % len(names)]}
     return {**shared, **dict.fromkeys((THREADS, OUR_CORES), str(max(1, cores // at_once)))}

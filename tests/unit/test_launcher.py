@@ -211,3 +211,7 @@ def test_launches_side_by_side_share_the_gpus_or_else_the_cores() -> None:
     assert [side_by_side(some, place, 3, 8, gpus=2)["CUDA_VISIBLE_DEVICES"] for place in range(3)] == [
         "5", "GPU-ab", "5"
     ]  # fmt: skip
+    names_too_many = {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert side_by_side(names_too_many, 1, 2, 16, gpus=1)["CUDA_VISIBLE_DEVICES"] == "0", "1 would be a CPU, in silence"
+    parts_of_one = {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}
+    assert side_by_side(parts_of_one, 1, 2, 16, gpus=1)["CUDA_VISIBLE_DEVICES"] == "MIG-b"
