@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from tqdm import tqdm
 
 from skindist.errors import UserError
-from skindist.launcher import side_by_side
+from skindist.launcher import side_by_side, this_launch
 from skindist.machine import available_cores, gpus
 from skindist.programs import NO_TRAINING, last_words
 from skindist.run.folder import Run
@@ -58,7 +58,7 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
         places.put(number)
     running: set[subprocess.Popen[bytes]] = set()
     failed = threading.Event()
-    shared = gpus() if at_once > 1 else 0
+    shared = gpus() if at_once > 1 and not this_launch().on_cpu else 0
 
     def run(part: Part) -> Part:
         place = places.get()

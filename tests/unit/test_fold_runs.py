@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from skindist import fold_runs
 from skindist.errors import UserError
 from skindist.folds import flags_of_main_job, run_folds
+from skindist.launcher import Launch
 from tests.helpers.commands import ROOT
 from tests.unit.test_lock import HOLD, process
 
@@ -32,6 +34,19 @@ def test_a_log_that_cannot_be_written_ends_all(tmp_path: Path) -> None:
     (log := tmp_path / "out/runs/seed-0-fold-0.log").mkdir(parents=True)
     with pytest.raises(UserError, match=f"^cannot run seed 0, fold 0: {re.escape(str(log))}: Is a directory$"):
         run_folds(["true"], 2, 1, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("on_cpu", "told"), [(True, "3 unset"), (False, "unset 0")])
+def test_runs_that_leave_the_gpus_alone_share_the_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: bool, told: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(fold_runs, "this_launch", lambda: Launch(on_cpu=on_cpu))
+    monkeypatch.setattr(fold_runs, "gpus", lambda: 1)
+    monkeypatch.setattr(fold_runs, "available_cores", lambda: 6)
+    words = '"${SKINDIST_CORES-unset} ${CUDA_VISIBLE_DEVICES-unset}"'
+    with pytest.raises(UserError, match=told):
+        run_folds(script(tmp_path / "job", f"#!/bin/sh\necho {words}\nexit 1\n"), 2, 1, tmp_path / "out", 2)
 
 
 @pytest.mark.parametrize(
