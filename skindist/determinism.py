@@ -4,6 +4,7 @@ https://docs.pytorch.org/docs/stable/notes/randomness.html says why. A CPU needs
 """
 
 import os
+from typing import Any
 
 import torch
 
@@ -44,15 +45,22 @@ def repeats(device: torch.device) -> bool:
 
 def tf32(device: torch.device) -> list[str]:
     """What a GPU computes in TF32 where the precision says float32."""
-    if device.type != "cuda":
-        return []
     override = os.environ.get("NVIDIA_TF32_OVERRIDE")
+    if device.type != "cuda" or override == "0" or torch.cuda.get_device_properties(device).major < 8:
+        return []
+    cudnn: Any = torch.backends.cudnn
     used = {
-        "matmul": torch.backends.cuda.matmul.allow_tf32,
-        "convolution": torch.backends.cudnn.allow_tf32,
+        "matmul": _allows_tf32(torch.backends.cuda.matmul),
+        "convolution": torch.version.hip is None and _allows_tf32(getattr(cudnn, "conv", cudnn)),  # MIOpen has no TF32
         f"NVIDIA_TF32_OVERRIDE={override}": override is not None,
     }
     return [name for name, on in used.items() if on]
+
+
+def _allows_tf32(backend: Any) -> bool:
+    """Asked in the way of torch 2.9, if torch has it: once it was used, the older question is an error."""
+    precision = getattr(backend, "fp32_precision", None)
+    return bool(backend.allow_tf32) if precision is None else precision == "tf32"
 
 
 def float32_of(device: torch.device) -> str:

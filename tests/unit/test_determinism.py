@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(variable)
     yield
     torch.use_deterministic_algorithms(False)
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # noqa: B010
 
 
@@ -66,13 +68,47 @@ def test_a_model_without_such_a_kernel_is_named() -> None:
         raise RuntimeError(words)
 
 
-def test_what_a_gpu_computes_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What torch says of a GPU that has TF32."""
+    properties = SimpleNamespace(major=8)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    return properties
+
+
+def test_what_a_gpu_computes_in_tf32(monkeypatch: pytest.MonkeyPatch, gpu: SimpleNamespace) -> None:
     assert tf32(CPU) == []
     assert tf32(CUDA) == ["convolution"], "torch's defaults"
     assert (float32_of(CPU), float32_of(CUDA)) == ("float32", "float32 (TF32 for convolution)")
     torch.backends.cuda.matmul.allow_tf32 = True
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert tf32(CUDA) == ["matmul", "convolution", "NVIDIA_TF32_OVERRIDE=1"]
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
-    assert tf32(CUDA) == ["matmul", "convolution", "NVIDIA_TF32_OVERRIDE=0"]
+    assert tf32(CUDA) == []
+
+
+def test_a_gpu_without_tf32_computes_nothing_in_it(monkeypatch: pytest.MonkeyPatch, gpu: SimpleNamespace) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert tf32(CUDA) == ["matmul"], "AMD's MI300 has it for this alone"
+    monkeypatch.setattr(torch.version, "hip", None)
+    gpu.major = 7
+    assert tf32(CUDA) == []
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="the newer way came with torch 2.9")
+def test_tf32_may_be_chosen_in_the_newer_way() -> None:
+    cudnn: Any = torch.backends.cudnn
+    torch.backends.cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = "tf32", "ieee"
+    assert tf32(CUDA) == ["matmul"]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_an_older_torch_is_asked_in_the_older_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(allow_tf32=False))
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=True))
+    assert tf32(CUDA) == ["matmul"]
 
 
 def test_a_resumed_run_says_what_may_change_its_bits(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
