@@ -34,6 +34,7 @@ from skindist.inference.sources import load_model
 from skindist.inference.table import WRITERS, GrowingTable, part_of
 from skindist.prediction.evaluate import progress
 from skindist.prediction.memory import images_at_a_time, memory_explained
+from skindist.prediction.outcome import hardware
 from skindist.prediction.predictor import Predictor
 from skindist.report.words import figure_text, origin_of_threshold
 from skindist.wording import plural
@@ -169,7 +170,7 @@ def what_rows_depend_on(
         "model": digest(saved),
         "INPUT": str(Path(given).absolute()),
         "--explain": str(maps.absolute()) if maps else None,
-        "device": accelerator.device.type,
+        "device": f"{hardware(accelerator.device)['device']}, {float32_of(accelerator.device)}",
         "number of images at a time": str(batch),
         "version of skindist or its libraries": " ".join(map(version, LIBRARIES)),
     }

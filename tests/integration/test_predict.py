@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -557,3 +559,16 @@ def test_what_decides_on_a_row_is_part_of_what_it_depends_on(model: Path, tmp_pa
     first, then = (what_rows_depend_on(saved, accelerator, 8, "images", None) for saved in (own, turned))
     assert next(key for key, value in then.items() if first[key] != value) == "--views", "which the user is told"
     assert version("torch") in keys[0]
+
+
+def test_a_table_is_continued_on_the_same_model_of_gpu_alone(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others add up in another order, or in TF32."""
+    own, accelerator = load_model(model), SimpleNamespace(device=torch.device("cuda"))
+    places = []
+    for name, major in (("H100", 9), ("A100", 8), ("V100", 7)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, n=major: SimpleNamespace(major=n))
+        places.append(what_rows_depend_on(own, cast(Any, accelerator), 8, "images", None)["device"])
+    assert places == [
+        "H100, float32 (TF32 for convolution)", "A100, float32 (TF32 for convolution)", "V100, float32"
+    ]  # fmt: skip
