@@ -32,7 +32,7 @@ def choose_kernels(deterministic: bool, device: str) -> None:
         if (value := os.environ.setdefault(variable, values[0])) not in values:
             raise UserError(
                 f"{variable}={value}: with it, a GPU does not repeat its sums; set {' or '.join(values)}, unset it, "
-                "or choose --train.deterministic false"
+                "or, in training, choose --train.deterministic false"
             )
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 (a slow aid to find faults)
     torch.backends.cudnn.benchmark = False

@@ -55,8 +55,8 @@ def advised(images: int, evaluating: bool = False) -> Iterator[None]:
         if "not have a deterministic implementation" in str(error):
             what = str(error).split(" does not ")[0]
             raise UserError(
-                f"the model needs {what}, which does not repeat its sums on a GPU: choose --train.deterministic false, "
-                "or another --model.name"
+                f"the model needs {what}, which does not repeat its sums on a GPU: use a CPU, or, in training, choose "
+                "--train.deterministic false or another --model.name"
             ) from error
         if not is_out_of_memory(error):
             raise

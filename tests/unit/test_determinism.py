@@ -52,7 +52,9 @@ def test_an_environment_that_asks_for_the_contrary_is_refused(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
-    with pytest.raises(UserError, match=rf"^{variable}={value}: .* or choose --train\.deterministic false$"):
+    with pytest.raises(
+        UserError, match=rf"^{variable}={value}: .*, or, in training, choose --train\.deterministic false$"
+    ):
         choose_kernels(True, "cuda")
     choose_kernels(False, "cuda")
 
@@ -61,7 +63,8 @@ def test_a_model_without_such_a_kernel_is_named() -> None:
     words = "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ..."
     with (
         pytest.raises(
-            UserError, match=r"needs adaptive_avg_pool2d_backward_cuda, which .* --train\.deterministic false"
+            UserError,
+            match=r"needs adaptive_avg_pool2d_backward_cuda, which .*: use a CPU, or, in training, .* --train\.det",
         ),
         advised(4),
     ):
