@@ -89,13 +89,17 @@ def epoch_speed(batches: DataLoader[Any]) -> float:
 
 def speed(work: Callable[[], int]) -> float:
     """Images a second of `work`, which returns how many images it did."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for_device()
     begun = time.perf_counter()
     images = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for_device()
     return images / (time.perf_counter() - begun)
+
+
+def wait_for_device() -> None:
+    """Until a GPU has done what it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def side_by_side(

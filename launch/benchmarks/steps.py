@@ -25,6 +25,7 @@ from benchmarks.measuring import (
     side_by_side,
     speed,
     training_loader,
+    wait_for_device,
 )
 from benchmarks.plain import in_a_new_process
 from skindist.config import Config
@@ -113,6 +114,7 @@ def checkpoint(data: Path, folder: Path) -> list[Figure]:
         images = take_steps(learner, [batch] * steps)
         if saver:
             state.global_step += 1
+            wait_for_device()
             begun = time.perf_counter()
             saver.save(state, stopping)
             waits.append(time.perf_counter() - begun)
@@ -121,6 +123,7 @@ def checkpoint(data: Path, folder: Path) -> list[Figure]:
     with Saver(Run(folder / "run"), learner, DEFAULTS, [], RunLock()) as saver:
         speeds = side_by_side(lambda: speed(lambda: steps_and_save(saver)), lambda: speed(lambda: steps_and_save(None)))
         state.global_step += 1
+        wait_for_device()
         begun = time.perf_counter()
         saver.save(state, stopping)
         saver.load(state.global_step)

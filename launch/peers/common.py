@@ -73,6 +73,6 @@ class Epochs:
         self.began = time.perf_counter()
 
     def end(self, *_: object) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
         self.speed = self.images / (time.perf_counter() - self.began)

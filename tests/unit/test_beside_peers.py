@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmarks import beside_peers
 from benchmarks.beside_peers import Peer, class_folders
+from benchmarks.measuring import speed
 
 from tests.helpers.commands import ROOT
 
@@ -68,3 +70,15 @@ def test_a_folder_with_less_than_a_batch_is_refused_before_the_work(demo: Path, 
 def test_every_loop_that_drives_a_trainer_is_there() -> None:
     scripts = {file.name for file in (ROOT / "launch/peers").glob("*.py")}
     assert scripts == {peer.script for peer in beside_peers.PEERS} | {"common.py"}
+
+
+def test_time_is_taken_when_the_device_has_done_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever device it is, as a Mac's (MPS)."""
+    done: list[str] = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: done.append("waited"))
+    speed(lambda: done.append("worked") or 1)  # type: ignore[func-returns-value]
+    assert done == ["waited", "worked", "waited"]
+    common: Any = importlib.import_module("peers.common")
+    common.Epochs(images=1).end()
+    assert done[3:] == ["waited"]
