@@ -8,6 +8,7 @@ says so.
 
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -97,6 +98,13 @@ def environment(peer: Peer, folder: Path) -> Path | str:
     return python if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
 
+def on_one_gpu() -> dict[str, str] | None:
+    """The environment of each trainer: some would take all GPUs of the machine. None: that of this process."""
+    if not torch.cuda.is_available():
+        return None
+    return os.environ | {"CUDA_VISIBLE_DEVICES": (os.environ.get("CUDA_VISIBLE_DEVICES") or "0").split(",")[0]}
+
+
 def peers_speed(python: Path | str, peer: Peer, images: Path, variant: str) -> float:
     """Images a second of the last epoch.
 
@@ -107,7 +115,7 @@ def peers_speed(python: Path | str, peer: Peer, images: Path, variant: str) -> f
         raise RuntimeError(python)
     script = LAUNCH / "peers" / peer.script
     command = [str(python), str(script), str(images), str(SIZE), str(BATCH), str(EPOCHS), variant]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=on_one_gpu(), capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     return float(done.stdout.split()[-1])
@@ -121,6 +129,6 @@ def our_speed(images: Path, run: Path) -> float:
         "train.batch_size": BATCH, "data.image_size": SIZE, "tracking.wandb": "disabled",
     }  # fmt: skip
     command = [sys.executable, str(LAUNCH / "train.py"), *(f"--{flag}={value}" for flag, value in given.items())]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    subprocess.run(command, env=on_one_gpu(), check=True, capture_output=True, text=True)
     events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return float([event["train/images_per_second"] for event in events if "train/images_per_second" in event][-1])

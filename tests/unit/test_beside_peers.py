@@ -1,9 +1,12 @@
 """Other trainers beside skindist: the table that comes of it, with those that cannot be had."""
 
 import importlib
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -82,3 +85,25 @@ def test_time_is_taken_when_the_device_has_done_its_work(monkeypatch: pytest.Mon
     common: Any = importlib.import_module("peers.common")
     common.Epochs(images=1).end()
     assert done[3:] == ["waited"]
+
+
+@pytest.mark.parametrize(("visible", "one"), [(None, "0"), ("", "0"), ("2,3", "2"), ("GPU-ab", "GPU-ab")])
+def test_all_train_on_the_same_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible: str | None, one: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    environments: list[dict[str, str]] = []
+
+    def run(command: list[str], env: dict[str, str], **_: Any) -> SimpleNamespace:
+        environments.append(env)
+        return SimpleNamespace(returncode=0, stdout="3.0")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    (tmp_path / "metrics.jsonl").write_text('{"train/images_per_second": 4.0}')
+    assert beside_peers.our_speed(tmp_path, tmp_path) == 4
+    assert beside_peers.peers_speed(Path("python"), Peer("a loop", "plain.py"), tmp_path, "best") == 3
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in environments] == [one, one]
+    assert environments[0].keys() >= os.environ.keys()
