@@ -95,7 +95,13 @@ def environment(peer: Peer, folder: Path) -> Path | str:
     python = place / "bin" / "python"
     here = [f"{name}=={version(name).partition('+')[0]}" for name in ("torch", "torchvision", "timm")]
     done = subprocess.run([python, "-m", "pip", "install", "-q", *here, *peer.packages], capture_output=True, text=True)
-    return python if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1]
+    asked = [str(python), "-c", "import torch; print(torch.cuda.is_available())"]
+    theirs = subprocess.run(asked, env=on_one_gpu(), capture_output=True, text=True).stdout.strip() or "an error"
+    if theirs != (ours := str(torch.cuda.is_available())):
+        return f"whether torch finds a GPU: {ours} here, {theirs} in its environment"
+    return python
 
 
 def on_one_gpu() -> dict[str, str] | None:

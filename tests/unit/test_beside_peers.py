@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,3 +108,21 @@ def test_all_train_on_the_same_gpu(
     assert beside_peers.peers_speed(Path("python"), Peer("a loop", "plain.py"), tmp_path, "best") == 3
     assert [env["CUDA_VISIBLE_DEVICES"] for env in environments] == [one, one]
     assert environments[0].keys() >= os.environ.keys()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "reason"),
+    [
+        ("False", None),
+        ("True", "whether torch finds a GPU: False here, True in its environment"),
+        ("", "whether torch finds a GPU: False here, an error in its environment"),
+    ],
+)
+def test_a_trainer_on_another_device_is_a_row_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, theirs: str, reason: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(venv, "create", lambda place, with_pip: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=f"{theirs}\n"))
+    found = beside_peers.environment(Peer("a loop", "plain.py"), tmp_path)
+    assert found == (reason or tmp_path / "plain/bin/python")
