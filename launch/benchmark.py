@@ -50,6 +50,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.profile:
         return print(steps.profile_step())
+    if arguments.peers and torch.backends.mps.is_available():
+        parser.error("--peers: not on a Mac's GPU (MPS), which not all trainers would use")
     ranks = this_launch().world_size
     if ranks > 1 and (arguments.only or ["training"]) != ["training"]:
         parser.error(f"{ranks} processes measure one thing: --only training")

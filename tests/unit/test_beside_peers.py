@@ -126,3 +126,14 @@ def test_a_trainer_on_another_device_is_a_row_that_says_so(
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0, stdout=f"{theirs}\n"))
     found = beside_peers.environment(Peer("a loop", "plain.py"), tmp_path)
     assert found == (reason or tmp_path / "plain/bin/python")
+
+
+def test_a_macs_gpu_is_refused_as_some_trainers_leave_it_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--peers"])
+    benchmark: Any = importlib.import_module("benchmark")
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert "error: --peers: not on a Mac's GPU (MPS)" in capsys.readouterr().err
