@@ -367,7 +367,7 @@ def test_what_is_typed_into_python_runs_with_onnx(folder: Path, monkeypatch: pyt
     for package in ("onnx", "onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=f"needs {package} (pip install -e '.[export]')")
     monkeypatch.chdir(folder)
-    assert cli.main(["export", "RUN", "--out=model.onnx"]) == 0
+    assert cli.main(["export", "RUN", "--out=model.onnx", "--overwrite"]) == 0
     shutil.copy(next(Path("lesions").glob("*/*")), "lesion.jpg")
     said: dict[str, Any] = {}
     exec(re.sub(r"^>>> ", "", typed, flags=re.MULTILINE), said)

@@ -1,5 +1,6 @@
 """Curves under a notebook's cell: when they are drawn."""
 
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +37,8 @@ class Notebook:
 @pytest.fixture
 def notebook(monkeypatch: pytest.MonkeyPatch) -> Notebook:
     found = Notebook()
-    monkeypatch.setattr(live, "ipython", lambda: found)
+    monkeypatch.setattr(live, "require", lambda *_: None)
+    monkeypatch.setitem(sys.modules, "IPython.display", found)
     return found
 
 

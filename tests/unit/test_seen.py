@@ -68,6 +68,7 @@ def test_the_table_of_the_training_images_is_read_without_a_word(
 ) -> None:
     """Numbers of the training images would be taken for those of the images that are tested."""
     run = made_run(tmp_path / "run", *prepared(demo, tmp_path / "table.csv"))
+    caplog.clear()
     with caplog.at_level(logging.INFO, "skindist"):
         trained = training_data(run)
     assert trained
