@@ -81,4 +81,4 @@ def show_report(run: Path, height: int = 800) -> Page:
     page = Run(run).report
     if not page.is_file():
         raise UserError(f"{page}: there is none yet: let the run go on to its end")
-    return Page(page.read_text(), height)
+    return Page(page.read_text("utf-8"), height)
