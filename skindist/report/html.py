@@ -18,7 +18,7 @@ from skindist.data.inspection import FORMATS, decode
 from skindist.errors import Damaged, UserError
 from skindist.files import write_atomic
 from skindist.report.words import figure_text
-from skindist.wording import UNPRINTABLE
+from skindist.wording import printable
 
 T = TypeVar("T")
 log = logging.getLogger("skindist")
@@ -55,7 +55,7 @@ def _environment(lenient: bool) -> jinja2.Environment:
         undefined=jinja2.ChainableUndefined if lenient else jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=printable,
+        finalize=as_shown,
         loader=jinja2.FunctionLoader(_beside),
     )
     environment.filters |= {"figure": figure_text, "digest": _digest}
@@ -114,6 +114,6 @@ def thumbnail(path: Path, side: int = SIDE) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def printable(value: Any) -> Any:
-    """Text without control characters, changes of writing direction and stand-ins for bytes that are not UTF-8."""
-    return UNPRINTABLE.sub("\ufffd", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def as_shown(value: Any) -> Any:
+    """Text that is no markup of ours, as it can be printed."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value

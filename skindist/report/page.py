@@ -10,7 +10,8 @@ from typing import NamedTuple
 from skindist.data.inspection import reading_images
 from skindist.data.scan import ImageFile
 from skindist.machine import available_cores
-from skindist.report.html import Table, printable, render, thumbnail
+from skindist.report.html import Table, render, thumbnail
+from skindist.wording import printable
 
 LISTED = 5  # lines of one list on the terminal
 WHOLE = 8  # rows up to which a table is shown whole there
