@@ -29,6 +29,7 @@ from skindist.data.inspection import (
     reading_images,
 )
 from skindist.data.remembering import Stamp, memory_of, recall, remember
+from skindist.downloads import HUB_ID
 from skindist.errors import UserError
 from skindist.machine import available_cores
 
@@ -106,8 +107,11 @@ def _inspect_all(root: Path, files: dict[str, Stamp], cache_dir: str | None) -> 
     place = hashlib.sha256(str(root.resolve()).encode(errors="surrogateescape")).hexdigest()[:16]
     memory = memory_of(cache_dir) / f"{place}.jsonl"
     known = recall(memory)
-    facts = {path: known[path][1] for path, stamp in files.items() if path in known and known[path][0] == stamp}
-    facts = {path: fact for path, fact in facts.items() if not fact.reason.startswith(PASSING)}
+    facts = {
+        path: fact
+        for path, (stamp, fact) in known.items()
+        if files.get(path) == stamp and not fact.reason.startswith(PASSING)
+    }
     new = [path for path in files if path not in facts]
     if not new and len(known) == len(files):
         return facts
@@ -129,8 +133,8 @@ def _find(root: Path, any_layout: bool, split_by_table: bool) -> Iterator[tuple[
         )
     folders = _folders(root)
     splits = {SPLIT_WORDS[name.lower()]: folder for name, folder in folders.items() if name.lower() in SPLIT_WORDS}
-    names = {name.lower() for folder in (root, *splits.values()) for name in _folders(folder)}
-    by_class = not any_layout or not names.isdisjoint(CLASSES)
+    places = (root, *splits.values())
+    by_class = not any_layout or any(name.lower() in CLASSES for place in places for name in _folders(place))
     odd = _odd_split(folders, splits) if splits else ""
     if splits and (by_class or not split_by_table):
         if odd:
@@ -156,7 +160,7 @@ def _remedy(root: Path) -> str:
         return f"; unpack it first: {unpack}"
     if root.suffix.lower() in ARCHIVES:
         return f"; extract the archive first{f', or a WebDataset: {unpack}' if root.suffix.lower() == '.tar' else ''}"
-    if len(near.parts) == 2 and not near.parent.exists():
+    if HUB_ID.fullmatch(str(near)) and not near.parent.exists():
         return f"; a data set on the Hub is unpacked first: {unpack}"
     return ""
 
