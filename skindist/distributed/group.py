@@ -29,6 +29,7 @@ from skindist.launcher import (
 from skindist.machine import available_cores, keep_freed_memory
 from skindist.wording import plural
 
+WITHOUT_PEERS = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")  # what `accelerate launch` sets for such cards
 T = TypeVar("T")
 log = logging.getLogger("skindist")
 
@@ -54,7 +55,8 @@ def join_group(log_with: str | None = None, timeout_minutes: float = 10.0, deter
         keep_freed_memory()
     precision = choose_precision(launch.precision, device, has_bf16(device, launch.local_rank))
     if device == "cuda" and not check_cuda_p2p_ib_support():  # RTX 40 with an old driver: Accelerate refuses it
-        os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
+        for name in WITHOUT_PEERS:
+            os.environ.setdefault(name, "1")
     if launch.world_size > 1:
         host.join(device, timedelta(minutes=timeout_minutes))
     me = this_peer(device, precision, launch.local_rank)

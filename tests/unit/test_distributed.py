@@ -153,6 +153,17 @@ def test_a_process_may_see_only_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert os.environ[OTHER_INDEX] == "false"
 
 
+def test_cards_that_cannot_reach_each_other_do_without_unless_the_user_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RTX 40 with an old driver: Accelerate refuses them where nothing is said."""
+    monkeypatch.setattr(group, "check_cuda_p2p_ib_support", lambda: False)
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "0")
+    monkeypatch.setenv("NCCL_IB_DISABLE", "")  # so that it is put back
+    monkeypatch.delenv("NCCL_IB_DISABLE")
+    with pytest.raises(Built):
+        join_on_fake_gpus(monkeypatch, 0, [["A", "B"]] * 2)
+    assert [os.environ[name] for name in group.WITHOUT_PEERS] == ["0", "1"]
+
+
 @pytest.fixture
 def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A stub of a Mac with a GPU and macOS 13."""
