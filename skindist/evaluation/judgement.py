@@ -76,8 +76,8 @@ def verdict(found: Mapping[str, Any]) -> str:
     n, hit = test["auroc"]["n"], point["test"]
     if math.isnan(test["auroc"]["value"]):
         return (
-            f"The {plural(n, 'test image')} are all of one class, so nothing can be said of how well the model tells "
-            "malignant from benign. Whether it is better than a shortcut cannot be told."
+            f"The test set holds {plural(n, 'image')}, all of one class, so nothing can be said of how well the model "
+            "tells malignant from benign. Whether it is better than a shortcut cannot be told."
         )
     chosen = point["chosen"] == "validation"
     origin = chosen_for(point["target_sensitivity"]) if chosen else f"fixed at {point['threshold']:.6g}"

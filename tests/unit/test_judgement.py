@@ -314,10 +314,11 @@ FIVE = cut(draw(5, 3, share=0.5), np.arange(5))
         (cut(WHOLE, np.arange(0)), WHOLE, "no validation image is malignant"),
         (WHOLE, one_class(WHOLE, 0), "all of one class"),
         (WHOLE, one_class(WHOLE, 1), "all of one class"),
+        (WHOLE, cut(WHOLE, np.arange(1)), "The test set holds 1 image, all of one class, so"),
         (WHOLE, FIVE, "cannot be told: the baseline takes 10 groups of each class"),
         (FIVE, FIVE, "none may be missed"),
     ],
-    ids=["no malignant val", "no benign val", "no val", "benign test", "malignant test", "5 test", "5 and 5"],
+    ids=["no malignant val", "no benign val", "no val", "benign test", "malignant test", "1 test", "5 test", "5 and 5"],
 )
 def test_sets_that_allow_no_answer_get_one_all_the_same(val: Part, test: Part, said: str) -> None:
     found = finite(judged(val, test, draw(100, 2)[1]))
