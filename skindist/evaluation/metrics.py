@@ -68,10 +68,11 @@ class Metric:
         return value if value == UNDEFINED else f"{value} ({low} to {high})"
 
 
-def check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Probabilities, Labels]:
+def check(probabilities: ArrayLike, labels: ArrayLike, prevalence: float | None = None) -> tuple[Probabilities, Labels]:
     """Return both as the arrays that the metrics take, float64 and int64, each of shape (images,).
 
-    Raises ValueError unless there is one probability in [0, 1] and one label, 0 or 1, for each image.
+    Raises ValueError unless there is one probability in [0, 1] and one label, 0 or 1, for each image, and the
+    prevalence, if any, is above 0 and below 1.
     """
     p, y = np.asarray(probabilities, np.float64), np.asarray(labels)
     if p.ndim != 1 or p.shape != y.shape:
@@ -80,6 +81,8 @@ def check(probabilities: ArrayLike, labels: ArrayLike) -> tuple[Probabilities, L
         raise ValueError("probabilities must be finite and lie in [0, 1]")
     if not np.all((y == 0) | (y == 1)):
         raise ValueError("labels must be 0 (benign) or 1 (malignant)")
+    if prevalence is not None and not 0 < prevalence < 1:
+        raise ValueError(f"the prevalence is a share above 0 and below 1, not {prevalence}")
     return p, y.astype(np.int64)
 
 

@@ -43,7 +43,8 @@ class BinaryMetric(evaluate.Metric):  # type: ignore[misc]
         prevalence: float | None = None,
         **_: Any,
     ) -> dict[str, float]:
-        return {self.config_name: METRICS[self.config_name](*check(predictions, references), threshold, prevalence)}
+        given = check(predictions, references, prevalence)
+        return {self.config_name: METRICS[self.config_name](*given, threshold, prevalence)}
 
 
 def compute(
@@ -56,6 +57,6 @@ def compute(
 
     Raises ValueError as `check` does.
     """
-    p, y = check(probabilities, labels)  # first, for evaluate would cut a label of 0.5 to 0
+    p, y = check(probabilities, labels, prevalence)  # first, for evaluate would cut a label of 0.5 to 0
     metrics = evaluate.combine({name: BinaryMetric(name, keep_in_memory=True) for name in METRICS})
     return dict(metrics.compute(predictions=p, references=y, threshold=threshold, prevalence=prevalence))

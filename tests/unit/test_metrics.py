@@ -279,6 +279,13 @@ def test_compute_refuses_what_is_no_probability_or_label(probabilities: Any, lab
         compute(probabilities, labels)
 
 
+@pytest.mark.parametrize("prevalence", [0.0, 1.0, 5.0, math.nan])
+def test_compute_refuses_what_is_no_prevalence(prevalence: float) -> None:
+    """5 for 5 % would make a PPV of 500 %."""
+    with pytest.raises(ValueError, match="above 0 and below 1"):
+        compute([0.2, 0.8, 0.6, 0.4], [0, 1, 0, 1], prevalence=prevalence)
+
+
 def test_modules_combine_and_take_batches() -> None:
     combined = evaluate.combine([BinaryMetric(name, keep_in_memory=True) for name in ("auroc", "accuracy")])
     combined.add_batch(predictions=[0.1, 0.4], references=[0, 0])
