@@ -37,17 +37,23 @@ def prediction_rows(
     found: Predictions, calibration: Calibration, data: Prepared
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The columns and one row an image: path, label, calibrated probability of malignant, logit as the model gives it
-    (malignant minus benign), and what the metadata say of it. A column of theirs that is called like one of ours
-    becomes "table_" and its name."""
+    (malignant minus benign), and what the metadata say of it. A column of theirs whose name is taken becomes "table_"
+    and its name."""
     probabilities = calibration.apply(found).probabilities
     columns = list(dict.fromkeys(column for values in data.metadata.values() for column in values))
+    header = list(PREDICTED)
+    for column in columns:
+        name = column
+        while name in header:
+            name = f"table_{name}"
+        header.append(name)
     lines = []
     for sample_id, label, *values in zip(found.ids, found.labels, probabilities, found.logits, strict=True):
         path = data.rows[sample_id].path
         known = data.metadata.get(path, {})
         numbers = (repr(float(value)) for value in values)
         lines.append((path, CLASSES[label], *numbers, *(known.get(column, "") for column in columns)))
-    return (*PREDICTED, *(f"table_{column}" if column in PREDICTED else column for column in columns)), lines
+    return tuple(header), lines
 
 
 def tell_leaks(results: dict[str, Any], rows: Sequence[Row]) -> None:

@@ -29,6 +29,15 @@ def test_columns_of_a_table_do_not_take_the_place_of_ours() -> None:
     ]
 
 
+def test_no_two_columns_have_one_name() -> None:
+    """The predictions of a run with such a table are themselves the table of the next."""
+    data: Any = SimpleNamespace(
+        rows=[SimpleNamespace(path="a.jpg")], metadata={"a.jpg": {"label": "1", "table_label": "0", "logit": "2"}}
+    )
+    header, _ = prediction_rows(Predictions(np.array([0]), np.array([0.0]), np.array([0])), Calibration(), data)
+    assert header == ("path", "label", "probability", "logit", "table_label", "table_table_label", "table_logit")
+
+
 def test_a_leak_is_in_the_verdict() -> None:
     rows = [Row(str(at), 0, split, group, "") for at, (split, group) in enumerate([("train", "a"), ("val", "b"),
             ("test", "a"), ("test", "b"), ("test", "c")])]  # fmt: skip
