@@ -12,12 +12,14 @@ from typing import Any
 from skindist.config import EvaluationConfig
 from skindist.evaluation.beside_shortcut import UNTOLD, compare_with_shortcut
 from skindist.evaluation.calibration import describe_calibration
-from skindist.evaluation.figures import figures
+from skindist.evaluation.counts import Labels, Probabilities
 from skindist.evaluation.frozen import Frozen
+from skindist.evaluation.intervals import estimates
 from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS
-from skindist.evaluation.operating_point import at_threshold, chosen_for
+from skindist.evaluation.operating_point import at_threshold, chosen_for, confusion_matrix
 from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.resampling import Groups
 from skindist.evaluation.subgroups import subgroups
 from skindist.wording import plural
 
@@ -46,8 +48,8 @@ def judge(
     points: dict[str, Any] = {}
     for name, (predictions, known) in parts.items():
         calibrated, groups = frozen.calibration.apply(predictions), known.groups
-        found[name] = figures(calibrated, DEFAULT_THRESHOLD, seed, groups, config.prevalence)
         p, y = calibrated.probabilities, calibrated.labels
+        found[name] = figures(p, y, DEFAULT_THRESHOLD, seed, groups, config.prevalence)
         at = at_threshold(p, y, frozen.threshold.value, seed, groups, config.prevalence)
         points[name] = {name: asdict(estimate) for name, estimate in at.items()}
     calibrated, known = frozen.calibration.apply(test[0]), test[1]
@@ -67,6 +69,20 @@ def judge(
         "shortcut": compare_with_shortcut(calibrated, known, train, seed),
     }
     return found | {"verdict": verdict(found)}
+
+
+def figures(
+    p: Probabilities,
+    y: Labels,
+    threshold: float,
+    seed: int,
+    groups: Groups | None = None,
+    prevalence: float | None = None,
+) -> dict[str, Any]:
+    """Every metric by name with its interval, the confusion matrix, and the threshold that both are at."""
+    found = estimates(p, y, seed, threshold=threshold, groups=groups, prevalence=prevalence)
+    metrics = {name: asdict(estimate) for name, estimate in found.items()}
+    return {**metrics, "confusion_matrix": confusion_matrix(p, y, threshold), "threshold": threshold}
 
 
 def verdict(found: Mapping[str, Any]) -> str:

@@ -10,7 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from skindist.evaluation.counts import Labels, Probabilities, Values
+from skindist.data.scan import CLASSES
+from skindist.evaluation.counts import Labels, Probabilities, Values, called_malignant
 from skindist.evaluation.intervals import TAIL, Estimate, estimates
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD
 from skindist.evaluation.resampling import FEWEST, Groups, sample_of
@@ -88,6 +89,15 @@ def at_threshold(
     ppv = found["ppv"]
     value, low, high = (math.inf if share == 0 else 1 / share for share in (ppv.value, ppv.high, ppv.low))
     return found | {"number_needed_to_biopsy": replace(ppv, value=value, low=low, high=high)}
+
+
+def confusion_matrix(probabilities: Probabilities, labels: Labels, threshold: float) -> dict[str, dict[str, int]]:
+    """Counts by true class, then by predicted class."""
+    guesses = called_malignant(probabilities, threshold)
+    return {
+        true: {guess: int(((labels == t) & (guesses == g)).sum()) for g, guess in enumerate(CLASSES)}
+        for t, true in enumerate(CLASSES)
+    }
 
 
 def _below(scores: Probabilities, probabilities: Probabilities) -> Probabilities:

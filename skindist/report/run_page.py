@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from skindist.data.split import PARTS, leaked
 from skindist.evaluation import bands
-from skindist.evaluation.figures import confusion_matrix
 from skindist.evaluation.metrics import DEFAULT_THRESHOLD, METRICS
+from skindist.evaluation.operating_point import confusion_matrix
 from skindist.report import history, plots
 from skindist.report.html import Table, attempt, render, thumbnail, write_page
 from skindist.report.mistakes import mistakes

@@ -48,7 +48,6 @@ LAYERS = [  # from the ground up: a module may import its own layer and those be
         for name in (
             "bands",
             "intervals",
-            "figures",
             "known",
             "calibration",
             "operating_point",
