@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from skindist.evaluation.counts import called_malignant
+from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.intervals import difference, estimates
+from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
-from skindist.evaluation.resampling import Groups
 from skindist.randomness import Stream, generator
 
 Pixels = NDArray[np.uint8]
@@ -154,27 +155,27 @@ def _rounded(values: NDArray[np.floating[Any]]) -> Pixels:
     return np.asarray(np.clip(np.rint(values), 0, 255), np.uint8)
 
 
-def describe_stress(
-    plain: Predictions, disturbed: Mapping[str, Predictions], threshold: float, groups: Groups, seed: int
+def stress_of(
+    frozen: Frozen, test: Predictions, disturbed: Mapping[str, Predictions], known: Known, seed: int
 ) -> list[dict[str, Any]]:
     """What results.json says: for each disturbance its name, the estimate of the AUROC, that of its change (on the same
     resamples), the share of images whose decision is another one, the sensitivity and specificity that are left, and n.
 
     Args:
-        plain: calibrated predictions of the images as they are.
-        disturbed: calibrated predictions of the same images, by the name of the disturbance.
-        threshold: from which probability on an image is called malignant.
+        test: predictions of the images as they are, as the model gives them.
+        disturbed: those of the same images, by the name of the disturbance; empty: there was no stress test.
     """
-    before = called_malignant(plain.probabilities, threshold)
+    plain, threshold = frozen.calibration.apply(test).probabilities, frozen.threshold.value
+    before = called_malignant(plain, threshold)
     rows = []
     for name, found in disturbed.items():
-        p, y = found.probabilities, found.labels
-        area = estimates(p, y, seed, groups=groups, names=["auroc"])["auroc"]
+        p, y = frozen.calibration.apply(found).probabilities, found.labels
+        area = estimates(p, y, seed, groups=known.groups, names=["auroc"])["auroc"]
         rows.append(
             {
                 "name": name,
                 "auroc": asdict(area),
-                "change": asdict(difference(p, plain.probabilities, y, seed, groups)),
+                "change": asdict(difference(p, plain, y, seed, known.groups)),
                 "flipped": float((called_malignant(p, threshold) != before).mean()),
                 **{watched: METRICS[watched](p, y, threshold) for watched in WATCHED},
                 "n": int(y.size),

@@ -18,6 +18,7 @@ from skindist.evaluation.differences import differences
 from skindist.evaluation.judgement import judge
 from skindist.evaluation.predictions import Predictions
 from skindist.evaluation.recalibration import halves, recalibrate
+from skindist.evaluation.stress import stress_of
 from skindist.files import finite, refuse_occupied, refuse_within, whole_folder
 from skindist.inference.description import Description, read_description
 from skindist.inference.saved_model import build_module, load_weights
@@ -29,7 +30,7 @@ from skindist.prediction.memory import images_at_a_time, memory_explained
 from skindist.prediction.outcome import hardware, known_of, prediction_rows, versions
 from skindist.prediction.pictures import show_test
 from skindist.prediction.predictor import Predictor, build_predictor
-from skindist.prediction.stress import stress_of, stress_test
+from skindist.prediction.stress import stress_test
 from skindist.randomness import Stream, derived_seed
 from skindist.recipe import DataConfig, ModelConfig
 from skindist.report.run_page import draw_run_page

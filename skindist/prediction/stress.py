@@ -1,16 +1,13 @@
 """The stress test on all processes: every disturbed image is predicted once, like the images as they are."""
 
 from collections.abc import Callable
-from typing import Any
 
 from torch.utils.data import Dataset
 
 from skindist.data.loading import Batch, Key, LesionImages
 from skindist.data.prepare import Prepared
-from skindist.evaluation.frozen import Frozen
-from skindist.evaluation.known import Known
 from skindist.evaluation.predictions import Predictions
-from skindist.evaluation.stress import DISTURBANCES, describe_stress, disturb
+from skindist.evaluation.stress import DISTURBANCES, disturb
 from skindist.prediction.evaluate import evaluate
 from skindist.prediction.loaders import choose_workers, eval_loader
 from skindist.prediction.predictor import Predictor
@@ -46,13 +43,3 @@ def stress_test(
         loader = eval_loader(predictor.accelerator, data, disturbed, "test", batch_size, workers)
         found[name] = evaluate(predictor, loader, after_batch)
     return found
-
-
-def stress_of(
-    frozen: Frozen, test: Predictions, disturbed: dict[str, Predictions], known: Known, seed: int
-) -> list[dict[str, Any]]:
-    """What results.json says of the stress test; nothing where there was none."""
-    plain, *changed = (frozen.calibration.apply(found) for found in (test, *disturbed.values()))
-    return describe_stress(
-        plain, dict(zip(disturbed, changed, strict=True)), frozen.threshold.value, known.groups, seed
-    )

@@ -12,11 +12,11 @@ from skindist.evaluation.differences import summarize
 from skindist.evaluation.frozen import freeze
 from skindist.evaluation.judgement import judge
 from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.stress import stress_of
 from skindist.files import finite
 from skindist.inference.saved_model import save_model
 from skindist.prediction.outcome import hardware, known_of, prediction_rows, tell_leaks, versions
 from skindist.prediction.pictures import show_test
-from skindist.prediction.stress import stress_of
 from skindist.randomness import Stream, derived_seed
 from skindist.report.model_card import model_card
 from skindist.run.folder import Run

@@ -11,8 +11,8 @@ from skindist.evaluation.frozen import Frozen
 from skindist.evaluation.known import Known
 from skindist.evaluation.operating_point import Threshold
 from skindist.evaluation.predictions import Predictions
+from skindist.evaluation.stress import stress_of
 from skindist.prediction.outcome import prediction_rows, tell_leaks
-from skindist.prediction.stress import stress_of
 
 
 def test_columns_of_a_table_do_not_take_the_place_of_ours() -> None:

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from skindist.evaluation.calibration import Calibration
+from skindist.evaluation.frozen import Frozen
+from skindist.evaluation.known import Known
+from skindist.evaluation.operating_point import Threshold
 from skindist.evaluation.predictions import Predictions
-from skindist.evaluation.stress import DISTURBANCES, Pixels, describe_stress, disturb, painted
+from skindist.evaluation.stress import DISTURBANCES, Pixels, disturb, painted, stress_of
 
 
 def grey(side: int = 64, value: int = 100) -> Pixels:
@@ -89,7 +93,9 @@ def test_figures_by_hand() -> None:
     labels = np.array([0, 0, 0, 1, 1])
     plain = Predictions(np.arange(5), np.array([-3.0, -2.0, -1.0, 1.0, 2.0]), labels)
     changed = Predictions(np.arange(5), np.array([-3.0, 3.0, -1.0, -2.0, 2.0]), labels)
-    (same, other) = describe_stress(plain, {"nothing": plain, "hair": changed}, 0.5, np.arange(5), 0)
+    frozen = Frozen(Calibration(), Threshold(0.5, "fixed", 0.95))
+    known = Known(labels, np.arange(5).astype(str), [], [])
+    (same, other) = stress_of(frozen, plain, {"nothing": plain, "hair": changed}, known, 0)
     assert (same["name"], same["flipped"], same["change"]["value"], same["n"]) == ("nothing", 0, 0, 5)
     assert (same["change"]["low"], same["change"]["high"]) == (0, 0)
     assert other["flipped"] == 2 / 5  # the second and the fourth
