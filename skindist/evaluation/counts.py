@@ -58,19 +58,20 @@ def mean_of(per_image: Callable[..., Values]) -> Callable[[Probabilities, Counts
 
 def accuracy(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> Values:
     """Share of the images that are classified rightly."""
-    true, false = _called(scores, benign, malignant, threshold)
-    return np.asarray((true + benign.sum(axis=-1) - false) / _total(benign, malignant))
+    tp, fp, fn, tn = _outcomes(scores, benign, malignant, threshold)
+    return np.asarray((tp + tn) / (tp + fp + fn + tn))
 
 
 def sensitivity(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> Values:
     """Share of the malignant images that are called malignant."""
-    return np.asarray(_called(scores, benign, malignant, threshold)[0] / malignant.sum(axis=-1))
+    tp, _, fn, _ = _outcomes(scores, benign, malignant, threshold)
+    return np.asarray(tp / (tp + fn))
 
 
 def specificity(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> Values:
     """Share of the benign images that are called benign."""
-    cleared = benign.sum(axis=-1) - _called(scores, benign, malignant, threshold)[1]
-    return np.asarray(cleared / benign.sum(axis=-1))
+    _, fp, _, tn = _outcomes(scores, benign, malignant, threshold)
+    return np.asarray(tn / (tn + fp))
 
 
 def balanced_accuracy(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> Values:
@@ -84,27 +85,25 @@ def ppv(
 ) -> Values:
     """Positive predictive value: share of malignant ones among the images that are called malignant, in the sample or
     in a population with the given share of malignant images (Bayes' rule)."""
-    true, false = _called(scores, benign, malignant, threshold)
+    tp, fp, _, _ = _outcomes(scores, benign, malignant, threshold)
     of_benign, of_malignant = _weights(benign, malignant, prevalence)
-    return np.asarray(true * of_malignant / (true * of_malignant + false * of_benign))
+    return np.asarray(tp * of_malignant / (tp * of_malignant + fp * of_benign))
 
 
 def npv(
     scores: Probabilities, benign: Counts, malignant: Counts, threshold: float, prevalence: float | None = None
 ) -> Values:
     """Negative predictive value: share of benign ones among the images that are called benign, as `ppv`."""
-    true, false = _called(scores, benign, malignant, threshold)
+    _, _, fn, tn = _outcomes(scores, benign, malignant, threshold)
     of_benign, of_malignant = _weights(benign, malignant, prevalence)
-    cleared, missed = (benign.sum(axis=-1) - false) * of_benign, (malignant.sum(axis=-1) - true) * of_malignant
-    return np.asarray(cleared / (cleared + missed))
+    return np.asarray(tn * of_benign / (tn * of_benign + fn * of_malignant))
 
 
 def f1(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> Values:
     """Harmonic mean of PPV and sensitivity (van Rijsbergen, "Information Retrieval", 1979): twice the malignant images
     that are found, by those that are called malignant plus those that are. NaN without a malignant image."""
-    true, false = _called(scores, benign, malignant, threshold)
-    present = malignant.sum(axis=-1)
-    return np.asarray(np.where(present > 0, 2 * true / (true + false + present), np.nan))
+    tp, fp, fn, _ = _outcomes(scores, benign, malignant, threshold)
+    return np.asarray(np.where(tp + fn > 0, 2 * tp / (2 * tp + fp + fn), np.nan))
 
 
 def auroc(scores: Probabilities, benign: Counts, malignant: Counts) -> Values:
@@ -169,10 +168,13 @@ def _ranked(benign: Counts, malignant: Counts) -> tuple[Counts, Counts, Counts]:
     return benign.cumsum(axis=-1)[..., at] - same, same, malignant[..., at]
 
 
-def _called(scores: Probabilities, benign: Counts, malignant: Counts, threshold: float) -> tuple[Values, Values]:
-    """How many malignant and how many benign images of each sample are called malignant."""
+def _outcomes(
+    scores: Probabilities, benign: Counts, malignant: Counts, threshold: float
+) -> tuple[Values, Values, Values, Values]:
+    """How many true positives, false positives, false negatives and true negatives each sample has."""
     called = called_malignant(scores, threshold).astype(np.float64)
-    return np.asarray(malignant @ called), np.asarray(benign @ called)
+    tp, fp = np.asarray(malignant @ called), np.asarray(benign @ called)
+    return tp, fp, malignant.sum(axis=-1) - tp, benign.sum(axis=-1) - fp
 
 
 def _weights(benign: Counts, malignant: Counts, prevalence: float | None) -> tuple[Values | float, Values | float]:
