@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from skindist.data.scan import CLASSES
 from skindist.evaluation.counts import BINS, Labels, Probabilities, Values, bin_of
@@ -20,7 +19,6 @@ from skindist.evaluation.resampling import FEWEST
 
 SPREAD = 0.5  # of the bias and of the logarithm of the temperature, in what is held to be likely of any model
 LARGEST = 10.0  # temperature, and its reciprocal the smallest
-MEASURES = ("ece", "brier", "loss")
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def reliability(probabilities: Probabilities, labels: Labels) -> list[dict[str, 
     bins = bin_of(probabilities)
     n = np.bincount(bins, minlength=BINS)
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
-        means, shares = (_sums(bins, values) / n for values in (probabilities, labels))
+        means, shares = (np.bincount(bins, values, BINS) / n for values in (probabilities, labels))
     return [
         {
             "low": index / BINS,
@@ -92,16 +90,14 @@ def reliability(probabilities: Probabilities, labels: Labels) -> list[dict[str, 
     ]
 
 
+def measures(found: Predictions) -> dict[str, float]:
+    """How far probabilities are from what came true, by name."""
+    return {name: METRICS[name](found.probabilities, found.labels) for name in ("ece", "brier", "loss")}
+
+
 def describe_calibration(calibration: Calibration, test: Predictions) -> dict[str, Any]:
     """What was fitted, and what it changes on these images, whose logits are uncalibrated."""
     stages = {"before": test, "after": calibration.apply(test)}
-    measured = {
-        stage: {name: METRICS[name](found.probabilities, found.labels) for name in MEASURES}
-        for stage, found in stages.items()
-    }
+    measured = {stage: measures(found) for stage, found in stages.items()}
     bins = {stage: reliability(found.probabilities, found.labels) for stage, found in stages.items()}
     return {**vars(calibration), "test": measured, "reliability": bins}
-
-
-def _sums(bins: NDArray[np.int64], values: NDArray[Any]) -> NDArray[np.float64]:
-    return np.asarray(np.bincount(bins, weights=values, minlength=BINS), np.float64)

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from skindist.config import EvaluationConfig
 from skindist.data.scan import CLASSES
 from skindist.errors import UserError
-from skindist.evaluation.calibration import MEASURES
+from skindist.evaluation.calibration import measures
 from skindist.evaluation.frozen import Frozen, freeze
 from skindist.evaluation.known import Known
-from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.operating_point import at_threshold
 from skindist.evaluation.predictions import Predictions
 from skindist.randomness import Stream, generator
@@ -58,8 +57,7 @@ def halves(known: Known, seed: int) -> NDArray[np.bool_]:
     in turn, in random order."""
     first = np.zeros(len(known.labels), np.bool_)
     malignant = set(known.groups[known.labels == 1].tolist())
-    of_class = [sorted(set(known.groups.tolist()) - malignant), sorted(malignant)]
-    for label, names in enumerate(of_class):
+    for label, names in enumerate([sorted(set(known.groups.tolist()) - malignant), sorted(malignant)]):
         order = generator(seed, Stream.HALVES, label).permutation(len(names))
         first |= np.isin(known.groups, [names[index] for index in order[::2]])
     for label, name in enumerate(CLASSES):
@@ -78,8 +76,7 @@ def _shown(frozen: Frozen, found: Predictions, known: Known, config: EvaluationC
     calibrated = frozen.calibration.apply(found)
     p, y = calibrated.probabilities, calibrated.labels
     point = at_threshold(p, y, frozen.threshold.value, seed, known.groups, config.prevalence)
-    measured = {name: METRICS[name](p, y) for name in MEASURES}
-    return {name: asdict(estimate) for name, estimate in point.items()} | measured
+    return {name: asdict(estimate) for name, estimate in point.items()} | measures(calibrated)
 
 
 def _part(found: Predictions, members: NDArray[np.bool_]) -> Predictions:
