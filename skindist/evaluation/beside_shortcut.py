@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from skindist.evaluation.intervals import Estimate, difference, estimates
+from skindist.evaluation.intervals import Estimate, auroc_of, difference
 from skindist.evaluation.known import OTHER, UNKNOWN, Known
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
-from skindist.evaluation.resampling import FEWEST, sample_of
+from skindist.evaluation.resampling import FEWEST
 from skindist.evaluation.shortcut import shortcut_of_test
 
 BETTER, NOT_BETTER, UNTOLD = (
@@ -25,34 +25,23 @@ def compare_with_shortcut(test: Predictions, known: Known, train: Known | str, s
     Args:
         train: what is known of the images to train it on; else why there are none.
     """
-    auroc = METRICS["auroc"]
     within = within_sources(test, known, seed)
-    baseline = None if isinstance(train, str) else shortcut_of_test(train, known, seed)
-    if isinstance(train, str) or baseline is None:
-        reason = train if isinstance(train, str) else too_few_groups(train, known)
+    baseline = train if isinstance(train, str) else shortcut_of_test(train, known, seed)
+    if isinstance(baseline, str):
         nothing: dict[str, Any] = {"auroc": None, "difference": None, "families": {}, "within_source": within}
-        return nothing | {"verdict": UNTOLD, "note": reason}
+        return nothing | {"verdict": UNTOLD, "note": baseline}
     everything = baseline.pop("all")
-    own, its = (
-        estimates(p, test.labels, seed, groups=known.groups, names=["auroc"])["auroc"]
-        for p in (test.probabilities, everything)
-    )
+    own, its = (auroc_of(p, test.labels, seed, known.groups) for p in (test.probabilities, everything))
     gain = difference(test.probabilities, everything, test.labels, seed, known.groups)
     why = why_not_better(own, its, gain, within)
     return {
         "auroc": asdict(its),
         "difference": asdict(gain),
-        "families": {name: auroc(p, test.labels) for name, p in baseline.items()},
+        "families": {name: METRICS["auroc"](p, test.labels) for name, p in baseline.items()},
         "within_source": within,
         "verdict": NOT_BETTER if why else BETTER,
         "note": why or (PART if its.low > STRONG else None),
     }
-
-
-def too_few_groups(train: Known, test: Known) -> str:
-    """Why there is no baseline."""
-    fewest = min(sample_of(part.labels, part.groups).fewest for part in (train, test))
-    return f"the baseline takes {FEWEST} groups of each class, in training and in test; the smallest number is {fewest}"
 
 
 def within_sources(test: Predictions, known: Known, seed: int) -> list[dict[str, Any]]:
@@ -63,9 +52,8 @@ def within_sources(test: Predictions, known: Known, seed: int) -> list[dict[str,
         members = np.flatnonzero(sources == source)
         p, y = test.probabilities[members], test.labels[members]
         enough = min(int((y == label).sum()) for label in (0, 1)) >= FEWEST
-        found = estimates(p, y, seed, groups=known.groups[members], names=["auroc"])["auroc"] if enough else None
-        row = {"source": source, "n": len(members), "malignant": int(y.sum())}
-        rows.append(row | {"auroc": asdict(found) if found else None})
+        auroc = asdict(auroc_of(p, y, seed, known.groups[members])) if enough else None
+        rows.append({"source": source, "n": len(members), "malignant": int(y.sum()), "auroc": auroc})
     return rows
 
 

@@ -144,6 +144,11 @@ def estimates(
     return {name: found[name] for name in METRICS if name in names}
 
 
+def auroc_of(probabilities: ArrayLike, labels: ArrayLike, seed: int, groups: Groups | None = None) -> Estimate:
+    """The AUROC alone, as `estimates` gives it."""
+    return estimates(probabilities, labels, seed, groups=groups, names=["auroc"])["auroc"]
+
+
 def difference(
     first: Probabilities, second: Probabilities, labels: Labels, seed: int, groups: Groups | None = None
 ) -> Estimate:

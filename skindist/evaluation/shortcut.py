@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from skindist.data.inspection import FORMATS, Facts
 from skindist.data.scan import ImageFile
 from skindist.evaluation.counts import Labels, Probabilities
-from skindist.evaluation.intervals import Estimate, estimates
+from skindist.evaluation.intervals import Estimate, auroc_of
 from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.resampling import FEWEST, sample_of
@@ -78,20 +78,22 @@ def shortcut_baseline(images: Sequence[ImageFile], groups: Sequence[str], seed: 
         everything = out_of_fold(np.hstack(list(families.values())))
         alone = {name: out_of_fold(values) for name, values in families.items()}
     scores = {name: METRICS["auroc"](probabilities, labels) for name, probabilities in alone.items()}
-    return Shortcut(estimates(everything, labels, seed, groups=members, names=["auroc"])["auroc"], scores)
+    return Shortcut(auroc_of(everything, labels, seed, members), scores)
 
 
-def shortcut_of_test(train: Known, test: Known, seed: int) -> dict[str, Probabilities] | None:
+def shortcut_of_test(train: Known, test: Known, seed: int) -> dict[str, Probabilities] | str:
     """Train the baseline on the training images and apply it to the test images.
 
     Where the metadata name the sources of the images, it sees these too.
 
     Returns:
         Probabilities of malignant, (test images,), with each family of traits alone by its name, and with all of them
-        as "all"; None where a class has fewer than FEWEST groups in either part.
+        as "all"; why there are none where a class has fewer than FEWEST groups in either part.
     """
-    if any(sample_of(part.labels, part.groups).fewest < FEWEST for part in (train, test)):
-        return None
+    fewest = min(sample_of(part.labels, part.groups).fewest for part in (train, test))
+    if fewest < FEWEST:
+        needed = f"{FEWEST} groups of each class, in training and in test"
+        return f"the baseline takes {needed}; the smallest number is {fewest}"
     sources = np.array([*train.values("source"), *test.values("source")])
     families = _families([*train.facts, *test.facts])
     if len(set(sources.tolist())) > 1:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from skindist.evaluation.counts import called_malignant
 from skindist.evaluation.frozen import Frozen
-from skindist.evaluation.intervals import difference, estimates
+from skindist.evaluation.intervals import auroc_of, difference
 from skindist.evaluation.known import Known
 from skindist.evaluation.metrics import METRICS
 from skindist.evaluation.predictions import Predictions
@@ -170,11 +170,10 @@ def stress_of(
     rows = []
     for name, found in disturbed.items():
         p, y = frozen.calibration.apply(found).probabilities, found.labels
-        area = estimates(p, y, seed, groups=known.groups, names=["auroc"])["auroc"]
         rows.append(
             {
                 "name": name,
-                "auroc": asdict(area),
+                "auroc": asdict(auroc_of(p, y, seed, known.groups)),
                 "change": asdict(difference(p, plain, y, seed, known.groups)),
                 "flipped": float((called_malignant(p, threshold) != before).mean()),
                 **{watched: METRICS[watched](p, y, threshold) for watched in WATCHED},
