@@ -4,7 +4,7 @@
   const element = (id) => document.getElementById(id);
   const held = element("scores");
   if (!held) return;
-  const { malignant, benign, frozen, prevalence: own } = JSON.parse(held.textContent); // both lists fall
+  const { malignant, benign, frozen, here, prevalence: own } = JSON.parse(held.textContent); // both lists fall
   const state = { threshold: frozen, prevalence: own };
 
   // How many of a falling list reach the threshold.
@@ -18,20 +18,24 @@
     return low;
   };
 
+  // In the order in which Python computes them: so both round to the same digits.
   const figures = (threshold, prevalence) => {
     const found = reaching(malignant, threshold), alarms = reaching(benign, threshold);
-    const sensitivity = found / malignant.length, specificity = (benign.length - alarms) / benign.length;
-    const [hit, missed] = [prevalence * sensitivity, prevalence * (1 - sensitivity)];
-    const [alarm, right] = [(1 - prevalence) * (1 - specificity), (1 - prevalence) * specificity];
+    const missed = malignant.length - found, cleared = benign.length - alarms;
+    const [ofMalignant, ofBenign] = // how much one image counts for
+      prevalence === here ? [1, 1] : [prevalence / malignant.length, (1 - prevalence) / benign.length];
+    const ppv = (found * ofMalignant) / (found * ofMalignant + alarms * ofBenign);
     return {
-      sensitivity, specificity, ppv: hit / (hit + alarm), npv: right / (right + missed),
-      number_needed_to_biopsy: (hit + alarm) / hit, counts: { found, alarms }, shares: { hit, missed, alarm, right },
-      precision: found / (found + alarms),
+      sensitivity: found / malignant.length, specificity: cleared / benign.length, ppv,
+      npv: (cleared * ofBenign) / (cleared * ofBenign + missed * ofMalignant), number_needed_to_biopsy: 1 / ppv,
+      precision: found / (found + alarms), counts: { found, alarms },
     };
   };
 
-  const percent = (value) => (Number.isFinite(value) ? `${(100 * value).toFixed(1)}%` : "undefined");
-  const times = (value) => (Number.isFinite(value) ? value.toFixed(1) : "undefined");
+  // One decimal. A tie goes to the even digit, as in Python; toFixed would take the larger one.
+  const tenths = (value) => (value % 1 === 0.25 ? value - 0.01 : value).toFixed(1);
+  const percent = (value) => (Number.isFinite(value) ? `${tenths(100 * value)}%` : "undefined");
+  const times = (value) => (Number.isFinite(value) ? tenths(value) : "undefined");
   const short = (value) => String(Number(value.toPrecision(4)));
 
   // A mark over a plot, at a point in the units of its axes; without y, a line through all of it.
@@ -61,15 +65,15 @@
       output.value = name === "number_needed_to_biopsy" ? times(now[name]) : percent(now[name]);
       output.dataset.value = now[name];
     }
+    const [hit, alarm] = [prevalence * now.sensitivity, (1 - prevalence) * (1 - now.specificity)];
     const people = (share) => Math.round(1000 * share);
-    const { hit, missed, alarm } = now.shares;
-    const malignantOnes = people(hit + missed), found = Math.min(people(hit), malignantOnes);
+    const malignantOnes = people(prevalence), found = Math.min(people(hit), malignantOnes);
     element("said").textContent =
       `Of 1,000 lesions, ${malignantOnes} are malignant: ${found} are found and ${malignantOnes - found} missed. ` +
       `Of the ${1000 - malignantOnes} benign ones, ${Math.min(people(alarm), 1000 - malignantOnes)} are called ` +
       `malignant. (Test set: ${now.counts.found} of ${malignant.length} malignant found, ${now.counts.alarms} of ` +
       `${benign.length} benign called malignant.)`;
-    for (const [name, share] of Object.entries({ found: hit, missed, alarm })) {
+    for (const [name, share] of Object.entries({ found: hit, missed: prevalence - hit, alarm })) {
       element(`people-${name}`).style.width = `${100 * share}%`;
     }
     element("threshold-slider").setAttribute("aria-valuetext", short(threshold));

@@ -16,6 +16,7 @@ from skindist.report.live import show_report
 from skindist.report.run_page import write_run_page
 from skindist.report.runs_page import write_runs_page
 from skindist.report.scores import Scores, read_scores
+from skindist.report.words import figure_text
 from skindist.run.folder import Run
 from tests.helpers.made_run import invented, made_run, prepared
 
@@ -106,6 +107,22 @@ def test_the_sliders_say_what_python_says(browser: Any, run: Run) -> None:
         assert now(page) == pytest.approx(frozen, abs=1e-12)
         page.get_by_role("button", name="as here").click()
         assert now(page) == pytest.approx(expected(test, chosen, float(test.labels.mean())), rel=1e-9)
+
+
+@pytest.mark.parametrize("share", [None, 0.02])
+def test_the_sliders_round_as_python_does(browser: Any, tmp_path: Path, share: float | None) -> None:
+    """16 malignant and 64 benign images: 1 of 16 is 6.25 %, which lies between two digits."""
+    small = made_run(tmp_path / "run", *invented(80))
+    test = read_scores(small, "test")
+    with Watched(browser, write_run_page(small)) as page:
+        page.get_by_role("button", name="as stated" if share else "as here").click()
+        for threshold in np.unique(test.probabilities).tolist():
+            page.locator("#threshold-field").fill(repr(threshold))
+            values = {n: METRICS[n](test.probabilities, test.labels, threshold, share) for n in NAMES[:4]}
+            values[NAMES[4]] = 1 / values["ppv"] if values["ppv"] else np.nan
+            script = "names => names.map(name => document.getElementById(`now-${name}`).value)"
+            said = dict(zip(NAMES, page.evaluate(script, list(NAMES)), strict=True))
+            assert said == {name: figure_text(value, name) for name, value in values.items()}, threshold
 
 
 def test_the_sliders_move_with_the_keyboard(browser: Any, run: Run) -> None:
