@@ -395,6 +395,8 @@ def test_folds_are_spoken_of_where_there_are_folds(
     text = Reader(run_page(ensemble)).text
     assert ("Seeds, their folds pooled" in text, "out-of-fold AUROC" in text) == (pooled, pooled)
     assert ("out of fold:" in text) == pooled
+    assert "Where the folders of the members lie, this command" in text
+    assert "skindist ensemble a a --out NEW" in text
 
 
 @pytest.mark.parametrize(
