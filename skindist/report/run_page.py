@@ -75,6 +75,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         figures=figure_rows(results.get("test", {}), benign := all_benign(test, prevalence)),
         benign_baseline=benign,
         test_read=test is not None,
+        grouped=test is not None and test.groups is not None,
         scores=held_by_the_page(test, point) if test and test.both_classes else None,
         drawn=draw(results, test, events),
         fitted=is_calibrated(results),

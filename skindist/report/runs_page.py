@@ -101,7 +101,8 @@ def compare(one: Side, other: Side) -> Pair:
     if not one.test.both_classes:
         return Pair(one.name, other.name, None, "AUROC takes test images of both classes")
     ordered = list(zip((one.test, other.test), orders, strict=True))
-    labels, groups = one.test.labels[orders[0]], join([np.array(t.groups)[o] for t, o in ordered if t.groups])
+    groupings = [np.array(test.groups)[order] for test, order in ordered if test.groups]
+    labels, groups = one.test.labels[orders[0]], join(groupings)
     if sample_of(labels, groups).fewest < FEWEST:
         return Pair(one.name, other.name, None, f"too few test images: it takes {FEWEST} groups of each class")
     first, second = (test.probabilities[order] for test, order in ordered)
@@ -110,6 +111,8 @@ def compare(one: Side, other: Side) -> Pair:
         said = "no clear difference"
     else:
         said = f"{one.name if found.value > 0 else other.name} is better"
+    if not groupings:
+        said += ", if each image stands alone: there is no split.csv to tell which belong together"
     return Pair(one.name, other.name, found, said)
 
 

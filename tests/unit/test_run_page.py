@@ -263,8 +263,11 @@ def test_pictures_are_left_out_if_asked_and_where_the_file_has_changed(run: Run,
         file.write_bytes(file.read_bytes() + b" ")
     page = Reader(run_page(moved))
     assert page.images == 0
+    assert "as if each image stood alone: there is no split.csv" not in page.text
     (moved.path / "split.csv").unlink()  # whether a file has the bytes that were judged is not known now
-    assert Reader(run_page(moved)).images == 0
+    unsplit = Reader(run_page(moved))
+    assert unsplit.images == 0
+    assert "as if each image stood alone: there is no split.csv to tell which belong together." in unsplit.text
     assert "The pictures cannot be shown" in page.text
     assert "holds pictures of patients" not in page.text
 

@@ -56,6 +56,15 @@ def test_a_few_images_of_a_class_name_no_winner(tmp_path: Path) -> None:
     assert enough.difference
 
 
+def test_where_nobody_knows_what_belongs_together_the_difference_says_so(runs: list[Run], tmp_path: Path) -> None:
+    a, b, _ = (Run(Path(shutil.copytree(run.path, tmp_path / run.path.name))) for run in runs)
+    (a.path / "split.csv").unlink()
+    alone = ", if each image stands alone: there is no split.csv to tell which belong together"
+    assert compare(read_side(a, "a"), read_side(b, "b")).said == "b is better"
+    (b.path / "split.csv").unlink()
+    assert compare(read_side(a, "a"), read_side(b, "b")).said == f"b is better{alone}"
+
+
 def test_images_are_paired_by_their_bytes_whatever_their_order(runs: list[Run], tmp_path: Path) -> None:
     moved = Run(Path(shutil.copytree(runs[1].path, tmp_path / "moved")))
     for name in ("predictions-test.csv", "split.csv"):
