@@ -24,7 +24,10 @@ from skindist.report.words import crossed, figure_text
 from skindist.run.folder import Run
 
 WIDE = 1280  # pixels of a picture over the whole width of the page
-TITLES = {"number_needed_to_biopsy": "biopsies for one malignant lesion"}  # of figures that are no metrics
+TITLES = {  # of figures that are no metrics
+    "change": "change of AUROC", "flipped": "called otherwise", "n": "images", "name": "pictures with",
+    "number_needed_to_biopsy": "biopsies for one malignant lesion",
+}  # fmt: skip
 FigureRow = tuple[str, str, Mapping[str, Any], float | None]
 log = logging.getLogger("skindist")
 

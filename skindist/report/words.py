@@ -13,7 +13,7 @@ OTHERS = {
     "count": ",", "flipped": ".1%", "n": ",", "number_needed_to_biopsy": ".1f", "prevalence": ".1%", "share": ".1%",
     "threshold": ".3g",
 }  # fmt: skip
-"""How figures are printed that are no metrics of METRICS; with three decimals otherwise."""
+"""How figures are printed that are no metrics of METRICS; with three decimals otherwise, and 0 without a sign."""
 
 
 def describe_epoch(
@@ -108,7 +108,7 @@ def figure_text(value: object, name: str) -> str:
         return METRICS[name].text(value)
     if name == "threshold" and value > 0.999:  # which three digits would make 1
         return f"{value:.6g}"
-    return f"{value:{OTHERS.get(name, '.3f')}}"
+    return f"{value:{OTHERS.get(name, 'z.3f')}}"
 
 
 def crossed(folds: Iterable[int | None]) -> bool:

@@ -372,10 +372,12 @@ def test_what_the_files_say_is_text_never_html(run: Run, tmp_path: Path) -> None
 def test_a_stress_test_is_shown_as_the_results_have_it(run: Run, tmp_path: Path) -> None:
     assert 'id="stress"' not in run_page(run)
     stressed = copy(run, tmp_path)
-    estimate = {"value": -0.02, "low": -0.05, "high": 0.01, "n": 9, "interval": "bootstrap"}
-    row = {"change": "blur", "auroc_change": estimate, "flipped": 0.25, "npv": dict.fromkeys(estimate), "n": 1200}
+    estimate = {"value": -0.0002, "low": -0.05, "high": 0.01, "n": 9, "interval": "bootstrap"}
+    row = {"name": "blur", "change": estimate, "flipped": 0.25, "npv": dict.fromkeys(estimate), "n": 1200}
     stressed.write_results({**stressed.results(), "stress": [row]})
-    assert "blur -0.020 (-0.050 to 0.010) 25.0% undefined 1,200" in Reader(run_page(stressed)).text
+    text = Reader(run_page(stressed)).text
+    assert "pictures with change of AUROC called otherwise NPV images" in text
+    assert "blur 0.000 (-0.050 to 0.010) 25.0% undefined 1,200" in text
 
 
 @pytest.mark.parametrize(("folds", "pooled"), [((0, 1), True), ((None, None), False), ((1, 1), False)])
