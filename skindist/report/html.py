@@ -17,7 +17,7 @@ from PIL import Image
 from skindist.data.inspection import FORMATS, decode
 from skindist.errors import Damaged, UserError
 from skindist.files import write_atomic
-from skindist.report.words import figure_text
+from skindist.report.words import figure_text, title
 from skindist.wording import printable
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def _environment(lenient: bool) -> jinja2.Environment:
         finalize=as_shown,
         loader=jinja2.FunctionLoader(_beside),
     )
-    environment.filters |= {"figure": figure_text, "digest": _digest}
+    environment.filters |= {"figure": figure_text, "titled": title, "digest": _digest}
     return environment
 
 

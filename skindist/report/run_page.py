@@ -20,15 +20,11 @@ from skindist.report import history, plots
 from skindist.report.html import Table, attempt, render, thumbnail, write_page
 from skindist.report.mistakes import mistakes
 from skindist.report.scores import Scores, read_scores
-from skindist.report.words import crossed, figure_text
+from skindist.report.words import crossed, figure_text, title
 from skindist.run.folder import Run
 
 WIDE = 1280  # pixels of a picture over the whole width of the page
-TITLES = {  # of figures that are no metrics
-    "change": "change of AUROC", "flipped": "called otherwise", "n": "images", "name": "pictures with",
-    "number_needed_to_biopsy": "biopsies for one malignant lesion",
-}  # fmt: skip
-FigureRow = tuple[str, str, Mapping[str, Any], float | None]
+FigureRow = tuple[str, Mapping[str, Any], float | None]
 log = logging.getLogger("skindist")
 
 
@@ -113,17 +109,10 @@ def all_benign(test: Scores | None, prevalence: float | None) -> dict[str, float
 
 
 def figure_rows(split: Mapping[str, Any], benign: Mapping[str, float]) -> list[FigureRow]:
-    """Key, title, estimate and what calling all benign gives, for each figure of the split."""
+    """Key, estimate and what calling all benign gives, for each figure of the split."""
     return [
-        (name, title(name), value, benign.get(name))
-        for name, value in split.items()
-        if isinstance(value, dict) and "value" in value
+        (name, value, benign.get(name)) for name, value in split.items() if isinstance(value, dict) and "value" in value
     ]
-
-
-def title(key: str) -> str:
-    """What people call a figure of the results."""
-    return METRICS[key].title if key in METRICS else TITLES.get(key, key.replace("_", " "))
 
 
 def held_by_the_page(test: Scores, point: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,11 +141,11 @@ def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mappi
         bins = reliability if is_calibrated(results) else {"this model": reliability["after"]}
         drawn["reliability"] = plots.reliability("reliability", bins)
     best = (results.get("early_stopping") or {}).get("best_epoch")
-    for name, title in (("loss", "loss"), ("auroc", "AUROC")):
+    for name in ("loss", "auroc"):
         series = {split: points(events, f"{split}/{name}") for split in ("train", "val")}
         if series["val"]:
             labels = {PARTS[split]: line for split, line in series.items()}
-            drawn[f"curve-{name}"] = plots.curve(f"curve-{name}", title, labels, best)
+            drawn[f"curve-{name}"] = plots.curve(f"curve-{name}", title(name), labels, best)
     return drawn
 
 

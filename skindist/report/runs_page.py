@@ -71,7 +71,7 @@ def write_runs_page(runs: Sequence[Run], page: Path, named: bool = True) -> Path
             named=named,
             pairs=pairs,
             roc=draw(sides),
-            figures=[(name, metric.title) for name, metric in METRICS.items()],
+            metrics=list(METRICS),
             settings=different_settings(sides, named),
         ),
     )

@@ -15,6 +15,12 @@ OTHERS = {
 }  # fmt: skip
 """How figures are printed that are no metrics of METRICS; with three decimals otherwise, and 0 without a sign."""
 
+TITLES = {
+    "change": "change of AUROC", "flipped": "called otherwise", "n": "images", "name": "pictures with",
+    "number_needed_to_biopsy": "biopsies for one malignant lesion",
+}  # fmt: skip
+"""What they are called."""
+
 
 def describe_epoch(
     epoch: int, metrics: Mapping[str, float], images_per_second: float | None, is_best: bool, counts: bool
@@ -109,6 +115,11 @@ def figure_text(value: object, name: str) -> str:
     if name == "threshold" and value > 0.999:  # which three digits would make 1
         return f"{value:.6g}"
     return f"{value:{OTHERS.get(name, 'z.3f')}}"
+
+
+def title(name: str) -> str:
+    """What people call a figure of results.json, by its key."""
+    return METRICS[name].title if name in METRICS else TITLES.get(name, name.replace("_", " "))
 
 
 def crossed(folds: Iterable[int | None]) -> bool:
