@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from skindist.errors import UserError
 from skindist.evaluation.metrics import HEADLINES
+from skindist.report.history import points
 from skindist.report.html import attempt, write_page
 from skindist.run.folder import Run
 
@@ -37,9 +38,8 @@ def plot_curves(events: Sequence[Mapping[str, Any]], best_epoch: int | None = No
     figure = Figure(figsize=(10 / 3 * len(HEADLINES), 3.2), layout="constrained")
     for axes, metric in zip(figure.subplots(1, len(HEADLINES)), HEADLINES, strict=True):
         for split, style in STYLES.items():
-            key = f"{split}/{metric.name}"
-            if points := [(event["epoch"], event[key]) for event in events if event.get(key) is not None]:
-                axes.plot(*zip(*points, strict=True), label=key, **style)
+            if known := points(events, key := f"{split}/{metric.name}"):
+                axes.plot(*zip(*known, strict=True), label=key, **style)
         if best_epoch:
             axes.axvline(best_epoch, color="grey", linestyle=":", linewidth=1, label="best epoch")
         axes.set(title=metric.title, xlabel="epoch")

@@ -52,6 +52,11 @@ def slightly_better(stop: Mapping[str, Any], events: Sequence[Mapping[str, Any]]
     return top if top and sign * top[key] > sign * stop["best"] else None
 
 
+def points(events: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """Epoch and value of each event that has both."""
+    return [(event["epoch"], event[key]) for event in events if event.get(key) is not None and "epoch" in event]
+
+
 def epoch_table(events: Sequence[Mapping[str, Any]]) -> Table | None:
     """The validation figures of each epoch."""
     ends = [event for event in events if "val/loss" in event]

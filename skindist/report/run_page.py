@@ -142,7 +142,7 @@ def draw(results: Mapping[str, Any], test: Scores | None, events: Sequence[Mappi
         drawn["reliability"] = plots.reliability("reliability", bins)
     best = (results.get("early_stopping") or {}).get("best_epoch")
     for name in ("loss", "auroc"):
-        series = {split: points(events, f"{split}/{name}") for split in ("train", "val")}
+        series = {split: history.points(events, f"{split}/{name}") for split in ("train", "val")}
         if series["val"]:
             labels = {PARTS[split]: line for split, line in series.items()}
             drawn[f"curve-{name}"] = plots.curve(f"curve-{name}", title(name), labels, best)
@@ -153,11 +153,6 @@ def is_calibrated(results: Mapping[str, Any]) -> bool:
     """Whether the probabilities are other ones than the model gives."""
     calibration = results.get("calibration") or {}
     return calibration.get("temperature", 1) != 1 or bool(calibration.get("bias"))
-
-
-def points(events: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Epoch and value of each event that has both."""
-    return [(event["epoch"], event[key]) for event in events if event.get(key) is not None and "epoch" in event]
 
 
 def by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
