@@ -6,6 +6,8 @@ is missing there (the run is older, or its test set has one class only) is one s
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +82,7 @@ def run_page(run: Run, pictures: bool = True) -> str:
         fitted=is_calibrated(results),
         elsewhere="model" in results,
         recalibrated=recalibrated_table(results),
-        subgroups=by_column(results.get("subgroups") or []),
+        subgroups={name: list(rows) for name, rows in groupby(results.get("subgroups") or [], itemgetter("column"))},
         stress=stress_table(results.get("stress") or []),
         stress_picture=thumbnail(run.stress_picture, WIDE) if pictures and run.stress_picture.exists() else None,
         members=history.members_table(results, pictures),
@@ -153,14 +155,6 @@ def is_calibrated(results: Mapping[str, Any]) -> bool:
     """Whether the probabilities are other ones than the model gives."""
     calibration = results.get("calibration") or {}
     return calibration.get("temperature", 1) != 1 or bool(calibration.get("bias"))
-
-
-def by_column(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Subgroups under the name of their column, in order."""
-    columns: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        columns.setdefault(row["column"], []).append(row)
-    return columns
 
 
 def recalibrated_table(results: Mapping[str, Any]) -> Table | None:
