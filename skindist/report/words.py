@@ -34,31 +34,30 @@ def describe_epoch(
 
 def describe_results(results: Mapping[str, Any]) -> str:
     """How a run ended, and what its best epoch scores on the test set."""
-    stop, test = results["early_stopping"], results["test"]
+    stop = results["early_stopping"]
     reason = f"{'stopped early after ' if stop['stopped_early'] else ''}{plural(stop['epochs'], 'epoch')}"
     first = stop.get("first_epoch", 1)
     early = f" (epochs before number {first} did not count)" if first > 1 else ""
-    said = [describe_figure(name, test[name]) for name in ("accuracy", "auroc", "sensitivity", "specificity")]
     return (
         f"{reason}; best {stop['monitor']} {stop['best']:.4f} in epoch {stop['best_epoch']}{early}\n"
-        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}\n"
+        f"{describe_test(results['test'], 'accuracy', 'auroc', 'sensitivity', 'specificity')}\n"
         f"{describe_operating_point(results['operating_point'])}\n{results['verdict']}"
     )
 
 
 def describe_evaluation(results: Mapping[str, Any]) -> str:
     """What a saved model is worth on other images."""
-    test = results["test"]
-    said = [describe_figure(name, test[name]) for name in ("accuracy", "auroc")]
-    lines = [
-        f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {', '.join(said)}",
-        describe_operating_point(results["operating_point"]),
-        results["verdict"],
-    ]
+    lines = [describe_test(results["test"], "accuracy", "auroc"), describe_operating_point(results["operating_point"])]
     notes = [results[key]["note"] for key in ("seen_in_training", "differences")]
     if unsaid := [note for note in notes if note[1:] not in results["verdict"]]:
-        lines.insert(2, f"training images: {'; '.join(unsaid)}")
-    return "\n".join(lines)
+        lines.append(f"training images: {'; '.join(unsaid)}")
+    return "\n".join([*lines, results["verdict"]])
+
+
+def describe_test(test: Mapping[str, Any], *names: str) -> str:
+    """These figures of the test images."""
+    said = ", ".join(describe_figure(name, test[name]) for name in names)
+    return f"test, {plural(test['accuracy']['n'], 'image')}, with 95 % intervals: {said}"
 
 
 def describe_ensemble(results: Mapping[str, Any]) -> str:
