@@ -78,11 +78,10 @@ class OtherTrackers(AbstractContextManager["OtherTrackers"]):
         try:
             tracker = LOGGER_TYPE_TO_CLASS[name](first, **more)
             tracker.start()
-            settings = {
-                f"{part}.{key}": value for part, keys in config.without_paths().items() for key, value in keys.items()
-            }
             plain = {
-                key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()
+                f"{part}.{key}": value if isinstance(value, bool | int | float) else str(value)
+                for part, keys in config.without_paths().items()
+                for key, value in keys.items()
             }
             if name == "tensorboard":  # Accelerate would make a second run of them
                 rows = "\n".join(f"| {key} | {value} |" for key, value in plain.items())
