@@ -14,10 +14,9 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 
 from skindist.config import Config, TrackingConfig
 from skindist.errors import UserError, first_line
-from skindist.evaluation.metrics import METRICS
 from skindist.run.folder import Run
 from skindist.run.record import Event
-from skindist.tracking.wandb_sink import SUMMARY_PARTS
+from skindist.tracking.wandb_sink import figures_of_test
 
 TRIED = ("tensorboard", "trackio", "mlflow")  # what they send by themselves was looked at
 HIDDEN = {  # MLflow sends these by itself: who, which file, and of which state of the code
@@ -105,9 +104,7 @@ class OtherTrackers(AbstractContextManager["OtherTrackers"]):
 
     def finish(self, results: Mapping[str, Any], global_step: int) -> None:
         """Send the test figures with the ends of their 95 % intervals."""
-        test = results["test"]
-        figures = {f"test/{name}{part}": test[name][key] for name in METRICS for part, key in SUMMARY_PARTS.items()}
-        self._send(_numbers(figures), global_step)
+        self._send(_numbers(figures_of_test(results)), global_step)
 
     def _send(self, values: Mapping[str, float], step: float) -> None:
         for name, tracker in list(self.trackers.items()):

@@ -9,7 +9,7 @@ import logging
 import os
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ log = logging.getLogger("skindist")
 START, FINISH = 20.0, 20.0  # seconds that W&B itself is told to take at most
 LEAVE = 4.0  # seconds when the run is stopped: schedulers kill 30 s after their signal
 IMAGES = 16  # with the largest error, if images are asked for
-SUMMARY_PARTS = {"": "value", "_low": "low", "_high": "high"}  # of a figure and its 95 % interval
 
 
 class WandbSink(AbstractContextManager["WandbSink"]):
@@ -162,16 +161,13 @@ class WandbSink(AbstractContextManager["WandbSink"]):
                 for i, image in zip(worst, pixels.permute(0, 2, 3, 1).numpy(), strict=True)
             ]
         self.wandb.log(sent)
-        for name in METRICS:
-            figure = results["test"][name]
-            self.wandb.summary.update({f"test/{name}{part}": figure[key] for part, key in SUMMARY_PARTS.items()})
         best = results["early_stopping"]["best_epoch"]
         judged = next(event for event in self.run.metrics() if "val/loss" in event and event["epoch"] == best)
         shown = {name: value for name, value in judged.items() if name.startswith("val/")}  # not the last epoch's
         point = results["operating_point"]
         shown |= {f"operating_point/{name}": point["test"][name]["value"] for name in ("sensitivity", "specificity")}
         shown["operating_point/threshold"] = point["threshold"]
-        self.wandb.summary.update({**shown, "best_epoch": best})
+        self.wandb.summary.update({**figures_of_test(results), **shown, "best_epoch": best})
 
     def _finish(self, exit_code: int = 0, preempted: bool = False) -> None:
         record, url = Path(self.wandb.settings.sync_file), self.wandb.url if self.mode == "online" else None
@@ -220,6 +216,12 @@ def calibrated(results: dict[str, Any], test: Predictions) -> Predictions:
     """The predictions that all figures of the results are of."""
     fitted = results["calibration"]
     return Calibration(fitted["temperature"], fitted["bias"]).apply(test)
+
+
+def figures_of_test(results: Mapping[str, Any]) -> dict[str, float | None]:
+    """The test figures and the ends of their 95 % intervals, by the names that a tracker shows."""
+    parts = {"": "value", "_low": "low", "_high": "high"}
+    return {f"test/{name}{part}": results["test"][name][key] for name in METRICS for part, key in parts.items()}
 
 
 def reliability_rows(results: dict[str, Any]) -> tuple[list[str | int], list[list[Any]]]:
