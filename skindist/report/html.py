@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,9 +15,10 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from skindist.data.inspection import FORMATS, decode
+from skindist.data.inspection import FORMATS, decode, reading_images
 from skindist.errors import Damaged, UserError
 from skindist.files import write_atomic
+from skindist.machine import available_cores
 from skindist.report.words import figure_text, title
 from skindist.wording import printable
 
@@ -112,6 +114,12 @@ def thumbnail(path: Path, side: int = SIDE) -> str:
     content = io.BytesIO()
     picture.save(content, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+def of_images(wanted: Sequence[int], make: Callable[[int], T]) -> dict[int, T]:
+    """What a function makes of each image, several at a time."""
+    with reading_images(), ThreadPoolExecutor(available_cores()) as pool:
+        return dict(zip(wanted, pool.map(make, wanted), strict=True))
 
 
 def as_shown(value: Any) -> Any:

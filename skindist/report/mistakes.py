@@ -1,15 +1,12 @@
 """Where a model errs, in pictures: with a heat map where the run has drawn one, else as the image is."""
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from skindist.data.inspection import reading_images
 from skindist.data.scan import CLASSES
 from skindist.evaluation.mistakes import FALSE_ALARM, MISSED, UNCERTAIN, telling_cases
-from skindist.machine import available_cores
-from skindist.report.html import SIDE, thumbnail
+from skindist.report.html import SIDE, of_images, thumbnail
 from skindist.report.scores import Scores
 from skindist.run.folder import Run
 
@@ -43,8 +40,7 @@ def mistakes(run: Run, scores: Scores, threshold: float, folder: Path | None) ->
     """
     kinds = telling_cases(scores.probabilities, scores.labels, threshold, MOST)
     wanted = [index for members in kinds.values() for index in members]
-    with reading_images(), ThreadPoolExecutor(available_cores()) as pool:
-        cases = dict(zip(wanted, pool.map(lambda index: _case(run, scores, index, folder), wanted), strict=True))
+    cases = of_images(wanted, lambda index: _case(run, scores, index, folder))
     return [(CAPTIONS[kind], [cases[index] for index in members]) for kind, members in kinds.items() if members]
 
 

@@ -2,15 +2,12 @@
 HTML page."""
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from skindist.data.inspection import reading_images
 from skindist.data.scan import ImageFile
-from skindist.machine import available_cores
-from skindist.report.html import Table, render, thumbnail
+from skindist.report.html import Table, of_images, render, thumbnail
 from skindist.wording import printable
 
 LISTED = 5  # lines of one list on the terminal
@@ -53,8 +50,7 @@ def as_text(root: Path, sections: Iterable[Section], page: Path) -> str:
 def as_page(root: Path, images: Sequence[ImageFile], sections: Sequence[Section]) -> str:
     """The HTML page."""
     shown = sorted({member for section in sections for pictures in section.pictures for member in pictures.members})
-    with reading_images(), ThreadPoolExecutor(available_cores()) as pool:
-        thumbnails = dict(zip(shown, pool.map(thumbnail, (root / images[i].path for i in shown)), strict=True))
+    thumbnails = of_images(shown, lambda index: thumbnail(root / images[index].path))
     return render("audit.html", root=str(root), images=images, sections=sections, thumbnails=thumbnails)
 
 
