@@ -146,6 +146,7 @@ def test_the_page(runs: list[Run], tmp_path: Path) -> None:
     assert [key for key in page.figures if key.startswith("difference")] == ["difference.0"]
     assert page.text.count("tested on other images") == 2
     assert "AUROC of the first minus that of the second" in page.text
+    assert "At each run's own threshold, on test" in page.text, "chosen or fixed"
     assert "The runs have the same settings" in page.text
     assert [where for where in page.fetched if not where.startswith("#")] == []
     assert len(page.ids) == len(set(page.ids))
