@@ -17,7 +17,7 @@ from skindist.evaluation.counts import Labels, Outcomes, Probabilities, Values, 
 DEFAULT_THRESHOLD = 0.5
 """The operating threshold where none is chosen."""
 UNDEFINED = "undefined"
-FORMATS = {"share": ".1%", "nats": ".4f", "area": ".3f"}  # of a value, by its unit
+FORMATS = {"share": "z.1%", "nats": "z.4f", "area": "z.3f"}  # of a value, by its unit; z: never -0.000
 
 
 @dataclass(frozen=True)

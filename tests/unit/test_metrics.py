@@ -182,6 +182,10 @@ def test_headlines_print_as_their_unit_asks() -> None:
     assert said == {"loss": "0.9877", "accuracy": "98.8%", "AUROC": "0.988"}
 
 
+def test_what_rounds_to_nothing_has_no_sign() -> None:
+    assert METRICS["auroc"].text(-0.0002) == "0.000"
+
+
 def test_a_model_is_judged_without_torch() -> None:
     """Whoever has only the predictions of a run needs numpy, scipy and scikit-learn alone."""
     code = """
