@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 
 from skindist.randomness import Stream, generator
 
@@ -74,10 +74,13 @@ def draw_colours(draws: Sequence[float]) -> tuple[tuple[float, float, float], tu
 def warp(pixels_HWC: Tensor, matrix: Matrix, size: int) -> Tensor:
     """The view's pixels: uint8 (H, W, 3) to uint8 (`size`, `size`, 3), bilinear; beyond its border, an image goes on as
     in a mirror."""
-    grid_1HW2 = affine_grid(torch.tensor([matrix], dtype=torch.float32), [1, 3, size, size], align_corners=False)
+    from_x, from_y, shift = torch.tensor(matrix, dtype=torch.float32).T[:, :, None, None]
+    middles = torch.linspace(-1, 1, size) * (size - 1) / size  # of the view's pixels
+    grid_2HW = from_x * middles + from_y * middles[:, None] + shift  # as affine_grid's bits, in a tenth of its time
     image_1CHW = pixels_HWC[None].permute(0, 3, 1, 2).float()
-    seen_1CHW = grid_sample(image_1CHW, grid_1HW2, padding_mode="reflection", align_corners=False)
-    return seen_1CHW[0].permute(1, 2, 0).add_(0.5).to(torch.uint8)
+    seen_1CHW = grid_sample(image_1CHW, grid_2HW.permute(1, 2, 0)[None], padding_mode="reflection", align_corners=False)
+    seen_HWC = seen_1CHW[0].permute(1, 2, 0).contiguous().add_(0.5)
+    return seen_HWC.to(torch.int16).to(torch.uint8)  # straight to uint8, torch takes three times as long
 
 
 def turned(images_BCHW: Tensor, number: int) -> Tensor:
