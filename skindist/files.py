@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -73,6 +74,24 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file by column; names of files need not be UTF-8."""
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
         return list(csv.DictReader(lines))
+
+
+def table_rows(lines: TextIO) -> Iterator[tuple[int, list[str]]]:
+    """Each row of a table that a user gives, with the number of its last line: fields between commas, semicolons or
+    tabs, whichever the first line has most of. The line that tells Excel which it is, `sep=;`, is passed over.
+
+    Raises:
+        UserError: the table is malformed.
+    """
+    first_line = re.sub('"[^"]*"', "", next((line for line in lines if line.strip()), ""))
+    lines.seek(0)
+    reader = csv.reader(lines, delimiter=max(",;\t", key=first_line.count), strict=True)
+    try:
+        for cells in ([cell.strip() for cell in row] for row in reader):
+            if cells and [cell.lower() for cell in cells] != ["sep=", ""]:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"line {reader.line_num}: {error}; is a quote not closed?") from None
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -3,7 +3,6 @@
 The files come one by one and in the same order each time, so that a million of them need no more memory than ten.
 """
 
-import csv
 import glob
 import os
 from collections.abc import Collection, Iterator
@@ -12,7 +11,8 @@ from typing import NamedTuple
 
 from skindist.data.scan import files_below
 from skindist.errors import UserError
-from skindist.files import expanded
+from skindist.files import expanded, table_rows
+from skindist.wording import printable
 
 COLUMN = "path"
 
@@ -68,16 +68,16 @@ def _in_folder(folder: str) -> Iterator[Item]:
 def _in_table(file: Path) -> Iterator[Item]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
-            delimiter = max(",;\t", key=(first := lines.readline()).count)
-            if not first.lower().startswith("sep="):  # where Excel is told the delimiter
-                lines.seek(0)
-            table = csv.DictReader(lines, delimiter=delimiter)
-            if COLUMN not in (names := table.fieldnames or []):
-                raise UserError(f"{file}: no column is called {COLUMN}; found {', '.join(names) or 'nothing'}")
-            for row in table:
-                name = (row[COLUMN] or "").strip()
+            rows = table_rows(lines)
+            _, names = next(rows, (0, []))
+            if COLUMN not in names:
+                found = ", ".join(map(printable, names)) or "nothing"
+                raise UserError(f"no column is called {COLUMN}; found {found}")
+            column = names.index(COLUMN)
+            for _, cells in rows:
+                name = cells[column] if column < len(cells) else ""
                 yield Item(name, str(file.parent / expanded(name)) if name else "")
     except UnicodeDecodeError:
         raise UserError(f"{file}: is not UTF-8 text; save it as CSV in UTF-8") from None
-    except csv.Error as error:
-        raise UserError(f"{file}: line {table.line_num}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None

@@ -1,6 +1,5 @@
 """Join a metadata CSV to the images by path, file name or ISIC id; HAM10000 and ISIC tables work as they come."""
 
-import csv
 import io
 import logging
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from skindist.errors import UserError
+from skindist.files import table_rows
 from skindist.wording import plural, printable
 
 Metadata = dict[str, dict[str, str]]  # image path -> column -> value
@@ -92,23 +92,17 @@ def read_metadata(
 
 def _parse(text: str) -> tuple[list[str], list[_Row]]:
     """Names of the columns, canonical where known, and the rows."""
-    first_line = next(iter(text.lstrip().splitlines()), "")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first_line.count), strict=True)
-    try:
-        lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
-    except csv.Error as error:
-        raise UserError(f"line {reader.line_num}: {error}; is a quote not closed?") from None
-    if lines and [cell.lower() for cell in lines[0][1]] == ["sep=", ""]:  # where Excel is told the delimiter
-        lines = lines[1:]
+    lines = [(line, cells) for line, cells in table_rows(io.StringIO(text, newline="")) if any(cells)]
     if len(lines) < 2:
         raise UserError("has a header but no rows" if lines else "is empty")
     header = lines[0][1]
     if (key := _first(KEYS, header)) is None:
-        raise UserError(f"no column names the images: call it one of {', '.join(KEYS)}; found {', '.join(header)}")
+        found = ", ".join(map(printable, header))
+        raise UserError(f"no column names the images: call it one of {', '.join(KEYS)}; found {found}")
     canonical = {_first(aliases, header): name for name, aliases in ALIASES.items()}
     columns = [canonical.get(index, name) for index, name in enumerate(header)]
     if twice := [name for name, count in Counter(columns).items() if name and count > 1]:
-        raise UserError(f"two columns are called {twice[0]}; rename or remove one")
+        raise UserError(f"two columns are called {printable(twice[0])}; rename or remove one")
     return columns, [_row(line, cells, columns, columns[key]) for line, cells in lines[1:]]
 
 

@@ -30,3 +30,21 @@ def test_a_row_of_zero_bytes_is_a_row(tmp_path: Path) -> None:
 def test_the_line_that_tells_excel_the_delimiter_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("sep=;\npath;age\na.jpg;50\n")
     assert list(list_files(str(tmp_path / "list.csv"))) == [("a.jpg", str(tmp_path / "a.jpg"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("age\n50\n", "no column is called path; found age"),
+        ("", "no column is called path; found nothing"),
+        ("a\x1bge\n50\n", "no column is called path; found a\ufffdge"),
+        ('path,age\na.jpg,1\n"b.jpg,2\nc.jpg,3\n', "line 4: unexpected end of data; is a quote not closed?"),
+        ("path\n\xe4.jpg\n", "is not UTF-8 text; save it as CSV in UTF-8"),
+    ],
+)
+def test_a_malformed_table_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "list.csv"
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError) as caught:
+        list(list_files(str(file)))
+    assert str(caught.value) == f"{file}: {message}"

@@ -72,6 +72,11 @@ def test_bom_delimiters_line_ends_and_blank_lines(table: Path, delimiter: str, e
     assert read_metadata(table, [A, B]) == {A: {"age": "50", "site": "genou é"}, B: {"age": "60", "site": ""}}
 
 
+def test_commas_in_a_quoted_name_of_a_column_are_no_delimiters(table: Path) -> None:
+    table.write_text('image;age;"region (head, neck, arm, leg)"\nISIC_0000001;50;arm\n')
+    assert read_metadata(table, [A]) == {A: {"age": "50", "region (head, neck, arm, leg)": "arm"}}
+
+
 @pytest.mark.parametrize("first", ["sep=;", "SEP=,", "sep=\t"])
 def test_the_line_that_tells_excel_the_delimiter_is_passed_over(table: Path, first: str) -> None:
     lines = [["image", "age"], ["ISIC_0000001", "50"], ["ISIC_0000002", "60", "70"]]
