@@ -32,6 +32,7 @@ from skindist.data.remembering import Stamp, memory_of, recall, remember
 from skindist.downloads import HUB_ID
 from skindist.errors import UserError
 from skindist.machine import available_cores
+from skindist.wording import printable
 
 CLASSES = ("benign", "malignant")  # the index is the label
 UNLABELLED = -1  # by the folder that an image lies in
@@ -98,7 +99,9 @@ def scan_folder(
         else:
             bad.append((path, fact.reason))
     if not images and not bad:
-        raise UserError(f"--data.path {root}: no images in {'it' if any_layout else 'its class folders'}")
+        raise UserError(
+            f"--data.path {root}: no images in {'it' if any_layout else 'its class folders'}{_remedy(root)}"
+        )
     return Scan(images, bad, others)
 
 
@@ -153,13 +156,19 @@ def _find(root: Path, any_layout: bool, split_by_table: bool) -> Iterator[tuple[
 
 
 def _remedy(root: Path) -> str:
-    """What to do where the path is no folder, but may name images in another form."""
+    """What to do where the path is no folder of images, but may name or hold one, or images in another form."""
     near = Path(os.path.relpath(root))  # as the user has most likely typed it
     unpack = f"skindist unpack {shlex.quote(str(near))} --out DIR"
-    if root.suffix.lower() == ".parquet":
+    within = [*_folders(root).values()] if root.is_dir() else []
+    if len(within) == 1 and any(name.lower() in {*CLASSES, *SPLIT_WORDS} for name in _folders(within[0])):
+        return f"; give --data.path {within[0]}"
+    suffixes = {path.suffix.lower() for path in (root.rglob("*") if root.is_dir() else (root,))}
+    if suffixes & IMAGE_SUFFIXES:
+        return ""
+    if ".parquet" in suffixes:
         return f"; unpack it first: {unpack}"
-    if root.suffix.lower() in ARCHIVES:
-        return f"; extract the archive first{f', or a WebDataset: {unpack}' if root.suffix.lower() == '.tar' else ''}"
+    if suffixes & ARCHIVES:
+        return f"; extract the archive first{f', or a WebDataset: {unpack}' if '.tar' in suffixes else ''}"
     if HUB_ID.fullmatch(str(near)) and not near.parent.exists():
         return f"; a data set on the Hub is unpacked first: {unpack}"
     return ""
@@ -168,12 +177,13 @@ def _remedy(root: Path) -> str:
 def _odd_split(folders: dict[str, Path], splits: dict[str, Path]) -> str:
     """Why folders, some of which are parts of a split, are no whole split; "" if they are one."""
     if len(splits) != len(folders):
-        names = ", ".join(sorted(folders))
+        names = printable(", ".join(sorted(folders)))
         return f"it is split into {names}, which is ambiguous; keep train/, val/ and test/ only"
     if missing := {"train", "test"} - set(splits):
         return (
             f"it has {', '.join(f'{name}/' for name in sorted(folders))} but no "
-            f"{' or '.join(f'{name}/' for name in sorted(missing))}; give train/, val/ and test/, or none of them"
+            f"{' or '.join(f'{name}/' for name in sorted(missing))}; give train/, val/ and test/, or none of them, "
+            f"or one alone: --data.path {min(splits.values())}"
         )
     return ""
 
@@ -182,10 +192,10 @@ def _find_classes(root: Path, folder: Path, split: str) -> Iterator[tuple[str, i
     names = sorted(_folders(folder))
     if sorted(name.lower() for name in names) != sorted(CLASSES):
         where = "it" if folder == root else folder
+        table = "; or name a table and its column of labels (--data.metadata FILE.csv --data.label_column COLUMN)"
         raise UserError(
             f"--data.path {root}: {where} must hold exactly the class folders benign/ and malignant/, "
-            f"but it holds {', '.join(f'{name}/' for name in names) or 'no folder'}; "
-            "or name a table and its column of labels (--data.metadata FILE.csv --data.label_column COLUMN)"
+            f"but it holds {printable(', '.join(f'{name}/' for name in names)) or 'no folder'}{_remedy(root) or table}"
         )
     _refuse_loose_images(root, folder)
     for label, name in enumerate(sorted(names, key=str.lower)):
@@ -206,7 +216,7 @@ def _refuse_loose_images(root: Path, folder: Path) -> None:
     if loose := sorted(path.name for path in files if path.suffix.lower() in IMAGE_SUFFIXES):
         raise UserError(
             f"--data.path {root}: images in {folder} beside its folders, so without a label or a part of the split: "
-            f"{len(loose)} (such as {loose[0]}); move or remove them"
+            f"{len(loose)} (such as {printable(loose[0])}); move or remove them"
         )
 
 

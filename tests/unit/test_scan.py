@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,29 @@ def test_what_is_no_folder_is_refused_with_a_way_out(
         with pytest.raises(UserError) as caught:
             scan_folder(root)
         assert str(caught.value) == f"--data.path {root}: {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        (("data/a.parquet", "README.md"), "but it holds data/; unpack it first: skindist unpack {} --out DIR"),
+        (("0.tar", "1.tar"), "no folder; extract the archive first, or a WebDataset: skindist unpack {} --out DIR"),
+        (("benign/a.ZIP", "malignant/a.ZIP"), "no images in its class folders; extract the archive first"),
+        (("archive/train/benign/a.png", "archive/test/x"), "but it holds archive/; give --data.path {}/archive"),
+        (("Train/benign/a.png",), "or none of them, or one alone: --data.path {}/Train"),
+        (("images/a.png", "a.zip"), "--data.metadata FILE.csv --data.label_column COLUMN)"),
+        (("be\x1bnign/a.png",), "it holds be\ufffdnign/; or name a table"),
+    ],
+)
+def test_a_folder_that_is_not_as_it_should_be_is_refused_with_a_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: tuple[str, ...], remedy: str
+) -> None:
+    for name in files:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(remedy.format("set"))):
+        scan_folder(Path("set"))
 
 
 @pytest.mark.parametrize(
