@@ -14,7 +14,7 @@ from skindist.data.metadata import KEYS, Metadata, canonical_name
 from skindist.data.scan import CLASSES, SPLIT_WORDS, UNLABELLED, ImageFile, Scan
 from skindist.errors import UserError
 from skindist.recipe import DataConfig
-from skindist.wording import plural
+from skindist.wording import plural, printable
 
 SAME = {"yes": "true", "no": "false"}  # YAML takes a bare yes for true
 NAMED = 12  # values in one message
@@ -76,9 +76,10 @@ def _with_labels(config: DataConfig, column: str, scan: Scan, metadata: Metadata
     unlike = [image for image in images if folders[image.path] not in (UNLABELLED, image.label)]
     if unlike:
         path = unlike[0].path
+        such = printable(f"{path}: {said[path]}")
         raise UserError(
             f"--data.label_column {column}: {plural(len(unlike), 'image')} in a class folder of which the table says "
-            f"otherwise, such as {path}: {said[path]}; correct one of the two, or leave out --data.label_column"
+            f"otherwise, such as {such}; correct one of the two, or leave out --data.label_column"
         )
     return replace(scan, images=images, left_out=sorted(left_out))
 
@@ -98,8 +99,8 @@ def _with_splits(config: DataConfig, column: str, scan: Scan, metadata: Metadata
         split = SPLIT_WORDS[plain(said[image.path])]
         if image.split not in ("", split):
             raise UserError(
-                f"--data.split_column {column}: says {split} of {image.path}; correct the table or the folder, or "
-                "leave out --data.split_column"
+                f"--data.split_column {column}: says {split} of {printable(image.path)}; correct the table or the "
+                "folder, or leave out --data.split_column"
             )
         images.append(replace(image, split=split))
     if unknown := len(left_out) - len(scan.left_out):
@@ -139,7 +140,7 @@ def counted(values: Iterable[str]) -> str:
     """Values with their numbers, the most frequent first."""
     count = Counter(values).most_common()
     more = [f"{len(count) - NAMED} more values"] if len(count) > NAMED else []
-    return ", ".join([f"{value or '(nothing)'} ({number:,})" for value, number in count[:NAMED]] + more)
+    return ", ".join([f"{printable(value) or '(nothing)'} ({number:,})" for value, number in count[:NAMED]] + more)
 
 
 def _values(flag: str, column: str, images: Sequence[ImageFile], metadata: Metadata) -> dict[str, str]:
@@ -151,4 +152,5 @@ def _values(flag: str, column: str, images: Sequence[ImageFile], metadata: Metad
         if called in known:
             return {path: values.get(called, "") for path, values in rows.items()}
     beside = " beside the one that names the images" if column.lower() in KEYS else ""
-    raise UserError(f"--data.{flag} {column}: the table has no such column{beside}; it has {', '.join(sorted(known))}")
+    others = printable(", ".join(sorted(known))) or "no other"
+    raise UserError(f"--data.{flag} {column}: the table has no such column{beside}; it has {others}")

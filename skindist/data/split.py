@@ -17,7 +17,7 @@ from skindist.data.scan import CLASSES, ImageFile
 from skindist.errors import UserError
 from skindist.files import read_csv, write_csv
 from skindist.randomness import Stream, generator
-from skindist.wording import plural
+from skindist.wording import plural, printable
 
 SPLITS = ("train", "val", "test")
 PARTS = {"train": "training", "val": "validation", "test": "test"}  # what splits are called in sentences
@@ -190,8 +190,8 @@ def refuse_changed_images(rows: Sequence[Row], images: Sequence[ImageFile]) -> N
     now = {image.path: image.sha256 for image in images}
     if changed := [row.path for row in rows if now.get(row.path) != row.sha256]:
         raise UserError(
-            f"--run.resume: images changed or gone since the run began: {len(changed)} (such as {changed[0]}); "
-            "restore them, or start a new run with another --run.dir"
+            f"--run.resume: images changed or gone since the run began: {len(changed)} (such as {printable(changed[0])}"
+            "); restore them, or start a new run with another --run.dir"
         )
 
 

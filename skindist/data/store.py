@@ -36,7 +36,7 @@ from skindist.data.resizing import resized, stored_size
 from skindist.errors import UserError
 from skindist.files import sync_folder, write_json
 from skindist.machine import available_cores
-from skindist.wording import plural, volume
+from skindist.wording import plural, printable, volume
 
 PIXELS, MANIFEST = "pixels.arrow", "manifest.json"
 OURS = re.compile(r"[0-9a-f]{16,20}(\.(tmp|lock|jsonl?))?")  # what is called so in the cache
@@ -209,9 +209,11 @@ def _pixels(source: Source, shape: tuple[int, int], resampling: Image.Resampling
     try:
         content = source.path.read_bytes()
     except OSError as error:
-        raise UserError(f"{source.path}: cannot be read any more ({error.strerror}); start again") from None
+        raise UserError(
+            f"{printable(str(source.path))}: cannot be read any more ({error.strerror}); start again"
+        ) from None
     if hashlib.sha256(content).hexdigest() != source.sha256:
-        raise UserError(f"{source.path} has changed since it was inspected; start again")
+        raise UserError(f"{printable(str(source.path))} has changed since it was inspected; start again")
     with Image.open(BytesIO(content), formats=FORMATS) as image:
         return resized(image, shape, resampling).tobytes()
 

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,25 @@ def test_of_a_split_table_the_test_part_is_evaluated(flat: Path, caplog: pytest.
 )
 def test_flags_that_do_not_fit_are_refused(flat: Path, values: dict[str, Any], message: str) -> None:
     assert refusal(config(flat, **values)).startswith(message)
+
+
+def test_names_and_cells_are_told_without_control_characters(demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path / "set")
+    name = sorted((demo / "benign").iterdir())[0].name
+    (tmp_path / "set/benign" / name).rename(tmp_path / "set/benign/\x1b[1m.png")
+    table = tmp_path / "table.csv"
+    settings = DataConfig(path=str(tmp_path / "set"), metadata=str(table))
+    for cell, flag, message in (
+        ("malignant", "label_column", "benign/\ufffd[1m.png: malignant; correct one"),
+        ('"\x1b[1m\nb"', "label_column", "nor --data.benign: \ufffd[1m\ufffdb (1); add"),
+        ("\x1b", "split_column", "must be train, val or test, and is \ufffd (1); correct"),
+    ):
+        table.write_text(f"path,said\nbenign/\x1b[1m.png,{cell}\n")
+        assert message in refusal(replace(settings, **{flag: "said"}))
+    table.write_text("path,d\x1bx\nbenign/\x1b[1m.png,0\n")
+    assert refusal(replace(settings, label_column="dx")).endswith("the table has no such column; it has d\ufffdx")
+    table.write_text("path\nbenign/\x1b[1m.png\n")
+    assert refusal(replace(settings, label_column="dx")).endswith("the table has no such column; it has no other")
 
 
 def test_without_a_column_a_flat_folder_is_refused_with_the_way_out(flat: Path) -> None:

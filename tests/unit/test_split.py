@@ -176,6 +176,8 @@ def test_a_changed_or_missing_image_is_refused_on_resume() -> None:
     changed = [image(found[0].path, 0, content="other"), *found[2:]]
     with pytest.raises(UserError, match=r"--run.resume: images changed or gone since the run began: 2 "):
         refuse_changed_images(rows, changed)
+    with pytest.raises(UserError, match=r"1 \(such as a\ufffd\.png\)"):
+        refuse_changed_images([Row("a\x1b.png", 0, "train", "g", "h")], found)
 
 
 def test_leaks_are_counted_once() -> None:
