@@ -73,6 +73,8 @@ def ensure_store(cache: Path, sources: Sequence[Source], size: int, interpolatio
     """
     folder = store_folder(cache, sources, size, interpolation)
     try:
+        if folder.exists() and not _damage(folder):  # without a lock: the cache may be read-only
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.with_suffix(".lock")):
             if folder.exists() and (damage := _damage(folder)):

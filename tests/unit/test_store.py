@@ -1,5 +1,6 @@
 """The pixel store: timm's pixels, made once, shared, verified, and refused where there is no room."""
 
+import errno
 import logging
 import os
 import pickle
@@ -16,6 +17,7 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from timm.data.transforms_factory import create_transform
 
+from skindist.data import store
 from skindist.data.inspection import inspect
 from skindist.data.resizing import stored_size
 from skindist.data.store import PixelStore, Source, clear_cache, ensure_store, store_folder
@@ -158,6 +160,22 @@ def test_no_room_is_said_before_anything_is_written(
 def test_a_cache_that_cannot_be_written_is_named(sources: list[Source], tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match=r"--data.cache_dir .*cache: Not a directory; give another folder"):
+        ensure_store(tmp_path / "cache", sources, 24, "bicubic")
+
+
+def test_a_store_that_is_there_serves_from_a_cache_that_cannot_be_written(
+    sources: list[Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One may be prepared once, and then mounted read-only on many machines."""
+    folder = ensure_store(tmp_path / "cache", sources, 24, "bicubic")
+
+    def refuse(file: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(file))
+
+    monkeypatch.setattr(store, "_locked", refuse)
+    assert ensure_store(tmp_path / "cache", sources, 24, "bicubic") == folder
+    (folder / "pixels.arrow").write_bytes(b"")
+    with pytest.raises(UserError, match="Read-only file system; give another folder"):
         ensure_store(tmp_path / "cache", sources, 24, "bicubic")
 
 
