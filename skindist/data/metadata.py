@@ -15,13 +15,14 @@ from skindist.wording import plural, printable
 
 Metadata = dict[str, dict[str, str]]  # image path -> column -> value
 KEYS = ("path", "file_name", "filename", "file", "image", "image_id", "image_name", "img_id", "isic_id", "id", "name")
+RARE_KEYS = ("image_path", "filepath", "bcn_filename", "ddi_file", "md5hash")  # three: BCN20000, DDI, Fitzpatrick17k
 ALIASES = {  # canonical name: what a table may call it, best first
     "patient_id": ("patient_id", "patient", "subject_id", "case_id"),
     "lesion_id": ("lesion_id", "lesion"),
     "age": ("age", "age_approx"),
     "sex": ("sex", "gender"),
     "site": ("site", "localization", "anatom_site_general", "anatom_site_general_challenge", "anatom_site_1"),
-    "skin_tone": ("skin_tone", "fitzpatrick_skin_type", "fitzpatrick", "skin_type"),
+    "skin_tone": ("skin_tone", "fitzpatrick_skin_type", "fitzpatrick", "fitzpatrick_scale", "fitspatrick", "skin_type"),
     "source": ("source", "dataset", "attribution"),
 }
 IDS = ("patient_id", "lesion_id")
@@ -96,7 +97,7 @@ def _parse(text: str) -> tuple[list[str], list[_Row]]:
     if len(lines) < 2:
         raise UserError("has a header but no rows" if lines else "is empty")
     header = lines[0][1]
-    if (key := _first(KEYS, header)) is None:
+    if (key := _first((*KEYS, *RARE_KEYS), header)) is None:
         found = ", ".join(map(printable, header))
         raise UserError(f"no column names the images: call it one of {', '.join(KEYS)}; found {found}")
     canonical = {_first(aliases, header): name for name, aliases in ALIASES.items()}

@@ -55,8 +55,14 @@ ISIC_0000001_downsampled,30.0,,,female
         (ISIC_2020, {"patient_id": "IP_7279968", "sex": "male", "age": "45.0", "site": "head/neck",
                      "diagnosis": "unknown", "benign_malignant": "benign", "target": "0"}),
         (ISIC_2019, {"age": "30.0", "site": "", "lesion_id": "", "sex": "female"}),
+        ("patient_id,lesion_id,fitspatrick,diagnostic,img_id\nPAT_1,2,3.0,BCC,ISIC_0000001.png\n",
+         {"patient_id": "PAT_1", "lesion_id": "2", "skin_tone": "3.0", "diagnostic": "BCC"}),
+        (",md5hash,fitzpatrick_scale,label\n0,ISIC_0000001,3,lupus\n", {"skin_tone": "3", "label": "lupus"}),
+        (",DDI_ID,DDI_file,skin_tone,malignant\n0,1,ISIC_0000001.png,12,True\n",
+         {"DDI_ID": "1", "skin_tone": "12", "malignant": "True"}),
+        ("bcn_filename,age_approx,lesion_id\nISIC_0000001.png,55.0,BCN_1\n", {"age": "55.0", "lesion_id": "BCN_1"}),
     ],
-    ids=["HAM10000", "ISIC archive", "ISIC 2020", "ISIC 2019"],
+    ids=["HAM10000", "ISIC archive", "ISIC 2020", "ISIC 2019", "PAD-UFES-20", "Fitzpatrick17k", "DDI", "BCN20000"],
 )  # fmt: skip
 def test_public_tables_work_as_they_come(table: Path, text: str, values: dict[str, str]) -> None:
     table.write_text(text)
