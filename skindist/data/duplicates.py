@@ -55,9 +55,7 @@ class _Pair(NamedTuple):
     turn: int
 
 
-def find_links(
-    images: Sequence[ImageFile], metadata: Mapping[str, Mapping[str, str]], memory: Path | None = None
-) -> list[Link]:
+def find_links(images: Sequence[ImageFile], metadata: Mapping[str, Mapping[str, str]], memory: Path) -> list[Link]:
     """Everything that ties two or more of the images together; near-duplicates as pairs, nearest first.
 
     Args:
@@ -98,14 +96,12 @@ def straddling(links: Iterable[Link], sides: Sequence[object]) -> list[Link]:
     return [link for link in links if len({sides[member] for member in link.members}) > 1]
 
 
-def near_duplicates(images: Sequence[ImageFile], memory: Path | None = None) -> list[Link]:
+def near_duplicates(images: Sequence[ImageFile], memory: Path) -> list[Link]:
     """Pairs of images with different bytes that show the same picture, nearest first.
 
     Args:
         memory: a folder in which the pairs are remembered, as a search among many images takes its time.
     """
-    if memory is None:
-        return _near_duplicates(images)
     content = hashlib.sha256(bytes([FORMAT]))
     for image in images:
         content.update(image.sha256.encode() + image.facts.hashes + image.facts.layout)

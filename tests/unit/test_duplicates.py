@@ -20,7 +20,7 @@ def image(path: str, sha256: str, label: int = 0) -> ImageFile:
     return ImageFile(path, label, "", Facts("", sha256=sha256))
 
 
-def test_links_by_content_and_metadata() -> None:
+def test_links_by_content_and_metadata(tmp_path: Path) -> None:
     images = [image("a", "1"), image("b", "2"), image("c", "1"), image("d", "3"), image("e", "4")]
     metadata = {
         "a": {"lesion_id": "L1", "patient_id": "P1"},
@@ -28,21 +28,21 @@ def test_links_by_content_and_metadata() -> None:
         "d": {"lesion_id": "L1", "patient_id": ""},
         "e": {"patient_id": "P2"},
     }
-    links = find_links(images, metadata)
+    links = find_links(images, metadata, tmp_path)
     assert links == [Link("same bytes", (0, 2)), Link("lesion", (0, 3)), Link("patient", (1, 4))]
     groups = group_images(images, links)
     assert groups == ["1", "2", "1", "1", "2"]
     assert straddling(links, [0, 0, 0, 1, 0]) == [Link("lesion", (0, 3))]
 
 
-def test_files_of_one_isic_id_belong_together_and_plain_copies_are_said_once() -> None:
+def test_files_of_one_isic_id_belong_together_and_plain_copies_are_said_once(tmp_path: Path) -> None:
     names = ["a/ISIC_0000001_crop1.jpg", "b/isic_0000001_crop2.jpg", "b/ISIC_00000011.jpg", "x.jpg"]
     images = [image(name, str(index)) for index, name in enumerate(names)]
-    links = find_links(images, {})
+    links = find_links(images, {}, tmp_path)
     assert links == [Link("ISIC id", (0, 1))]
     assert group_images(images, links) == ["0", "0", "2", "3"]
     copies = [image("a/ISIC_0000002.jpg", "1"), image("b/ISIC_0000002.jpg", "1")]
-    assert find_links(copies, {}) == [Link("same bytes", (0, 1))]
+    assert find_links(copies, {}, tmp_path) == [Link("same bytes", (0, 1))]
 
 
 def test_chains_make_one_group_whatever_the_order() -> None:
@@ -89,14 +89,14 @@ def write(folder: Path, pictures: Sequence[Image.Image]) -> list[ImageFile]:
     return images
 
 
-def test_changed_pictures_are_found_and_unrelated_ones_are_not(large_set: list[ImageFile]) -> None:
-    found = {link.members for link in near_duplicates(large_set)}
+def test_changed_pictures_are_found_and_unrelated_ones_are_not(large_set: list[ImageFile], tmp_path: Path) -> None:
+    found = {link.members for link in near_duplicates(large_set, tmp_path)}
     assert found == {(index, 300 + index) for index in range(len(CHANGES))}
 
 
-def test_a_small_set_has_certain_pairs_only(large_set: list[ImageFile]) -> None:
+def test_a_small_set_has_certain_pairs_only(large_set: list[ImageFile], tmp_path: Path) -> None:
     few = [*large_set[:20], *large_set[300:303]]
-    links = near_duplicates(few)
+    links = near_duplicates(few, tmp_path)
     assert {link.members for link in links} == {(0, 20), (1, 21), (2, 22)}
     assert all(link.distance <= 24 for link in links)
 
@@ -127,11 +127,11 @@ def test_a_memory_that_cannot_be_written_is_no_fault(large_set: list[ImageFile],
 def test_copies_and_pictures_without_structure_are_no_near_duplicates(tmp_path: Path) -> None:
     plain = [Image.new("RGB", (64, 64), (200, value, 150)) for value in (100, 110, 120)]
     images = write(tmp_path, [*plain, draw(0), draw(0)])
-    assert near_duplicates(images) == []
-    assert find_links(images, {}) == [Link("same bytes", (3, 4))]
+    assert near_duplicates(images, tmp_path) == []
+    assert find_links(images, {}, tmp_path) == [Link("same bytes", (3, 4))]
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_nothing_to_compare(large_set: list[ImageFile], count: int) -> None:
-    assert find_links(large_set[:count], {}) == []
+def test_nothing_to_compare(large_set: list[ImageFile], count: int, tmp_path: Path) -> None:
+    assert find_links(large_set[:count], {}, tmp_path) == []
     assert len(group_images(large_set[:count], [])) == count
