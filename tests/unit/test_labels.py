@@ -204,7 +204,8 @@ def test_names_and_cells_are_told_without_control_characters(demo: Path, tmp_pat
         ("\x1b", "split_column", "must be train, val or test, and is \ufffd (1); correct"),
     ):
         table.write_text(f"path,said\nbenign/\x1b[1m.png,{cell}\n")
-        assert message in refusal(replace(settings, **{flag: "said"}))
+        named: dict[str, Any] = {flag: "said"}
+        assert message in refusal(replace(settings, **named))
     table.write_text("path,d\x1bx\nbenign/\x1b[1m.png,0\n")
     assert refusal(replace(settings, label_column="dx")).endswith("the table has no such column; it has d\ufffdx")
     table.write_text("path\nbenign/\x1b[1m.png\n")
