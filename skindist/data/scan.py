@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -42,6 +43,7 @@ SPLIT_WORDS = {  # what folders and tables call the parts
 }  # fmt: skip
 IMAGE_SUFFIXES = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} | UNREAD_SUFFIXES
 ARCHIVES = {".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"}
+LOOKED_AT = 10_000  # entries of a folder, which may be a whole disk, to say what else it holds
 SETTLED = 2_000_000_000  # nanoseconds: a file that changed later than this before a scan may change again unnoticed
 
 
@@ -162,7 +164,8 @@ def _remedy(root: Path) -> str:
     within = [*_folders(root).values()] if root.is_dir() else []
     if len(within) == 1 and any(name.lower() in {*CLASSES, *SPLIT_WORDS} for name in _folders(within[0])):
         return f"; give --data.path {within[0]}"
-    suffixes = {path.suffix.lower() for path in (root.rglob("*") if root.is_dir() else (root,))}
+    files = islice(chain(root.glob("*"), root.glob("*/*")), LOOKED_AT) if root.is_dir() else (root,)
+    suffixes = {path.suffix.lower() for path in files}
     if suffixes & IMAGE_SUFFIXES:
         return ""
     if ".parquet" in suffixes:
