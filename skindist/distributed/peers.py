@@ -28,7 +28,7 @@ class Peer:
     precision: str
     packages: tuple[str, ...]  # "torch 2.15.0", ...
     gpu: str = ""  # the model's name
-    gpu_id: str = ""  # of this one piece
+    gpu_id: str = ""  # of this one piece, or this part of one (MIG)
     has_kernels: bool = True  # torch was built for it
 
 
@@ -41,7 +41,9 @@ def this_peer(device: str, precision: str, local_rank: int) -> Peer:
         return peer
     gpu = torch.cuda.get_device_properties(gpu_index(local_rank))
     built = has_kernels((gpu.major, gpu.minor), torch.cuda.get_arch_list())
-    return replace(peer, gpu=gpu.name, gpu_id=str(gpu.uuid), has_kernels=built)
+    # Some GPUs of AMD have no number of their own, and all say "XX". Not every torch knows the slot.
+    slot = [getattr(gpu, f"pci_{part}_id", 0) for part in ("domain", "bus", "device")]
+    return replace(peer, gpu=gpu.name, gpu_id=f"{gpu.uuid} {slot}", has_kernels=built)
 
 
 def gpu_index(local_rank: int) -> int:

@@ -92,6 +92,22 @@ def test_cores_are_shared_with_those_that_may_use_them() -> None:
     assert sharing_cores(bound[3], bound) == 1
 
 
+def test_gpus_without_a_number_are_told_apart_by_their_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a Radeon Pro V520, whose UUID is "XX" and zeros: two of them are two."""
+
+    def properties(number: int) -> SimpleNamespace:
+        slot = {"pci_domain_id": 0, "pci_bus_id": 3 + number, "pci_device_id": 0}
+        return SimpleNamespace(name="V520", uuid="58580000", major=10, minor=1, **slot)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["gfx1011"])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    found = [this_peer("cuda", "fp16", local_rank) for local_rank in range(3)]
+    assert check_peers(found[:2]) == []
+    with pytest.raises(UserError, match="ranks 0 and 2 would share one V520"):
+        check_peers(found)
+
+
 @pytest.mark.parametrize(("local_rank", "visible", "index"), [(3, 8, 3), (3, 1, 0), (3, 2, 1)])
 def test_a_process_looks_at_the_gpu_that_it_will_use(
     monkeypatch: pytest.MonkeyPatch, local_rank: int, visible: int, index: int
@@ -104,7 +120,7 @@ def test_a_process_looks_at_the_gpu_that_it_will_use(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     me = this_peer("cuda", "bf16", local_rank)
-    assert (me.gpu, me.gpu_id) == ("H100", f"GPU-{index}")
+    assert (me.gpu, me.gpu_id) == ("H100", f"GPU-{index} [0, 0, 0]")
     assert [package.split()[0] for package in me.packages] == list(PACKAGES)
     assert me == this_peer("cuda", "bf16", local_rank)
 
