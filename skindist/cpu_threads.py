@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from skindist.launcher import Launch
+from skindist.machine import available_cores
 
 BIND = "OMP_PROC_BIND"
 TOLD = (BIND, "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # by a user, who then decides
@@ -24,9 +25,11 @@ def bind_threads(launch: Launch) -> None:
     told = any(name in os.environ for name in TOLD)
     if not alone or told or "torch" in sys.modules or not hasattr(os, "sched_setaffinity"):
         return
+    cores = os.sched_getaffinity(0)
+    if available_cores() < len(cores):  # all such containers would bind their few threads to the same first cores
+        return
     import numpy  # noqa: F401 (its threads start with it, and may go anywhere)
 
-    cores = os.sched_getaffinity(0)
     os.environ[BIND] = "true"
     try:
         import torch  # noqa: F401

@@ -1,6 +1,7 @@
 """What this machine offers: cores, memory, and a place to keep prepared data."""
 
 import ctypes
+import math
 import os
 import shutil
 import socket
@@ -10,12 +11,25 @@ from pathlib import Path
 from skindist.files import expanded
 
 SHARED_MEMORY = Path("/dev/shm")
+CONTROL_GROUP = Path("/sys/fs/cgroup")  # of a container, as it sees itself
+QUOTA_AND_PERIOD = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of version 2, and of version 1
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as glibc's malloc.h has them
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those that it may run on, or as many as its container gets the time of."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.floor(min(cores, cores_worth_of_time())))
+
+
+def cores_worth_of_time() -> float:
+    """What `docker run --cpus` and a limit of Kubernetes set: the container sees all cores, and halts when it has used
+    so much of them. Infinite where there is no such limit."""
+    for files in QUOTA_AND_PERIOD:
+        with suppress(OSError, ValueError):  # "max" is no number
+            quota, period = map(int, " ".join((CONTROL_GROUP / file).read_text() for file in files).split())
+            return quota / period if quota > 0 else math.inf
+    return math.inf
 
 
 def machine_id() -> str:

@@ -4,16 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skindist.machine import available_cores
+
 BOUND = """
 import json, os
 from pathlib import Path
+from skindist import machine
 from skindist.cpu_threads import bind_threads, on_own_core
 from skindist.launcher import read_launch
 
+machine.CONTROL_GROUP = Path(os.environ.get("CONTROL_GROUP", machine.CONTROL_GROUP))
 bind_threads(read_launch(os.environ))
 import torch
 
@@ -31,7 +36,7 @@ print(json.dumps(found | {"after": sorted(os.sched_getaffinity(0))}))
 """
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
-pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores, on Linux")
+pytestmark = pytest.mark.skipif(not 2 <= len(CORES) <= available_cores(), reason="needs two whole cores, on Linux")
 
 
 def threads_of(**environ: str) -> dict[str, Any]:
@@ -67,3 +72,8 @@ def test_threads_go_anywhere_if_others_share_the_cores_or_the_user_decides(envir
     found = threads_of(**environ)
     assert found["threads"] == found["inside"] == []
     assert found["this inside"] == CORES
+
+
+def test_threads_go_anywhere_in_a_container_that_gets_the_time_of_fewer_cores(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    assert threads_of(CONTROL_GROUP=str(tmp_path))["threads"] == []
