@@ -1,5 +1,6 @@
 """The config: what its fields say of themselves. Its command line: defaults, precedence, what is said of a mistake."""
 
+import math
 import re
 import sys
 from dataclasses import dataclass, fields, replace
@@ -59,6 +60,14 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
 RANGED = [
     f"{name}.{key.name}" for name, part in vars(Config()).items() for key in fields(part) if key.metadata.get("holds")
 ]
+
+
+@pytest.mark.parametrize("name", RANGED)
+def test_no_number_is_infinite(name: str) -> None:
+    """Saved in config.yaml, it would be refused when that file is given again."""
+    section, key = name.split(".")
+    with pytest.raises(UserError, match=rf"^--{section}\.{key} inf: must be "):
+        replace(getattr(Config(), section), **{key: math.inf})
 
 
 def test_an_image_size_that_no_memory_holds_is_refused_before_it_is_tried() -> None:
