@@ -20,6 +20,7 @@ THREADS = "OMP_NUM_THREADS"
 OUR_CORES, AT_ONCE = "SKINDIST_CORES", "SKINDIST_AT_ONCE"  # what `side_by_side` says to a whole launch
 TO_MEET = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT", AT_ONCE)
+VISIBLE = ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")  # with a GPU of AMD, the first counts before the second
 OTHER_INDEX = "ACCELERATE_BYPASS_DEVICE_MAP"  # else Accelerate takes this process's number for its GPU's, in DDP
 
 
@@ -229,8 +230,8 @@ def side_by_side(environ: Mapping[str, str], place: int, at_once: int, cores: in
         return dict(environ)
     shared = {**environ, AT_ONCE: str(at_once)}
     if gpus:
-        named = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        names = named if named != [""] else [str(number) for number in range(gpus)]
+        told = [name for name in VISIBLE if environ.get(name)]
+        names = environ[told[0]].split(",") if told else [str(number) for number in range(gpus)]
         names = names if names[0].startswith("MIG-") else names[:gpus]  # torch counts one part of a GPU alone
-        return {**shared, "CUDA_VISIBLE_DEVICES": names[place % len(names)]}
+        return {**shared, **dict.fromkeys(told or VISIBLE[1:], names[place % len(names)])}
     return {**shared, **dict.fromkeys((THREADS, OUR_CORES), str(max(1, cores // at_once)))}

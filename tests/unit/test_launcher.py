@@ -213,5 +213,7 @@ def test_launches_side_by_side_share_the_gpus_or_else_the_cores() -> None:
     ]  # fmt: skip
     names_too_many = {"CUDA_VISIBLE_DEVICES": "0,1"}
     assert side_by_side(names_too_many, 1, 2, 16, gpus=1)["CUDA_VISIBLE_DEVICES"] == "0", "1 would be a CPU, in silence"
+    amd = {"HIP_VISIBLE_DEVICES": "2,3", "CUDA_VISIBLE_DEVICES": "0"}
+    assert side_by_side(amd, 1, 2, 16, gpus=2) == both | dict.fromkeys(amd, "3"), "what HIP is told counts first"
     parts_of_one = {"CUDA_VISIBLE_DEVICES": "MIG-a,MIG-b"}
     assert side_by_side(parts_of_one, 1, 2, 16, gpus=1)["CUDA_VISIBLE_DEVICES"] == "MIG-b"
