@@ -18,8 +18,12 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as glibc's malloc.h has them
 
 def available_cores() -> int:
     """Cores that this process may use: those that it may run on, or as many as its container gets the time of."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.floor(min(cores, cores_worth_of_time())))
+    return max(1, math.floor(min(len(allowed_cores()), cores_worth_of_time())))
+
+
+def allowed_cores() -> frozenset[int]:
+    """The numbers of the cores that this process may run on."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def cores_worth_of_time() -> float:

@@ -1,7 +1,6 @@
 """Are the processes of a run alike? Compared once, before any of them trains: what differs would be noticed late, or
 never."""
 
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from skindist.errors import UserError
-from skindist.machine import machine_id
+from skindist.machine import allowed_cores, machine_id
 
 PACKAGES = ("skindist", "torch", "torchvision", "timm", "numpy", "pillow")  # they make the pixels and the sums
 OF_A_MACHINE = {"data.num_workers"}  # flags that follow from its cores, as paths follow from its disks
@@ -34,9 +33,8 @@ class Peer:
 
 def this_peer(device: str, precision: str, local_rank: int) -> Peer:
     """This process, which trains on a device of this type."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     packages = tuple(f"{name} {_version(name)}" for name in PACKAGES)
-    peer = Peer(machine_id(), frozenset(cores), device, precision, packages)
+    peer = Peer(machine_id(), allowed_cores(), device, precision, packages)
     if device != "cuda":
         return peer
     gpu = torch.cuda.get_device_properties(gpu_index(local_rank))
