@@ -31,6 +31,7 @@ from skindist.programs import (
 from skindist.run.checkpoint import step_folder
 from skindist.run.comparison import TENSORS, differences
 from skindist.run.folder import Run
+from skindist.wording import plural
 
 FLAGS = ("--run.resume=auto", "--checkpoint.every_steps=1", "--checkpoint.keep=1000000000", "--tracking.wandb=disabled")
 """What is appended to the command, beside --run.dir: of two equal flags the last one counts. None changes a result; all
@@ -171,8 +172,7 @@ def judge(folder: Path, killed: Sequence[int], last: int) -> Verdict:
     newest = step_folder(cut, last)
     manifest, state = (json.loads((newest / name).read_text()) for name in ("manifest.json", "state.json"))
     times = f"killed after step{'s' * (len(killed) > 1)} {' and '.join(', '.join(map(str, killed)).rsplit(', ', 1))}"
-    count = state["environment"]["processes"]
-    processes = f"{count} process{'es' * (count > 1)}"
+    processes = plural(state["environment"]["processes"], "process")
     luck = "" if repeatable(state) else f"\nbut nothing promises that here: {REPEATABLE}"
     digests = "".join(f"\n{manifest[name]}  {name}" for name in TENSORS[:2])
     exact = f"exact: {last} steps, {times}, on {processes}; SHA-256 of weights and optimizer:{digests}"
