@@ -95,20 +95,17 @@ class RunLock(AbstractContextManager["RunLock"]):
             flock, owner = try_flock(descriptor), read_owner(self._file)
             if flock is not False and (owner is None or (flock and owner.is_here)):
                 return
-            dead = owner and owner.is_here and not owner.lives_here
-            if owner != first or (flock is False and not dead):
+            # It may be a process of another machine, or one that has just died and whose loaders still hold its flock.
+            dead, silence = owner and owner.is_here and not owner.lives_here, self.clock() - started
+            if owner is None or owner != first or (flock is False and (not dead or silence >= enough)):
                 raise self._refusal(owner)
-            # Left are a process of another machine, or one that has just died and whose loaders still hold its flock.
-            silence = self.clock() - started
             if silence >= enough:
-                break
+                silent = f"silent for {max(silence, owner.silence):.0f} s"
+                log.warning(f"{self._file}: taken over from process {owner.pid} on {owner.host}, {silent}")
+                return
             if turn == 0:
                 log.info(f"{self._file} names {owner}: waiting up to {enough:.0f} s to see whether it lives")
             self.sleep(1.0)
-        if flock is False or owner is None:
-            raise self._refusal(owner)
-        silence = max(silence, owner.silence)
-        log.warning(f"{self._file}: taken over from process {owner.pid} on {owner.host}, silent for {silence:.0f} s")
 
     def _refusal(self, owner: Owner | None) -> UserError:
         what, remedy = f"{owner or 'another process'} is writing this run", "stop it first, or give another folder"
