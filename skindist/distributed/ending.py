@@ -20,7 +20,7 @@ GONE = (  # in the words of gloo and NCCL, whose errors are of any class
     "/gloo/", "NCCL operation timed out", "communicator was aborted", "Async Error", "async error",
     "remote process exit", "Application timeout caused pair closure",
 )  # fmt: skip
-SPOKEN = "skindist/spoken"
+FAILED, SPOKEN = "skindist/failed/", "skindist/spoken"
 LAST_WORDS = Path(__file__).with_name("last_words.py")
 
 
@@ -93,10 +93,10 @@ def fail_alone(error: Exception) -> int:
     launch, store = this_launch(), None
     if launch.world_size > 1:
         store = _shared_store(launch)
-        silent = _claim_first(store, launch, lost or all_know)
-        if silent is None:
+        if not _is_first(store, launch):
             _report(f"rank {launch.rank} of {launch.world_size} lost contact with one that failed", after=ANSWER)
             return 1
+        silent = _silent(store, launch) if lost or all_know else []
         if silent and lost:
             killed = "was killed, or its machine failed"
             what = "did not answer within --run.timeout_minutes" if _waited(error) else killed
@@ -126,31 +126,34 @@ def _shared_store(launch: Launch) -> Any:
     return None
 
 
-def _claim_first(store: Any, launch: Launch, lost: bool) -> list[int] | None:
-    """None if another process has failed before, and has said so; else, where contact is lost, the ranks that say
-    nothing."""
-    me, others = launch.rank, [rank for rank in range(launch.world_size) if rank != launch.rank]
+def _is_first(store: Any, launch: Launch) -> bool:
+    """Tell the store that this process has failed; whether none has before, as far as is known. If one has, wait until
+    it has spoken."""
     if store is None:
-        return [0] if lost else []
+        return True
+    me = str(launch.rank)
     try:
-        first = store.compare_set("skindist/first to fail", "", str(me)) == str(me).encode()
-        store.set(f"skindist/failed/{me}", "yes")  # last: once all have said this, the store may go at any time
-        if not first:
-            with suppress(RuntimeError):  # whoever ends first ends the others, or takes the store away
-                store.wait([SPOKEN], 2 * ANSWER)
-            return None
-        return _silent(store, {rank: f"skindist/failed/{rank}" for rank in others}) if lost else []
+        first: bool = store.compare_set("skindist/first to fail", "", me) == me.encode()
+        store.set(f"{FAILED}{me}", "yes")  # last: once all have said this, the store may go at any time
     except RuntimeError:  # the store was the first process's, which has just gone
-        return [0] if lost else []
+        return True
+    if not first:
+        with suppress(RuntimeError):  # whoever ends first ends the others, or takes the store away
+            store.wait([SPOKEN], 2 * ANSWER)
+    return first
 
 
-def _silent(store: Any, keys: dict[int, str]) -> list[int]:
-    """The ranks whose keys are not in the store, and do not come."""
-    try:
-        store.wait(list(keys.values()), ANSWER)
+def _silent(store: Any, launch: Launch) -> list[int]:
+    """The ranks that do not tell the store that they have failed, too; the first one, where its store is gone."""
+    others = {rank: f"{FAILED}{rank}" for rank in range(launch.world_size) if rank != launch.rank}
+    if store is None:
+        return [0]
+    with suppress(RuntimeError):
+        store.wait(list(others.values()), ANSWER)
         return []
-    except RuntimeError:
-        return [rank for rank, key in keys.items() if not store.check([key])]
+    with suppress(RuntimeError):
+        return [rank for rank, key in others.items() if not store.check([key])]
+    return [0]
 
 
 def _lost_contact(error: Exception) -> bool:
