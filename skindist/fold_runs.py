@@ -88,6 +88,8 @@ def run_parts(command: Sequence[str], parts: Sequence[Part], folds: int, at_once
         except OSError as error:
             raise UserError(f"cannot run {part}: {error.filename}: {error.strerror}") from None
         running.add(process)
+        if failed.is_set():  # it began while those that run were being ended
+            process.terminate()
         status = process.wait()
         running.discard(process)
         if status != 0 or not part.done:

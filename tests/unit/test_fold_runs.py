@@ -2,8 +2,12 @@
 
 import os
 import re
+import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +51,34 @@ def test_runs_that_leave_the_gpus_alone_share_the_cores(
     words = '"${SKINDIST_CORES-unset} ${CUDA_VISIBLE_DEVICES-unset}"'
     with pytest.raises(UserError, match=told):
         run_folds(script(tmp_path / "job", f"#!/bin/sh\necho {words}\nexit 1\n"), 2, 1, tmp_path / "out", 2)
+
+
+def test_a_run_that_begins_while_the_others_are_ended_is_ended_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process is started before the first one fails, and is known only after all that were known are ended."""
+    started, told = threading.Event(), threading.Event()
+
+    class Slow(subprocess.Popen[bytes]):
+        def __init__(self, words: list[str], **options: Any) -> None:
+            first = words[-3].endswith("fold=0")
+            if first:
+                started.wait()
+            super().__init__(["false"] if first else ["sleep", "600"], **options)
+            if not first:
+                started.set()
+                told.wait()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            if wait:
+                told.set()
+            super().shutdown(wait, cancel_futures=cancel_futures)
+
+    monkeypatch.setattr(fold_runs.subprocess, "Popen", Slow)
+    monkeypatch.setattr(fold_runs, "ThreadPoolExecutor", Pool)
+    with pytest.raises(UserError, match="^seed 0, fold 0: ended with status 1"):
+        run_folds(["true"], 2, 1, tmp_path / "out", 2)
 
 
 @pytest.mark.parametrize(
