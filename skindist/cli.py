@@ -104,6 +104,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         words, training = split_command(words)
         words = with_values(words)
+        if any(not word or (word.startswith("--") and word.endswith("=")) for word in words):  # a path "" would be "."
+            raise UserError("an argument is empty; is a variable unset?")
         chosen = parser.parse_args(words)
         options = chosen[chosen.subcommand].as_dict() | ({"command": training} if training else {})
         return named[chosen.subcommand](**options) or 0

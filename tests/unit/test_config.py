@@ -181,6 +181,22 @@ def test_every_command_names_the_nearest_flag(words: list[str], said: str, capsy
     assert capsys.readouterr().err == f"error: unrecognized arguments: {said}\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "RUN", "", "--out=x.csv"],
+        ["audit", ""],
+        ["clear-cache", "--cache_dir", ""],
+        ["audit", "D", "--page="],
+    ],
+)
+def test_an_empty_argument_is_not_the_folder_that_one_is_in(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: an argument is empty; is a variable unset?\n"
+
+
 def test_an_unknown_key_in_a_file_is_refused_with_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("model: {nme: resnet18}\n")
