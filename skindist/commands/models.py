@@ -7,6 +7,7 @@ from skindist.commands.data import own_flags
 from skindist.config import EvaluationConfig
 from skindist.distributed.ending import together
 from skindist.errors import UserError
+from skindist.extras import require
 from skindist.recipe import DataConfig, Word
 
 
@@ -111,6 +112,8 @@ def export(model: str, out: Path | None = None, overwrite: bool = False) -> None
     """
     if out is None:
         raise UserError("--out is missing: give FILE.onnx or FILE.pt2")
+    if out.suffix.lower() == ".onnx":
+        require("export", "onnx", "onnxruntime", "onnxscript")
     from skindist.inference.export import export_model
 
     export_model(model, out, overwrite)

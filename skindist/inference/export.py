@@ -22,7 +22,6 @@ from torch.fx import GraphModule
 
 from skindist.data.demo import draw_lesion
 from skindist.errors import UserError, first_line
-from skindist.extras import require
 from skindist.files import refuse_bad_file, write_atomic
 from skindist.inference.description import Description
 from skindist.inference.graph import Classifier
@@ -45,12 +44,9 @@ def export_model(model: str, out: Path, overwrite: bool = False) -> None:
     calibrated, and `decision` (N,) int64: 1, malignant, where the probability reaches the threshold.
 
     Raises:
-        UserError: a mistake in the model or the file's name, a package is missing, or the file would say otherwise than
-            the model.
+        UserError: a mistake in the model or the file's name, or the file would say otherwise than the model.
     """
     refuse_bad_file(out, WRITERS, overwrite)
-    if out.suffix.lower() == ".onnx":
-        require("export", "onnx", "onnxruntime", "onnxscript")
     saved = load_model(model)
     classifier = Classifier(saved)
     try:

@@ -1,6 +1,7 @@
 """A saved model as one file: the same probabilities as skindist's own, from pictures of any size."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,13 +188,9 @@ def test_a_file_that_says_otherwise_is_never_written(
         ("there.pt2", "exists; give another, or --overwrite"),
         ("folder.pt2", "is a folder"),
         ("none/model.pt2", "there is no folder"),
-        ("model.onnx", r"onnx, onnxruntime, onnxscript not installed: pip install 'skindist\[export\]'"),
     ],
 )
-def test_a_mistake_is_one_line(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
-) -> None:
-    monkeypatch.setattr("skindist.extras.find_spec", lambda package: None)
+def test_a_mistake_is_one_line(model: Path, tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "there.pt2").write_text("kept")
     (tmp_path / "folder.pt2").mkdir()
     with pytest.raises(UserError, match=said) as error:
@@ -201,6 +198,16 @@ def test_a_mistake_is_one_line(
     assert "\n" not in str(error.value)
     assert {path.name for path in tmp_path.iterdir()} == {"there.pt2", "folder.pt2"}
     assert (tmp_path / "there.pt2").read_text() == "kept"
+
+
+def test_a_missing_package_is_named_before_torch_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("skindist.extras.find_spec", lambda package: None)
+    monkeypatch.setitem(sys.modules, "skindist.inference.export", None)  # an import of it fails
+    assert cli.main(["export", "RUN", "--out=model.onnx"]) == 2
+    said = "error: onnx, onnxruntime, onnxscript not installed: pip install 'skindist[export]'\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.usefixtures("untraced")
