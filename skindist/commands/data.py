@@ -10,6 +10,7 @@ from typing import Literal
 from skindist.errors import UserError
 from skindist.machine import cache_folder
 from skindist.recipe import DataConfig, Word
+from skindist.wording import volume
 
 
 def demo_data(directory: Path, count: int = 800, size: int = 96, seed: int = 0) -> None:
@@ -103,4 +104,4 @@ def clear_cache(cache_dir: Path | None = None) -> None:
 
     folder = cache_folder(str(cache_dir) if cache_dir else None)
     removed = clear_cache(folder)
-    print(f"{removed / 1e9:.2f} GB removed from {folder}" if removed else f"nothing of skindist's is in {folder}")
+    print(f"{volume(removed)} removed from {folder}" if removed else f"nothing of skindist's is in {folder}")
