@@ -16,9 +16,9 @@ from skindist.commands import data, models, runs
 from skindist.config import Config
 from skindist.cpu_threads import bind_threads
 from skindist.distributed.ending import fail, fail_together, together
-from skindist.errors import UserError
+from skindist.errors import UserError, remedy_of_locale
 from skindist.launcher import this_launch
-from skindist.parsing import Command, in_one_line, parse_config, remedy_of_locale, with_nearest
+from skindist.parsing import Command, in_one_line, parse_config, with_nearest
 
 ABOUT = "Train a model, and what surrounds that."
 SWITCHES = ("--recalibrate", "--stress", "--overwrite", "--public", "--yes")  # flags that need no value

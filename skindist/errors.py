@@ -1,6 +1,8 @@
 """The ways in which a run ends early on purpose: each is shown as one message, never as a traceback. And what other
 libraries' errors say, in one line."""
 
+import sys
+
 
 class UserError(Exception):
     """A user's mistake: the message says what is wrong, where, and what to do. Exit status 2."""
@@ -34,3 +36,8 @@ class OutOfMemory(Exception):
 def first_line(error: Exception) -> str:
     """An error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def remedy_of_locale() -> str:
+    """What to say beside an error of letters that this locale does not have; "" where it has all."""
+    return "" if sys.getfilesystemencoding() == "utf-8" else "; this locale knows ASCII alone: set PYTHONUTF8=1"

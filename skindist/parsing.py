@@ -4,14 +4,13 @@ import argparse
 import difflib
 import functools
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jsonargparse
 
 from skindist.config import Config
-from skindist.errors import UserError
+from skindist.errors import UserError, remedy_of_locale
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -30,7 +29,9 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
         known = [f"{section}.{key}" for section, values in Config().to_dict().items() for key in values]
         raise UserError(with_nearest(in_one_line(str(error)), known)) from None
     except UnicodeDecodeError:
-        raise UserError("--config: is not UTF-8 text; save it as such") from None
+        remedy = remedy_of_locale()
+        why = f"cannot be read{remedy}" if remedy else "is not UTF-8 text; save it as such"
+        raise UserError(f"--config: {why}") from None
     return Config(**{section: values[section] for section in Config.__dataclass_fields__})
 
 
@@ -82,11 +83,6 @@ def in_one_line(message: str) -> str:
     )
     message = re.sub(r"expected (a )?tuple\.", "expected a list, such as '[a, b]'.", message)
     return f"{message}{remedy_of_locale()}" if "codec can't" in message else message
-
-
-def remedy_of_locale() -> str:
-    """What to say beside an error of letters that this locale does not have; "" where it has all."""
-    return "" if sys.getfilesystemencoding() == "utf-8" else "; this locale knows ASCII alone: set PYTHONUTF8=1"
 
 
 def with_nearest(message: str, known: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from skindist.errors import NoAnswer, OutOfMemory, Stopped, TrainingError, UserError
+from skindist.errors import NoAnswer, OutOfMemory, Stopped, TrainingError, UserError, remedy_of_locale
 from skindist.files import write_atomic
 from skindist.launcher import Launch, this_launch
 
@@ -87,9 +87,10 @@ def fail_alone(error: Exception) -> int:
         The exit status, 1.
     """
     lost, all_know = _lost_contact(error), isinstance(error, NoAnswer)
-    if not lost and not isinstance(error, OutOfMemory | NoAnswer | OSError):
+    remedy = remedy_of_locale() if isinstance(error, UnicodeError) else ""
+    if not lost and not remedy and not isinstance(error, OutOfMemory | NoAnswer | OSError):
         traceback.print_exception(error)
-    words = str(error) if isinstance(error, OutOfMemory | NoAnswer) else f"{type(error).__name__}: {error}"
+    words = str(error) if isinstance(error, OutOfMemory | NoAnswer) else f"{type(error).__name__}: {error}{remedy}"
     launch, store = this_launch(), None
     if launch.world_size > 1:
         store = _shared_store(launch)

@@ -162,6 +162,14 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, content: bytes, sa
     assert "\n" not in str(caught.value)
 
 
+def test_a_config_is_not_to_blame_for_the_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte that UTF-8 does not have stands for a letter that ASCII does not have."""
+    (file := tmp_path / "c.yaml").write_bytes(b"data: {path: f\xfc}")
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UserError, match=r"^--config: cannot be read; .* set PYTHONUTF8=1$"):
+        parse_config([f"--config={file}"])
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

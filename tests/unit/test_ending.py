@@ -43,6 +43,20 @@ def test_what_is_no_fault_of_the_code_is_one_line(
     assert capsys.readouterr().err == said
 
 
+def test_letters_that_the_locale_does_not_have_are_no_fault_of_the_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = raised(UnicodeEncodeError("ascii", "f\xfc", 1, 2, "ordinal not in range(128)"))
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert fail_alone(error) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: UnicodeEncodeError: 'ascii' codec can't encode character")
+    assert said.endswith("; this locale knows ASCII alone: set PYTHONUTF8=1\n")
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "utf-8")
+    assert fail_alone(error) == 1
+    assert capsys.readouterr().err.startswith("Traceback")
+
+
 @pytest.mark.parametrize(
     ("words", "lost"),
     [
