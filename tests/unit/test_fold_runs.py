@@ -75,7 +75,7 @@ def test_a_run_that_begins_while_the_others_are_ended_is_ended_too(
                 told.set()
             super().shutdown(wait, cancel_futures=cancel_futures)
 
-    monkeypatch.setattr(fold_runs.subprocess, "Popen", Slow)
+    monkeypatch.setattr("skindist.fold_runs.subprocess.Popen", Slow)
     monkeypatch.setattr(fold_runs, "ThreadPoolExecutor", Pool)
     with pytest.raises(UserError, match=r"^seed 0, fold 0: ended with status 1"):
         run_folds(["true"], 2, 1, tmp_path / "out", 2)
