@@ -1,4 +1,5 @@
-"""Faults under `accelerate launch`, as users start it: all ranks end, one line says why, the run goes on exactly."""
+"""Faults of a group of ranks: all end, one line says why, and the run goes on exactly. The ways to end are tried under
+`accelerate launch`, as users start it; more causes on ranks that are forked, which spares their start."""
 
 import json
 import os
@@ -6,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +18,9 @@ import pytest
 
 from skindist.run.checkpoint import is_intact
 from tests.conftest import Observe, Whole
-from tests.helpers import jobs
+from tests.helpers import faults, jobs
 from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, TINY
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import end_ranks, run_ranks, said, start_ranks
 from tests.helpers.same_bytes import FLAGS, assert_same_bytes, newest, saved_step
 
 FAULTY = ROOT / "tests/helpers/faulty.py"
@@ -39,14 +41,16 @@ def as_many_cores_as_ranks(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+def words(data: Path, run: Path, *flags: str) -> list[str]:
+    """Of the run on which all faults are tried."""
+    return [*TINY, f"--data.path={data}", f"--run.dir={run}", "--tracking.wandb=disabled", *FLAGS, *flags]
+
+
 def launch(
     ranks: int, fault: Sequence[object], data: Path, run: Path, *flags: str, options: Sequence[str] = (), **env: str
 ) -> "subprocess.Popen[str]":
     """Start `accelerate launch` on a run that will meet a fault."""
-    command = [
-        *LAUNCH, *options, f"--num_processes={ranks}", str(FAULTY), *TINY, f"--data.path={data}", f"--run.dir={run}",
-        "--tracking.wandb=disabled", *FLAGS, *flags,
-    ]  # fmt: skip
+    command = [*LAUNCH, *options, f"--num_processes={ranks}", str(FAULTY), *words(data, run, *flags)]
     env = os.environ | {"FAULT": json.dumps(fault), "PYTHONPATH": str(ROOT)} | env
     with as_many_cores_as_ranks(ranks):
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
@@ -67,7 +71,12 @@ def ended(launcher: "subprocess.Popen[str]", run: Path) -> tuple[list[str], str]
     out, errors = launcher.communicate(timeout=PATIENCE)
     psutil.wait_procs(processes_of(run), timeout=PATIENCE)
     assert processes_of(run) == [], "a process outlived its run"
-    return [line for line in errors.splitlines() if line.startswith("error: ")], out + errors
+    return error_lines(errors), out + errors
+
+
+def error_lines(said: str) -> list[str]:
+    """What was said of errors."""
+    return [line for line in said.splitlines() if line.startswith("error: ")]
 
 
 def goes_on(ranks: int, data: Path, run: Path, expected: Path, folder: Path) -> dict[str, float]:
@@ -78,42 +87,79 @@ def goes_on(ranks: int, data: Path, run: Path, expected: Path, folder: Path) -> 
     return {"step": step, "seconds": seconds, "same": assert_same_bytes(run, expected)}
 
 
-ALONE = {  # what happens to one rank: ranks, fault before which step, what is said, is it a slow test
-    "kill -9 of one rank": (3, ["kill", 1, 4], "rank 1 of 3 was killed, or its machine failed", True),
-    "one rank raises": (2, ["raise", 1, 4], "rank 1 of 2: ValueError: boom", True),
-    "one rank exits with 0": (2, ["exit 0", 1, 4], "rank 1 of 2 was killed, or its machine failed", True),
-    "one rank hangs": (2, ["hang", 1, 4], "rank 1 of 2 did not answer within --run.timeout_minutes", True),
-    "one rank is out of memory": (
-        2, ["out of memory", 1, 4], "rank 1 of 2: out of memory with 6 images at a time: choose a smaller",
-        True,
-    ),
-    "the disk is full in a save": (2, ["full disk", 0, 4], "No space left on device", False),
-    "NaN, --train.non_finite error": (2, ["nan", 1, 4], "the training loss is nan at step 5: lower --optim.lr", True),
-}  # fmt: skip
+LAUNCHED = {  # what happens to one rank: ranks, fault before which step, what is said
+    "kill -9 of one rank": (3, ["kill", 1, 4], "rank 1 of 3 was killed, or its machine failed"),
+    "one rank raises": (2, ["raise", 1, 4], "rank 1 of 2: ValueError: boom"),
+    "one rank hangs": (2, ["hang", 1, 4], "rank 1 of 2 did not answer within --run.timeout_minutes"),
+}
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(fault, marks=[pytest.mark.slow] * row[3]) for fault, row in ALONE.items()]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", LAUNCHED)
 def test_what_happens_to_one_rank_ends_all(
     demo: Path, tmp_path: Path, whole: Whole, observe: Observe, fault: str
 ) -> None:
-    ranks, action, message, _ = ALONE[fault]
+    ranks, action, message = LAUNCHED[fault]
     run = tmp_path / "run"
     patience = ["--run.timeout_minutes=0.5"] if action[0] == "hang" else []  # slow machines start ranks far apart
     launcher = launch(ranks, action, demo, run, *patience)
     errors, said = ended(launcher, run)
     assert launcher.returncode != 0
+    line = one_line(errors, message, run, said)
+    last_words = "SIGKILL" if action[0] == "kill" else message
+    assert last_words in "\n".join(said.splitlines()[-4:]), said
+    figures = goes_on(ranks, demo, run, whole(ranks)[0], tmp_path)
+    observe(fault, f"“{{line}}”{', which was 0.5' * bool(patience)}; {GOES_ON}", line=line, **figures)
+
+
+def one_line(errors: list[str], message: str, run: Path, said: str) -> str:
+    """The only error line, as the table quotes it; and no checkpoint is damaged."""
     assert len(errors) == 1, said
     assert message in errors[0]
     assert len(errors[0]) < ONE_LINE_LONG + len(str(run))
-    last_words = "SIGKILL" if action[0] == "kill" else message
-    assert last_words in "\n".join(said.splitlines()[-4:]), said
     assert all(is_intact(folder) for folder in (run / "checkpoints").glob("step-*"))
-    figures = goes_on(ranks, demo, run, whole(ranks)[0], tmp_path)
-    line = errors[0].removeprefix("error: ").replace(f"{run}/", "RUN/")
-    line = re.split("; rank|: choose|: lower", line)[0]
-    observe(fault, f"“{{line}}”{', which was 0.5' * bool(patience)}; {GOES_ON}", line=line, **figures)
+    return re.split("; rank|: choose|: lower", errors[0].removeprefix("error: ").replace(f"{run}/", "RUN/"))[0]
+
+
+FORKED = {  # what happens to one of two ranks: fault before which step, what is said, the status of each
+    "one rank exits with 0": (["exit 0", 1, 4], "rank 1 of 2 was killed, or its machine failed", [1, 0]),
+    "one rank is out of memory": (
+        ["out of memory", 1, 4], "rank 1 of 2: out of memory with 6 images at a time: choose a smaller", [1, 1],
+    ),
+    "the disk is full in a save": (["full disk", 0, 4], "No space left on device", [1, 1]),
+    "NaN, --train.non_finite error": (["nan", 1, 4], "the training loss is nan at step 5: lower --optim.lr", [1, 1]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(fault, marks=[pytest.mark.slow] * ("disk" not in fault)) for fault in FORKED]
+)
+def test_more_that_happens_to_one_rank_ends_all(
+    demo: Path, tmp_path: Path, whole: Whole, observe: Observe, fault: str
+) -> None:
+    """No launcher ends the other one: it ends by itself."""
+    action, message, expected = FORKED[fault]
+    run = tmp_path / "run"
+    statuses, said = forked(action, demo, run, tmp_path / "ranks")
+    assert statuses == expected, said
+    line = one_line(error_lines(said), message, run, said)
+    observe(fault, f"“{{line}}”; {GOES_ON}", line=line, **goes_on(2, demo, run, whole(2)[0], tmp_path))
+
+
+def forked(
+    fault: Sequence[object], data: Path, run: Path, folder: Path, *flags: str, **env: str
+) -> tuple[list[int | None], str]:
+    """The statuses of two ranks without a launcher that met a fault, and what they said."""
+    statuses = end_ranks(start_ranks(2, folder, meet, json.dumps(fault), words(data, run, *flags), env))
+    return statuses, said(folder, 2)
+
+
+def meet(fault: str, flags: list[str], env: dict[str, str]) -> None:
+    """What a forked rank does: it ends with the status of the run."""
+    os.environ.update(env)
+    status = faults.train_with(fault, flags)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 @pytest.mark.slow
@@ -146,10 +192,8 @@ def test_sigterm_to_a_launcher_of_3_ranks_with_loader_workers(
 @pytest.mark.slow
 def test_a_bad_step_is_skipped_by_all_ranks(demo: Path, tmp_path: Path, observe: Observe) -> None:
     run = tmp_path / "run"
-    launcher = launch(2, ["nan", 1, 4], demo, run, "--train.non_finite=skip")
-    errors, said = ended(launcher, run)
-    assert launcher.returncode == 0, said
-    assert errors == []
+    statuses, said = forked(["nan", 1, 4], demo, run, tmp_path / "ranks", "--train.non_finite=skip")
+    assert (statuses, error_lines(said)) == ([0, 0], []), said
     assert "step 5 is skipped: the training loss is nan (1 of at most 10)" in said
     skipped = json.loads((run / "results.json").read_text())["skipped_steps"]
     assert skipped == [5]
@@ -165,11 +209,10 @@ def test_a_file_removed_during_training_is_not_missed(
     demo: Path, tmp_path: Path, whole: Whole, observe: Observe
 ) -> None:
     data, run = shutil.copytree(demo, tmp_path / "demo"), tmp_path / "run"
-    launcher = launch(2, ["remove", 0, 2], data, run, REMOVE=str(data / "benign/0003.png"))
-    errors, said = ended(launcher, run)
-    assert launcher.returncode == 0, said
-    assert errors == []
-    assert not (data / "benign/0003.png").exists()
+    removed = data / "benign/0003.png"
+    statuses, said = forked(["remove", 0, 2], data, run, tmp_path / "ranks", REMOVE=str(removed))
+    assert (statuses, error_lines(said)) == ([0, 0], []), said
+    assert not removed.exists()
     same = assert_same_bytes(run, whole(2)[0])
     words = "removed in step 3 of {steps}: the same bytes in {same} files"
     observe("an image is removed during training", words, steps=saved_step(run), same=same)

@@ -176,10 +176,11 @@ ACTIONS: dict[str, At] = {
 }
 
 
-def train_with(fault: str) -> int:
-    """`launch/train.py` with a fault: what, on which rank, before which step, as JSON."""
+def train_with(fault: str, flags: list[str] | None = None) -> int:
+    """`launch/train.py`, with these flags or those of the command line, and a fault: what, on which rank, before which
+    step, as JSON."""
     what, on_rank, before_step = json.loads(fault)
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
         at_step(before_step, on_rank, ACTIONS[what])
     replace(interruption, "APART", 0.0)  # these runs are over within the second between two questions
-    return train()
+    return train(flags)
