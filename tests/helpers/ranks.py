@@ -61,9 +61,14 @@ def start_ranks(world_size: int, folder: Path, function: Callable[..., Any], *ar
         files = folder / f"rank{rank}.log", folder / f"result{rank}.pkl"
         files[1].unlink(missing_ok=True)
         ranks.append(SERVER.Process(target=_rank, args=(words, *files, function, args)))
-        with patch.dict(os.environ, OMP_NUM_THREADS="1"):  # read by the server when it starts
-            ranks[-1].start()
+        start_from_server(ranks[-1])
     return ranks
+
+
+def start_from_server(process: BaseProcess) -> None:
+    """Fork it from the server, which reads how many threads torch has when it starts itself."""
+    with patch.dict(os.environ, OMP_NUM_THREADS="1"):
+        process.start()
 
 
 def end_ranks(ranks: Sequence[BaseProcess], seconds: float = PATIENCE) -> list[int | None]:

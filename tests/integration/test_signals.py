@@ -4,19 +4,20 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, flags, run
+from skindist.cli import train
+from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, flags
+from tests.helpers.forked import Forked
 from tests.helpers.same_bytes import newest
 
 LONG = ("--train.epochs=900", "--early_stopping.patience=900", "--tracking.wandb=disabled")
 
 
-def wait_for_an_epoch(process: "subprocess.Popen[str]") -> None:
+def wait_for_an_epoch(process: Forked | subprocess.Popen[str]) -> None:
     """Until the run has said that its first epoch is over; it goes on meanwhile."""
     assert process.stdout is not None
     assert any(line.startswith("epoch 1:") for line in process.stdout), "the run ended before its first epoch"
@@ -30,11 +31,10 @@ def last_state(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_signal_saves_and_says_so(demo: Path, tmp_path: Path, number: signal.Signals, status: int) -> None:
     folder = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "launch/train.py"), *flags(demo, folder, *LONG)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with Forked(train, flags(demo, folder, *LONG)) as process:
         wait_for_an_epoch(process)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=PATIENCE)
+        _, errors = process.communicate()
     assert process.returncode == status, errors
     assert f"stopped by {number.name}; the same command with the same --run.dir goes on from here" in errors
     assert "Traceback" not in errors
@@ -68,15 +68,15 @@ def test_a_signal_to_the_launcher_or_to_one_of_2_workers_stops_both_at_one_step(
 def test_a_run_that_was_stopped_goes_on_to_its_end(demo: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = flags(demo, folder, "--train.epochs=12", "--early_stopping.patience=12", "--tracking.wandb=disabled")
-    command = [sys.executable, str(ROOT / "launch/train.py"), *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with Forked(train, words) as process:
         wait_for_an_epoch(process)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=PATIENCE)
+        process.communicate()
     assert process.returncode == 143
-    done = run(*command)
-    assert done.returncode == 0, done.stderr
-    assert "resumed after epoch" in done.stdout
+    with Forked(train, words) as process:
+        said, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "resumed after epoch" in said
     results = json.loads((folder / "results.json").read_text())
     assert results["images_seen"] == 12 * 36
     steps = [json.loads(line)["global_step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
