@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,6 @@ def run(*command: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def launch(processes: int, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run launch/train.py to its end under `accelerate launch`."""
-    return run(*LAUNCH, f"--num_processes={processes}", ROOT / "launch/train.py", *words)
+def launch(processes: int, *words: str, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run launch/train.py to its end under `accelerate launch`, which may have options of its own."""
+    return run(*LAUNCH, *options, f"--num_processes={processes}", ROOT / "launch/train.py", *words)

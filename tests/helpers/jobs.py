@@ -299,9 +299,9 @@ def status_on_a_machine_of_its_own(flags: list[list[str]]) -> int:
     return status_with_flags_of_its_own(flags)
 
 
-def status_in_bf16(flags: list[str]) -> int:
-    """The exit status of a launch that asks for bf16."""
-    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+def status_in(precision: str, flags: list[str]) -> int:
+    """The exit status of a launch that asks for a precision."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     return train(flags)
 
 

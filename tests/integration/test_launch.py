@@ -11,15 +11,21 @@ import psutil
 import pytest
 
 from skindist.cli import main, train
+from tests.helpers import jobs
 from tests.helpers.commands import LAUNCH, PATIENCE, ROOT, flags, launch, run
+from tests.helpers.forked import Forked
 from tests.helpers.ranks import run_ranks, said
 from tests.integration.test_run import BAD_INPUT, NAMES
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_launched_run(demo: Path, tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(
+    ("processes", "options", "precision"),
+    [pytest.param(1, ["--mixed_precision=bf16"], "bf16", marks=pytest.mark.slow), (2, [], "no")],
+    ids=["1 process, bf16", "2 processes"],
+)
+def test_launched_run(demo: Path, tmp_path: Path, processes: int, options: list[str], precision: str) -> None:
     folder = tmp_path / "run"
-    done = launch(processes, *flags(demo, folder))
+    done = launch(processes, *flags(demo, folder), options=options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("data: 60 images") == 1
     assert done.stdout.count("epoch 1: val loss") == 1
@@ -27,6 +33,7 @@ def test_launched_run(demo: Path, tmp_path: Path, processes: int) -> None:
     results = json.loads((folder / "results.json").read_text())
     assert results["world_size"] == processes
     assert results["images_seen"] == 72
+    assert results["mixed_precision"] == precision
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1, "W&B runs on the main process only"
 
 
@@ -43,7 +50,7 @@ def test_plain_python_is_one_process(demo: Path, tmp_path: Path) -> None:
 def test_a_run_killed_outright_goes_on(demo: Path, tmp_path: Path) -> None:
     """SIGKILL to the launcher and both workers in the middle of training, then the same command again."""
     folder = tmp_path / "run"
-    words = flags(demo, folder, "--train.epochs=12", "--early_stopping.patience=12")
+    words = flags(demo, folder, "--train.epochs=12", "--early_stopping.patience=12", "--tracking.wandb=disabled")
     command = [*LAUNCH, "--num_processes=2", str(ROOT / "launch/train.py"), *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as launcher:
         assert launcher.stdout is not None
@@ -89,10 +96,12 @@ def test_a_wrong_flag_on_2_processes_is_said_once(demo: Path, tmp_path: Path) ->
     refused(launch(2, *flags(demo, tmp_path, "--train.epoch=1")), "nearest: --train.epochs")
 
 
-@pytest.mark.slow
 def test_fp16_on_cpu_is_refused_on_2_processes(demo: Path, tmp_path: Path) -> None:
-    words = [*LAUNCH, "--num_processes=2", "--mixed_precision=fp16", str(ROOT / "launch/train.py")]
-    refused(run(*words, *flags(demo, tmp_path / "run"), CUDA_VISIBLE_DEVICES=""), "does nothing on a CPU")
+    words = flags(demo, tmp_path / "run")
+    assert run_ranks(2, tmp_path / "ranks", jobs.status_in, "fp16", words) == [2, 2]
+    errors = said(tmp_path / "ranks", 2)
+    assert errors.count("error: ") == 1
+    assert "does nothing on a CPU" in errors
     assert not (tmp_path / "run").exists()
 
 
@@ -102,48 +111,53 @@ def test_variables_of_a_launch_that_is_none_are_one_line(
     demo: Path, tmp_path: Path, more: dict[str, str], flag: str
 ) -> None:
     """Left over in a shell, or set by hand. Any other mistake is said all the same."""
-    done = run(sys.executable, ROOT / "launch/train.py", *flags(demo, tmp_path / "run", flag), WORLD_SIZE="2", **more)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
-    said = "error: WORLD_SIZE is 2, but " if flag.startswith("--train.log_every") else "nearest: --train.log_every"
-    assert said in done.stderr
+    with Forked(train, flags(demo, tmp_path / "run", flag), env=os.environ | {"WORLD_SIZE": "2"} | more) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 2
+    assert errors.count("\n") == 1, errors
+    assert ("error: WORLD_SIZE is 2, but " if flag == "--train.log_every=1" else "nearest: --train.log_every") in errors
 
 
 ACCELERATE = LAUNCH[:3]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-NO_SUCH_FOLDER = "no such folder"
+NO_SUCH_FOLDER = ("--data.path=nowhere", "no such folder")
+MISSPELT = ("--data.pth=nowhere", "nearest: --data.path")
 STARTED_ONE = (
-    "--num_processes 2: accelerate launch started only 1. Add --config_file accelerate_config.yaml (or --multi_gpu"
+    "--data.path=nowhere",
+    "--num_processes 2: accelerate launch started only 1. Add --config_file accelerate_config.yaml (or --multi_gpu",
 )
 
 
 @pytest.mark.parametrize(
-    ("launcher", "message"),
+    ("launcher", "flag", "message"),
     [
-        pytest.param([*LAUNCH, "--num_processes=1"], NO_SUCH_FOLDER, id="1 process", marks=pytest.mark.slow),
-        pytest.param([*LAUNCH, "--num_processes=2"], NO_SUCH_FOLDER, id="2 processes"),
-        pytest.param([*LAUNCH, "--num_processes=3"], NO_SUCH_FOLDER, id="3 processes", marks=pytest.mark.slow),
-        pytest.param([*TORCHRUN, "--nproc_per_node=2"], NO_SUCH_FOLDER, id="torchrun", marks=pytest.mark.slow),
+        pytest.param([*LAUNCH, "--num_processes=1"], *MISSPELT, id="1 process", marks=pytest.mark.slow),
+        pytest.param([*LAUNCH, "--num_processes=2"], *MISSPELT, id="2 processes"),
+        pytest.param([*LAUNCH, "--num_processes=3"], *NO_SUCH_FOLDER, id="3 processes", marks=pytest.mark.slow),
+        pytest.param([*TORCHRUN, "--nproc_per_node=2"], *MISSPELT, id="torchrun", marks=pytest.mark.slow),
         pytest.param(
-            [*TORCHRUN, "--nproc_per_node=2", "-m", "skindist", "train"], NO_SUCH_FOLDER,
+            [*TORCHRUN, "--nproc_per_node=2", "-m", "skindist", "train"], *MISSPELT,
             id="torchrun, a module", marks=pytest.mark.slow,
         ),
-        pytest.param([*ACCELERATE, "--num_processes=2"], STARTED_ONE, id="without a config file"),
-        pytest.param([*ACCELERATE, "--config_file=cpu.yaml"], STARTED_ONE, id="MULTI_CPU", marks=pytest.mark.slow),
+        pytest.param([*ACCELERATE, "--num_processes=2"], *STARTED_ONE, id="without a config file"),
+        pytest.param([*ACCELERATE, "--config_file=cpu.yaml"], *STARTED_ONE, id="MULTI_CPU", marks=pytest.mark.slow),
         pytest.param(
             [*ACCELERATE, "--multi_gpu", "--num_processes=2", "--main_process_port=0", "-m", "skindist.cli", "train"],
-            NO_SUCH_FOLDER, id="the advice helps, and a module", marks=pytest.mark.slow,
+            *MISSPELT, id="the advice helps, and a module", marks=pytest.mark.slow,
         ),
     ],
 )  # fmt: skip
-def test_the_fault_is_the_last_thing_on_the_screen(tmp_path: Path, launcher: list[str], message: str) -> None:
-    """After all that the launcher has to say; stdout and stderr are one pipe here, as on a screen."""
+def test_the_fault_is_the_last_thing_on_the_screen(
+    tmp_path: Path, launcher: list[str], flag: str, message: str
+) -> None:
+    """After all that the launcher has to say; stdout and stderr are one pipe here, as on a screen. A misspelt flag is
+    found before the frameworks are imported, so most launchers are tried with that."""
     (tmp_path / "cpu.yaml").write_text(
         "distributed_type: MULTI_CPU\nnum_machines: 1\nnum_processes: 2\nuse_cpu: true\n"
     )
     script = [] if launcher[-1] == "train" else [str(ROOT / "launch/train.py")]
     done = subprocess.run(
-        [*launcher, *script, "--data.path=nowhere"],
+        [*launcher, *script, flag],
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -157,19 +171,6 @@ def test_the_fault_is_the_last_thing_on_the_screen(tmp_path: Path, launcher: lis
     assert message in "\n".join(done.stdout.splitlines()[-4:]), done.stdout
 
 
-@pytest.mark.slow
-def test_bf16_on_cpu_runs_when_asked(demo: Path, tmp_path: Path) -> None:
-    words = [
-        *LAUNCH,
-        "--mixed_precision=bf16",
-        str(ROOT / "launch/train.py"),
-        *flags(demo, tmp_path, "--train.epochs=1"),
-    ]
-    done = run(*words)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "results.json").read_text())["mixed_precision"] == "bf16"
-
-
 @pytest.mark.parametrize("command", [[str(ROOT / "launch/train.py"), "--help"], ["-m", "skindist.cli", "--help"]])
 def test_help_needs_no_framework(command: list[str]) -> None:
     """It must answer in under a second: the frameworks, which take several, are not imported."""
@@ -180,18 +181,21 @@ def test_help_needs_no_framework(command: list[str]) -> None:
     assert done.stdout.strip().endswith("[]"), done.stderr
 
 
-@pytest.mark.parametrize("module", ["skindist.training.trainer", "skindist.inference.predict"])
-def test_what_judges_a_model_is_not_imported_before_it_does(module: str) -> None:
+def imported(modules: str, frameworks: set[str]) -> str:
+    """Which of the frameworks a new process has after it has imported these modules."""
+    done = run(sys.executable, "-c", f"import sys, {modules}; print(sorted({frameworks} & set(sys.modules)))")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_what_judges_a_model_is_not_imported_before_it_does() -> None:
     """Every process would wait a second for it, and only the main one judges, at the end."""
-    code = f"import sys, {module}; print(sorted({{'sklearn', 'scipy', 'matplotlib'}} & set(sys.modules)))"
-    done = run(sys.executable, "-c", code)
-    assert done.stdout.strip() == "[]", done.stderr
+    modules = "skindist.training.trainer, skindist.inference.predict"
+    assert imported(modules, {"sklearn", "scipy", "matplotlib"}) == "[]"
 
 
-@pytest.mark.parametrize("module", ["skindist.report.run_page", "skindist.report.curves", "skindist.folds"])
-def test_what_neither_trains_nor_predicts_starts_without_torch(module: str) -> None:
-    done = run(sys.executable, "-c", f"import sys, {module}; print('torch' in sys.modules)")
-    assert done.stdout.strip() == "False", done.stderr
+def test_what_neither_trains_nor_predicts_starts_without_torch() -> None:
+    assert imported("skindist.report.run_page, skindist.report.curves, skindist.folds", {"torch"}) == "[]"
 
 
 def test_the_demo_recipe_is_valid() -> None:

@@ -335,10 +335,11 @@ def test_a_killed_run_goes_on_and_logs_nothing_twice(
         return original(*args)
 
     monkeypatch.setattr(trainer, "evaluate", die_in_epoch_2)
-    assert train(flags(demo, cut)) == 130
+    words = flags(demo, cut, "--tracking.wandb=disabled")
+    assert train(words) == 130
     assert [event["global_step"] for event in events(cut)] == [2, 3, 3, 5, 6]
     monkeypatch.undo()
-    assert train(flags(demo, cut, "--run.resume=must")) == 0
+    assert train([*words, "--run.resume=must"]) == 0
     assert [event["global_step"] for event in events(cut)] == [event["global_step"] for event in events(run)]
     for file in ("predictions-test.csv", "model/model.safetensors"):
         assert (cut / file).read_bytes() == (run / file).read_bytes()
@@ -352,7 +353,7 @@ def test_a_damaged_checkpoint_is_passed_over_unless_it_must_be_resumed(
         (folder / "model.safetensors").write_bytes(b"x")
     assert train(flags(demo, copy, "--run.resume=must")) == 2
     assert "no intact checkpoint" in capsys.readouterr().err
-    assert train(flags(demo, copy)) == 0
+    assert train(flags(demo, copy, "--tracking.wandb=disabled")) == 0
     assert "is damaged" in caplog.text
     assert (copy / "predictions-test.csv").read_bytes() == (run / "predictions-test.csv").read_bytes()
 
@@ -365,7 +366,7 @@ def test_checkpoints_of_other_data_or_precision_are_refused(
     (copy / "split.csv").write_text("".join([lines[0], lines[2], lines[1], *lines[3:]]))
     assert train(flags(demo, copy)) == 2
     assert "belong to another run: other images, labels or split than in split.csv." in capsys.readouterr().err
-    assert run_ranks(1, tmp_path / "rank", jobs.status_in_bf16, flags(demo, run)) == [2]
+    assert run_ranks(1, tmp_path / "rank", jobs.status_in, "bf16", flags(demo, run)) == [2]
     refusal = said(tmp_path / "rank", 1)
     assert "belong to another run: --mixed_precision no -> bf16. Give what they were made" in refusal
 
