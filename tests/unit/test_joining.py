@@ -233,7 +233,7 @@ def test_a_mistake_of_the_user_is_not_told_to_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_command_trains_side_by_side_and_goes_on_after_a_failure(demo: Path, tmp_path: Path) -> None:
-    flags = [*commands.TINY, "--folds=2", "--at_once=2", f"--out={tmp_path / 'out'}"]
+    flags = [*commands.TINY, "--folds=2", "--at_once=2", f"--out={tmp_path / 'out'}", "--tracking.wandb=disabled"]
     folds = [sys.executable, str(commands.ROOT / "launch/folds.py"), *flags]
     failed = commands.run(*folds, f"--data.path={tmp_path / 'none'}")
     assert failed.returncode == 2
