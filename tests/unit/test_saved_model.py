@@ -199,4 +199,4 @@ def test_a_model_on_the_hub_is_fetched_anew_and_then_found_without_a_network(fol
     for what in ("another", "another, nobody answers"):
         assert said[what].startswith("someone/else: no such folder here, and no model on the Hub or in its cache (")
         assert "\n" not in said[what]
-    assert said["seconds"] < 20
+    assert said["seconds"] < 60, "nothing is tried again and again"

@@ -316,11 +316,11 @@ def test_absent_weights_are_downloaded_once(hub: Start, tmp_path: Path) -> None:
 
 
 def refusal(name: str = "test_resnet") -> str:
-    """The message of the UserError that ends the attempt, in less than 5 seconds."""
+    """The message of the UserError that ends the attempt; the Hub's own client would go on for a minute."""
     begin = time.monotonic()
     with pytest.raises(UserError) as caught:
         build_model(ModelConfig(name=name))
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
     message = str(caught.value)
     assert "--model.weights FILE" in message and "--model.pretrained false" in message
     assert "\n" not in message
@@ -346,7 +346,7 @@ def test_a_server_that_never_answers(hub: Start, monkeypatch: pytest.MonkeyPatch
 
     class Hanging(Quiet):
         def do_HEAD(self) -> None:
-            release.wait(10)
+            release.wait(60)
 
     hub(Hanging)
     assert "Time" in refusal()  # ReadTimeout of the client or TimeoutError of ours
@@ -356,7 +356,7 @@ def test_a_server_that_never_answers(hub: Start, monkeypatch: pytest.MonkeyPatch
 def test_a_name_look_up_that_never_answers(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "NETWORK_SECONDS", 0.3)
     release = threading.Event()
-    monkeypatch.setattr(module, "get_hf_file_metadata", lambda *_, **__: release.wait(10))
+    monkeypatch.setattr(module, "get_hf_file_metadata", lambda *_, **__: release.wait(60))
     assert "TimeoutError" in refusal()
     release.set()
 
