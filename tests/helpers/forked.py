@@ -68,8 +68,8 @@ def _command(env: dict[str, str], out: Connection, errors: str, job: Callable[..
     os.dup2(os.open(errors, os.O_WRONLY | os.O_APPEND), 2)
     out.close()
     sys.stdout = os.fdopen(1, "w", closefd=False)  # the server's may have been a file's, and would look for its place
+    atexit._clear()  # what is the server's to do, such as to remove the folders that all forked ones share
     status = job(*args)
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    os._exit(status)
+    sys.exit(status)
