@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 
 from tests.helpers.commands import PATIENCE, ROOT, TINY
 from tests.helpers.wandb_server import WandbServer
-from tests.integration.test_wandb import Done, train, upload_to
+from tests.integration.test_wandb import Done, clean, upload_to, watched
 
 IN_FILES = ("artist", "comment", "description", "pngtext", "jpegcomment")
 IN_PATHS = ("parent", "data", "subfolder", "filename", "csv", "cache", "weights", "run", "runs", "cwd", "script")
@@ -42,8 +44,11 @@ class Planted:
         """A real run: its folder and what it said."""
         folder = self.root / CANARY["runs"] / f"{CANARY['run']}-{name}"
         words = [*self.words, f"--run.dir={folder}", *more]
-        script, cwd = self.root / CANARY["script"] / "train.py", self.root / CANARY["cwd"]
-        done = train(words, self.env | env, script=script, cwd=cwd)
+        process = subprocess.Popen(
+            [sys.executable, str(self.root / CANARY["script"] / "train.py"), *words], env=clean(self.env | env),
+            cwd=self.root / CANARY["cwd"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        done = watched(process)
         assert (done.status, done.errors) == (0, "")
         return folder, done
 
