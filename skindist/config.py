@@ -6,7 +6,6 @@ A new field is one edit: its type, default, range and help stand together. Proce
 here: they belong to `accelerate launch` and its YAML file.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -40,7 +39,7 @@ class CheckpointConfig(Section):
 
     every_steps: int | None = setting(None, lambda n: n >= 1, "1 or more, or null")
     """Optimizer steps between two checkpoints within an epoch; null: none by steps."""
-    every_minutes: float | None = setting(10.0, lambda x: 0 < x < math.inf, "above 0, or null")
+    every_minutes: float | None = setting(10.0, lambda x: x > 0, "above 0, or null")
     """Minutes after which the next step is saved; null: none by time."""
     keep: int = setting(2, lambda n: n >= 2, "2 or more, in case the newest is damaged")
     """Newest checkpoints to keep, beside the best epoch's."""

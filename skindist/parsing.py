@@ -32,6 +32,8 @@ def parse_config(args: Sequence[str] | None = None, prog: str | None = None) -> 
         remedy = remedy_of_locale()
         why = f"cannot be read{remedy}" if remedy else "is not UTF-8 text; save it as such"
         raise UserError(f"--config: {why}") from None
+    except (OverflowError, ValueError) as error:  # of a number of hundreds of digits; the parser does not say which
+        raise UserError(f"a value of the config cannot be read ({error})") from None
     return Config(**{section: values[section] for section in Config.__dataclass_fields__})
 
 
@@ -70,6 +72,9 @@ def in_one_line(message: str) -> str:
     message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
     message = re.sub(r"expected float\. Got value: (-?(nan|inf))$", r"must be a finite number. Got value: \1", message)
     message = re.sub(r'^Parser key "config"', "--config", message)
+    message = re.sub(
+        r'^Parser key "([\w.]+)": Exceeds the limit.*', r"--\1: has thousands of digits; give fewer", message
+    )
     if surplus := re.match(r"unrecognized arguments: ([^-]\S*)((?: \S+){2,})$", message):
         more = len(surplus[2].split())
         message = f"unrecognized arguments: {surplus[1]} and {more:,} more; is a pattern not in quotes?"
@@ -82,6 +87,7 @@ def in_one_line(message: str) -> str:
         message,
     )
     message = re.sub(r"expected (a )?tuple\.", "expected a list, such as '[a, b]'.", message)
+    message = re.sub(r"(\S{200})\S+", r"\1...", message)
     return f"{message}{remedy_of_locale()}" if "codec can't" in message else message
 
 

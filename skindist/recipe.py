@@ -1,6 +1,5 @@
 """What a model learns from, and how: the sections of the config whose defaults are the reference recipe."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,7 +60,7 @@ class DataConfig(Section):
     """Side in pixels of the square that the model sees."""
     augment: bool = True
     """Random crop, turn, shear, mirror and colour jitter on training images."""
-    num_workers: int | None = setting(None, lambda n: n >= 0, "0 or more", free=True)
+    num_workers: int | None = setting(None, lambda n: 0 <= n <= 1000, "from 0 to 1000", free=True)
     """Loader processes for each training process; null: 0 on CPU, else up to 8 by the cores there are."""
 
 
@@ -96,17 +95,17 @@ class OptimConfig(Section):
     """Learning rate at its peak."""
     rho: float = setting(0.9, lambda share: 0 <= share < 1, "from 0 to below 1")
     """Adadelta's decay of the squared averages."""
-    eps: float | None = setting(None, lambda x: 0 < x < math.inf, "above 0, or null")
+    eps: float | None = setting(None, lambda x: 0 < x <= 1000, "above 0 and at most 1000, or null")
     """Term added for numerical stability, for the optimizers that have one; null: 1e-6 for Adadelta, else their own."""
-    weight_decay: float = setting(0.0, lambda x: 0 <= x < math.inf, "0 or more")
+    weight_decay: float = setting(0.0, lambda x: 0 <= x <= 1000, "from 0 to 1000")
     """Weight decay (not applied to biases and normalisation layers)."""
     layer_decay: float = setting(1.0, lambda factor: 0 < factor <= 1, "above 0 and at most 1")
     """Learning rate of each layer as a factor of the one above it, so that early layers change less; 1: all alike."""
-    head_lr_factor: float | None = setting(None, lambda x: 0 < x < math.inf, "above 0, or null")
+    head_lr_factor: float | None = setting(None, lambda x: 0 < x <= 1000, "above 0 and at most 1000, or null")
     """Learning rate of the new head as a multiple of lr; null: 5 on pretrained weights, 1 from scratch."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """Learning rate after warm-up: held, or cosine to zero at the last step of train.epochs."""
-    warmup_epochs: float = setting(1.0, lambda x: 0 <= x < math.inf, "from 0 to train.epochs")
+    warmup_epochs: float = setting(1.0, lambda x: x >= 0, "from 0 to train.epochs")
     """Epochs of linear warm-up from zero."""
 
 
@@ -163,7 +162,7 @@ class EarlyStoppingConfig(Section):
 
     patience: int = setting(2, lambda n: n >= 1, "1 or more")
     """Epochs in a row without improvement after which training stops."""
-    min_delta: float = setting(0.001, lambda x: 0 <= x < math.inf, "0 or more")
+    min_delta: float = setting(0.001, lambda x: x >= 0, "0 or more")
     """Smallest change that counts as an improvement."""
     first_epoch: int | None = setting(None, lambda n: n >= 1, "1 or more, or null")
     """Epochs before this one cannot be the best, and use up no patience; null: that in which the learning rate comes

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from skindist.errors import UserError
 
 T = TypeVar("T")
+LARGEST = 1e30  # of any number: float32 holds little more, and JSON and YAML hold no infinity
 Test = Callable[[Any], bool]
 PLAIN = {
     str: "text (str)",
@@ -52,16 +53,18 @@ class Section:
             if not fits(value, key.type):  # a file may say null, whatever the type; Python may say anything
                 *most, last = allowed(key.type)
                 wanted = f"{', '.join(most)} or {last}" if most else last
-                raise UserError(f"{self.flag(key.name)} {self.to_dict()[key.name]!r}: must be {wanted}")
+                raise UserError(f"{self.flag(key.name)} {shortened(repr(self.to_dict()[key.name]))}: must be {wanted}")
             if value == "" and key.metadata.get("path"):
                 raise UserError(f"{self.flag(key.name)} is empty: give a path, or leave it out; is a variable unset?")
             if value is not None and holds and not holds(value):
                 raise self.out_of_range(key.name)
+            if isinstance(value, int | float) and value > LARGEST:
+                raise UserError(f"{self.flag(key.name)} {shortened(value)}: must be at most {LARGEST:g}")
 
     def out_of_range(self, key: str) -> UserError:
         """What to say of a value that the field does not take."""
         wanted = self.__dataclass_fields__[key].metadata["wanted"]
-        return UserError(f"{self.flag(key)} {self.to_dict()[key]}: must be {wanted}")
+        return UserError(f"{self.flag(key)} {shortened(self.to_dict()[key])}: must be {wanted}")
 
     def flag(self, key: str) -> str:
         """The field on the command line; EarlyStoppingConfig is `early_stopping`."""
@@ -71,6 +74,12 @@ class Section:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as YAML knows them."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+
+def shortened(value: Any) -> str:
+    """A value as text; of a very long one, its beginning."""
+    text = str(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -25,18 +25,18 @@ OUT_OF_RANGE: dict[str, tuple[Any, str]] = {
     "data.folds": (1, "2 or more"),
     "data.fractions": ([0.5, 0.2, 0.2], "three shares above 0 that add up to 1"),
     "data.image_size": (31, "from 32 to 4096 pixels"),
-    "data.num_workers": (-1, "0 or more"),
+    "data.num_workers": (-1, "from 0 to 1000"),
     "model.drop_rate": (1.0, "from 0 to below 1"),
     "model.drop_path_rate": (-0.1, "from 0 to below 1"),
     "optim.lr": (0.0, "above 0 and at most 1000"),
     "optim.rho": (1.0, "from 0 to below 1"),
-    "optim.eps": (0.0, "above 0, or null"),
+    "optim.eps": (0.0, "above 0 and at most 1000, or null"),
     "optim.layer_decay": (0.0, "above 0 and at most 1"),
-    "optim.head_lr_factor": (0.0, "above 0, or null"),
+    "optim.head_lr_factor": (0.0, "above 0 and at most 1000, or null"),
     "early_stopping.first_epoch": (0, "1 or more, or null"),
     "train.label_smoothing": (1.0, "from 0 to below 1"),
     "train.class_weights": (1.1, "from 0 to 1"),
-    "optim.weight_decay": (-0.1, "0 or more"),
+    "optim.weight_decay": (-0.1, "from 0 to 1000"),
     "optim.warmup_epochs": (-1.0, "from 0 to train.epochs"),
     "train.epochs": (0, "1 or more"),
     "train.batch_size": (0, "1 or more"),
@@ -68,6 +68,40 @@ def test_no_number_is_infinite(name: str) -> None:
     section, key = name.split(".")
     with pytest.raises(UserError, match=rf"^--{section}\.{key} inf: must be "):
         replace(getattr(Config(), section), **{key: math.inf})
+
+
+@pytest.mark.parametrize(
+    ("flag", "digits", "said"),
+    [
+        ("train.epochs", 400, f"--train.epochs {200 * '1'}...: must be at most 1e+30"),
+        ("train.epochs", 5000, "--train.epochs: has thousands of digits; give fewer"),
+        ("optim.lr", 400, "a value of the config cannot be read (int too large to convert to float)"),
+        ("optim.lr", 39, f"--optim.lr {float(39 * '1')}: must be above 0 and at most 1000"),
+    ],
+)
+def test_a_number_of_too_many_digits_is_refused(flag: str, digits: int, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_config([f"--{flag}={digits * '1'}"])
+    assert str(caught.value) == said
+
+
+def test_a_number_of_too_many_digits_in_a_file_is_refused(tmp_path: Path) -> None:
+    (file := tmp_path / "c.yaml").write_text(f"train: {{epochs: {5000 * '1'}}}")
+    with pytest.raises(UserError, match=r"^a value of the config cannot be read \(Exceeds the limit"):
+        parse_config([f"--config={file}"])
+
+
+@pytest.mark.parametrize("flag", ["optim.eps", "optim.weight_decay", "optim.head_lr_factor"])
+def test_a_factor_that_float32_cannot_hold_is_refused(flag: str) -> None:
+    with pytest.raises(UserError, match=rf"^--{flag} 1e\+48: must be .* 1000"):
+        parse_config([f"--{flag}=1e48"])
+
+
+@pytest.mark.parametrize("flag", ["--run.resume", "--train.epochs", "--data.malignant", "--no.such"])
+def test_a_very_long_value_is_not_repeated_whole(flag: str) -> None:
+    with pytest.raises(UserError, match=rf"{flag}.*x{{150,200}}\.\.\.") as caught:
+        parse_config([f"{flag}={10_000 * 'x'}"])
+    assert len(str(caught.value)) < 400
 
 
 def test_an_image_size_that_no_memory_holds_is_refused_before_it_is_tried() -> None:
