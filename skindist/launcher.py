@@ -185,9 +185,16 @@ def check_batch(batch_size: int, processes: int) -> None:
 
 
 def check_device(device: str, processes: int) -> None:
-    """Refuse several processes on a Mac: it has one GPU, and no group of processes can share it."""
-    if device == "mps" and processes > 1:
+    """Refuse several processes on a Mac, which has one GPU that no group can share, and on devices whose sums over
+    processes nobody has tried, such as GPUs of Intel."""
+    if processes == 1 or device in ("cpu", "cuda"):
+        return
+    if device == "mps":
         raise UserError(f"--num_processes {processes}: a Mac's GPU (MPS) takes one process: --num_processes 1")
+    raise UserError(
+        f"--num_processes {processes}: several processes train on CPUs or on GPUs of NVIDIA or AMD, and this machine's "
+        f"device is {device}: --num_processes 1"
+    )
 
 
 def choose_precision(asked: str | None, device: str, has_bf16: bool = False) -> str:

@@ -15,7 +15,7 @@ from skindist.distributed import group, host
 from skindist.distributed.buffers import mean_row
 from skindist.distributed.peers import Peer, this_peer
 from skindist.errors import UserError
-from skindist.launcher import OTHER_INDEX, this_launch
+from skindist.launcher import OTHER_INDEX, check_device, this_launch
 
 
 class Alone:
@@ -53,6 +53,13 @@ def test_ways_to_train_that_are_not_ours_are_refused(monkeypatch: pytest.MonkeyP
         UserError, match=r"FSDP: skindist trains with DistributedDataParallel alone; give --config_file"
     ):
         group.join_group()
+
+
+@pytest.mark.parametrize(("device", "said"), [("mps", "a Mac's GPU"), ("xpu", "CPUs or on GPUs of NVIDIA or AMD, and")])
+def test_several_processes_on_an_untried_device_are_refused(device: str, said: str) -> None:
+    with pytest.raises(UserError, match=rf"^--num_processes 2: .*{said}.*: --num_processes 1$"):
+        check_device(device, 2)
+    check_device(device, 1)
 
 
 def test_gradients_are_not_divided_by_a_number_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
