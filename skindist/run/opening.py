@@ -29,9 +29,13 @@ def choose_folder(config: Config) -> Run:
     launched, starter = this_launch().began, this_launch().launcher_pid or os.getpid()  # the same after a restart
     name = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(launched))}-{starter}-{config.model.name}"
     run = Run(Path(config.run.dir or Path("runs", name).absolute()))
+    try:
+        begun = run.exists
+    except OSError as error:  # a folder on the way may not be read, or has too long a name
+        raise UserError(f"--run.dir {run.path}: cannot be read ({error.strerror})") from None
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f"--run.dir {run.path}: is not a folder")
-    if not run.exists:
+    if not begun:
         refuse_within(run.path, "--run.dir", config.data.path)
         refuse_within(cache_folder(config.data.cache_dir), "--data.cache_dir", config.data.path)
         refuse_foreign(run)
@@ -42,10 +46,10 @@ def choose_folder(config: Config) -> Run:
         )
     if config.run.resume == "must" and not saved:
         raise UserError(f"--run.resume must: no checkpoint in {run.path}; give the --run.dir of the run to continue")
-    in_this_launch = launched is not None and run.exists and run.began >= launched
-    if config.run.resume == "never" and run.exists and not in_this_launch:
+    in_this_launch = launched is not None and begun and run.began >= launched
+    if config.run.resume == "never" and begun and not in_this_launch:
         raise UserError(f"--run.resume never: {run.path} already holds a run; give another --run.dir")
-    if run.exists:
+    if begun:
         refuse_another_config(run, config)
     if why := why_unwritable(run.path):
         raise UserError(f"--run.dir {run.path}: cannot be written ({why})")

@@ -587,6 +587,12 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(demo: Path, 
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "to try leaves nothing behind"
 
 
+@pytest.mark.parametrize("place", [300 * "n", f"{300 * 'n'}/run"])
+def test_a_folder_with_too_long_a_name_is_refused(demo: Path, tmp_path: Path, place: str) -> None:
+    with pytest.raises(UserError, match=r"^--run\.dir .*: cannot be (read|written) \(File name too long"):
+        choose_folder(parse_config(flags(demo, tmp_path / place)))
+
+
 def test_a_run_that_is_being_written_is_refused_before_the_work(run: Path, demo: Path, tmp_path: Path) -> None:
     copy = Run(shutil.copytree(run, tmp_path / "copy", symlinks=True))
     config = parse_config(flags(demo, copy.path))
