@@ -2,12 +2,15 @@
 
 from typing import Any
 
+from safetensors import SafetensorError
+
 from skindist.config import Config
 from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared
 from skindist.data.split import SPLITS, count_rows
 from skindist.determinism import repeats, tf32
 from skindist.early_stopping import EarlyStopping
+from skindist.errors import TrainingError
 from skindist.evaluation.differences import summarize
 from skindist.evaluation.frozen import freeze
 from skindist.evaluation.judgement import judge
@@ -72,6 +75,9 @@ def write_results(
     told: dict[str, Any] = finite(results)  # every process is told what the file holds
     card, trained_on = model_card(config, told), summarize(known["train"])
     show_test(run, learner, images, data, frozen, predictions["test"], bool(disturbed), asked.explain)
-    save_model(run.model, learner.module, config.data.image_size, frozen, trained_on, card, learner.views)
+    try:
+        save_model(run.model, learner.module, config.data.image_size, frozen, trained_on, card, learner.views)
+    except SafetensorError as error:  # of a full disk; it is no OSError
+        raise TrainingError(f"{run.model}: {error}") from None
     run.write_results(told)
     return told

@@ -34,6 +34,7 @@ from skindist.training import trainer
 from skindist.training.saving import split_weights
 from tests.helpers import jobs
 from tests.helpers.commands import flags
+from tests.helpers.disks import room_for
 from tests.helpers.ranks import run_ranks, said
 
 
@@ -591,6 +592,22 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(demo: Path, 
 def test_a_folder_with_too_long_a_name_is_refused(demo: Path, tmp_path: Path, place: str) -> None:
     with pytest.raises(UserError, match=r"^--run\.dir .*: cannot be (read|written) \(File name too long"):
         choose_folder(parse_config(flags(demo, tmp_path / place)))
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_one_line(
+    run: Path, demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy", symlinks=True)
+    room = (copy / "model/model.safetensors").stat().st_size - 1
+    (copy / "results.json").unlink()
+    with room_for(room):
+        assert train(flags(demo, copy)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {copy}/model: ")
+    assert "File too large" in error
+    assert error.count("\n") == 1
+    assert not (copy / "results.json").exists()
+    assert train(flags(demo, copy)) == 0
 
 
 def test_a_run_that_is_being_written_is_refused_before_the_work(run: Path, demo: Path, tmp_path: Path) -> None:
