@@ -77,13 +77,17 @@ class Interruptions:
         return self.agreed > 0
 
     def _ask(self, where: str) -> int:
-        """The largest wish of any rank, where it has become known just now."""
+        """The largest wish of any rank, where it has become known at this call; 0 where it has not.
+
+        Every `_every`th call sends off a question and reads the answer to the one before. How many calls make a second
+        is measured anew in another place, as steps and batches take unlike times: its first calls all ask.
+        """
         now, same = time.monotonic(), where == self._asked_in
         self._calls += 1
         self.beat()
         if same and self._calls < self._every:
             return 0
-        seconds = (now - self._asked_at) / self._calls if same else APART  # steps and batches take unlike times
+        seconds = (now - self._asked_at) / self._calls if same else APART
         self._asked_in, self._asked_at, self._calls = where, now, 0
         wish, every = self._largest(self._wish(), seconds)
         self._every = every if same else 1
