@@ -86,9 +86,8 @@ def fail_alone(error: Exception) -> int:
     Returns:
         The exit status, 1.
     """
-    lost, all_know = _lost_contact(error), isinstance(error, NoAnswer)
     remedy = remedy_of_locale() if isinstance(error, UnicodeError) else ""
-    if not lost and not remedy and not isinstance(error, OutOfMemory | NoAnswer | OSError):
+    if not _lost_contact(error) and not remedy and not isinstance(error, OutOfMemory | NoAnswer | OSError):
         traceback.print_exception(error)
     words = str(error) if isinstance(error, OutOfMemory | NoAnswer) else f"{type(error).__name__}: {error}{remedy}"
     launch, store = this_launch(), None
@@ -97,20 +96,26 @@ def fail_alone(error: Exception) -> int:
         if not _is_first(store, launch):
             _report(f"rank {launch.rank} of {launch.world_size} lost contact with one that failed", after=ANSWER)
             return 1
-        silent = _silent(store, launch) if lost or all_know else []
-        if silent and lost:
-            killed = "was killed, or its machine failed"
-            what = "did not answer within --run.timeout_minutes" if _waited(error) else killed
-            gone = " and rank ".join(map(str, silent))
-            words = f"rank {gone} of {launch.world_size} {what}; rank {launch.rank} lost contact with it"
-        elif not all_know:
-            words = f"rank {launch.rank} of {launch.world_size}: {words}"
+        words = _words_for_all(error, words, store, launch)
     _report(words)
     _say(words)
     if store:
         with suppress(RuntimeError):
             store.set(SPOKEN, "yes")
     return 1
+
+
+def _words_for_all(error: Exception, words: str, store: Any, launch: Launch) -> str:
+    """What the first process to fail says for all: of its own fault, with its rank; of lost contact, who is gone."""
+    if isinstance(error, NoAnswer):  # its words name who is silent
+        _silent(store, launch)  # the others know as much: they are waited for, and not ended by this one's end
+        return words
+    silent = _silent(store, launch) if _lost_contact(error) else []
+    if not silent:
+        return f"rank {launch.rank} of {launch.world_size}: {words}"
+    what = "did not answer within --run.timeout_minutes" if _waited(error) else "was killed, or its machine failed"
+    gone = " and rank ".join(map(str, silent))
+    return f"rank {gone} of {launch.world_size} {what}; rank {launch.rank} lost contact with it"
 
 
 def _shared_store(launch: Launch) -> Any:
