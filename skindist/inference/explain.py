@@ -4,8 +4,8 @@ explanations from deep networks via gradient-based localization", ICCV 2017), as
 It shows where, not what: a warm lesion says that the model looked at it, not that it was right to.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
     """Where in each image something speaks for malignant, and where for benign.
 
     Args:
-        module: a timm model with one logit for each class, or an ensemble of such; it is left as it was.
+        module: a timm model with one logit for each class, or an ensemble of such; it is not touched.
         images_BCHW: normalised images on the model's device, at least one.
 
     Returns:
@@ -33,13 +33,14 @@ def explain(module: nn.Module, images_BCHW: Tensor) -> Tensor:
         return scaled(torch.stack([explain(member, images_BCHW) for member in module.members]).mean(dim=0))
     from captum.attr import LayerGradCam  # a second of import, for the end of a run
 
-    with as_it_was(module), torch.enable_grad():
-        pool = pooling(module, images_BCHW[:1])
+    copied = without_gradients(module)
+    pool = pooling(copied, images_BCHW[:1])
 
-        def evidence(images: Tensor) -> Tensor:
-            logits_BK: Tensor = module(images)
-            return logits_BK[:, 1] - logits_BK[:, 0]
+    def evidence(images: Tensor) -> Tensor:
+        logits_BK: Tensor = copied(images)
+        return logits_BK[:, 1] - logits_BK[:, 0]
 
+    with torch.enable_grad():
         gradcam = LayerGradCam(evidence, pool)
         maps = gradcam.attribute(images_BCHW, attribute_to_layer_input=True).detach().float()
     return scaled(interpolate(maps, images_BCHW.shape[-2:], mode="bicubic", align_corners=False)[:, 0].cpu())
@@ -62,23 +63,15 @@ def pooling(module: nn.Module, image_1CHW: Tensor) -> nn.Module:
     shapes: list[torch.Size] = []
     for layer in found[-1:]:
         hook = layer.register_forward_pre_hook(lambda _, given: shapes.append(given[0].shape))
-        with torch.no_grad():
-            module(image_1CHW)
+        module(image_1CHW)
         hook.remove()
         if shapes and len(shapes[0]) == 4 and module.num_features != shapes[0][3]:  # else (1, h, w, C)
             return layer
     raise UserError("there are no heat maps of this model: they take one that pools a map of features")
 
 
-@contextmanager
-def as_it_was(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode for a while, and without gradients of its weights: for these, every activation would be kept.
-    captum asks for the gradient of the pooled map itself."""
-    training, learning = module.training, [weight for weight in module.parameters() if weight.requires_grad]
-    module.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.train(training)
-        for weight in learning:
-            weight.requires_grad_(True)
+def without_gradients(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode, which has the same tensors but asks for no gradients of them: for these, every
+    activation would be kept. captum asks for the gradient of the pooled map itself."""
+    shared = {id(tensor): tensor.detach() for tensor in chain(module.parameters(), module.buffers())}
+    return copy.deepcopy(module, shared).eval()
