@@ -48,8 +48,8 @@ class Description:
         """
         if views is None:
             return self
-        if not 1 <= views <= VIEWS:
-            raise UserError(f"--views {views}: must be from 1 to {VIEWS}")
+        if type(views) is not int or not 1 <= views <= VIEWS:  # a script may give anything, and True is 1
+            raise UserError(f"--views {views!r}: must be from 1 to {VIEWS}")
         members = {name: member.seen_in(views) for name, member in self.members.items()}
         return replace(self, views=self.views if members else views, members=members)
 

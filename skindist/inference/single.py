@@ -24,7 +24,12 @@ def open_picture(file: Path, known: Description) -> Image.Image:
 
 
 def square_of(picture: Image.Image, known: Description) -> Tensor:
-    """The pixels of an RGB picture that the model sees, (S, S, 3) uint8."""
+    """The pixels of an RGB picture that the model sees, (S, S, 3) uint8. Raises TypeError for what is no picture."""
+    if not isinstance(picture, Image.Image):
+        raise TypeError(
+            f"{type(picture).__name__}: is no PIL image; open_picture makes one of a file, and PIL.Image.fromarray of "
+            "an array (H, W, 3) uint8"
+        )
     return seen_square(picture, known.image_size, known.preprocessing.interpolation)
 
 
@@ -35,7 +40,9 @@ def normalised(squares: Sequence[Tensor], known: Description) -> Tensor:
 
 
 def probabilities(model: SavedModel, pictures: Sequence[Image.Image]) -> NDArray[np.float64]:
-    """The calibrated probability of malignant of each RGB picture, (N,)."""
+    """The calibrated probability of malignant of each RGB picture, (N,). Raises TypeError for what is no picture."""
+    if len(pictures) == 0:
+        return np.empty(0)
     known, calibration = model.description, model.description.frozen.calibration
     with torch.inference_mode():
         images_NCHW = normalised([square_of(picture, known) for picture in pictures], known)

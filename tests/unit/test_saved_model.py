@@ -64,10 +64,20 @@ def test_a_model_may_be_asked_for_more_views(folder: Path) -> None:
     assert probabilities(two, [picture])[0] == pytest.approx(calibrated(malignant), abs=1e-6)
 
 
-@pytest.mark.parametrize("views", [0, 9])
-def test_a_number_of_views_that_there_is_not_is_refused(folder: Path, views: int) -> None:
-    with pytest.raises(UserError, match=f"^--views {views}: must be from 1 to 8$"):
+@pytest.mark.parametrize("views", [0, 9, "2", 2.0, True])
+def test_a_number_of_views_that_there_is_not_is_refused(folder: Path, views: Any) -> None:
+    with pytest.raises(UserError, match=f"^--views {views!r}: must be from 1 to 8$"):
         load_model(folder, views)
+
+
+@pytest.mark.parametrize("picture", ["lesion.jpg", drawn(0, 64, 64), torch.zeros(64, 64, 3)])
+def test_what_is_no_picture_is_refused_with_a_way_to_make_one(folder: Path, picture: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{type(picture).__name__}: is no PIL image; open_picture"):
+        probabilities(load_model(folder), [picture])
+
+
+def test_no_pictures_have_no_probabilities(folder: Path) -> None:
+    assert probabilities(load_model(folder), []).shape == (0,)
 
 
 def saved_pictures(folder: Path) -> list[tuple[Path, Image.Image]]:
