@@ -75,9 +75,10 @@ def in_one_line(message: str) -> str:
     message = re.sub(
         r'^Parser key "([\w.]+)": Exceeds the limit.*', r"--\1: has thousands of digits; give fewer", message
     )
-    if surplus := re.match(r"unrecognized arguments: ([^-]\S*)((?: \S+){2,})$", message):
-        more = len(surplus[2].split())
-        message = f"unrecognized arguments: {surplus[1]} and {more:,} more; is a pattern not in quotes?"
+    surplus = re.match(r"unrecognized arguments: ([^-]\S*)((?: \S+)*)$", message)
+    if surplus and (surplus[2] or "." in surplus[1]):  # a lone word without a dot is no file of a pattern
+        more = f" and {len(others):,} more" if (others := surplus[2].split()) else ""
+        message = f"unrecognized arguments: {surplus[1]}{more}; is a pattern not in quotes?"
     message = re.sub("^Problems parsing config", "--config: is no YAML", message)
     message = re.sub("^Unexpected config.*", "--config: must hold sections, such as data, each with keys", message)
     message = re.sub(

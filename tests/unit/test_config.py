@@ -215,6 +215,8 @@ def test_a_config_is_not_to_blame_for_the_locale(tmp_path: Path, monkeypatch: py
             ["predict", "M", "1.png", "2.png", "3.png", "4.png", "--out=x.csv"],
             "2.png and 2 more; is a pattern not in quotes?",
         ),
+        (["predict", "M", "1.png", "2.png", "--out=x.csv"], "2.png; is a pattern not in quotes?"),
+        (["predict", "M", "I", "out"], "out"),
         (["evaluate", "M", "D", "--qqqqqq", "3"], "--qqqqqq 3; --help lists them all"),
     ],
 )
