@@ -150,11 +150,11 @@ def draw(sides: Sequence[Side]) -> Markup | None:
 
 
 def different_settings(sides: Sequence[Side], named: bool) -> Table | None:
-    """The settings in which the runs differ; local paths only where names are wanted."""
+    """The settings in which those runs differ that have them; local paths only where names are wanted."""
     saved = [(section, key) for side in sides for section, values in side.settings.items() for key in values]
     rows = []
     for section, key in dict.fromkeys(saved):
         values = [str((side.settings.get(section) or {}).get(key, UNDEFINED)) for side in sides]
-        if len(set(values)) > 1 and (named or (section, key) not in marked("path")):
+        if len({*values} - {UNDEFINED}) > 1 and (named or (section, key) not in marked("path")):
             rows.append([f"{section}.{key}", *values])
     return Table(["setting", *(side.name for side in sides)], rows) if rows else None

@@ -168,6 +168,17 @@ def test_settings_that_differ_are_shown(runs: list[Run], tmp_path: Path) -> None
     assert "/secret" not in text
 
 
+def test_a_setting_that_one_side_lacks_is_no_difference(runs: list[Run], tmp_path: Path) -> None:
+    """An ensemble has no --run.seed of its own, nor a --tracking.to."""
+    ensemble = Run(Path(shutil.copytree(runs[0].path, tmp_path / "ensemble")))
+    sections = ensemble.saved_config()
+    sections["optim"]["lr"] = 0.5
+    ensemble.write_settings({name: sections[name] for name in ("data", "optim")})
+    text = Reader(write_runs_page([runs[0], ensemble], tmp_path / "page.html").read_text()).text
+    assert "optim.lr 0.1 0.5" in text
+    assert "tracking" not in text
+
+
 def test_the_command(
     runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
