@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from skindist.data.duplicates import Link
 from skindist.data.inspection import Facts
 from skindist.data.metadata import Metadata
-from skindist.data.scan import ImageFile
+from skindist.data.scan import ImageFile, Scan
 from skindist.data.split import Row, count_rows, cut_into_folds, make_split, refuse_changed_images
 from skindist.data.survey import Survey, describe_links, look_into, metadata_of, survey
 from skindist.errors import UserError
@@ -80,8 +80,13 @@ def prepare_test(config: DataConfig) -> Prepared:
     return Prepared(rows, _facts(rows, found.images), left_out, found.metadata)
 
 
-def prepare_again(config: DataConfig, rows: list[Row], quiet: bool = False) -> Prepared:
-    """Look again at the images of a split that was made before.
+def prepare_again(config: DataConfig, rows: list[Row]) -> Prepared:
+    """Look again at the images of a split that was made before; raises as `prepared_of`."""
+    return prepared_of(config, rows, look_into(config))
+
+
+def prepared_of(config: DataConfig, rows: list[Row], scan: Scan, quiet: bool = False) -> Prepared:
+    """The images of a split that was made before, as they lie in their folder now.
 
     Args:
         quiet: say nothing of the table.
@@ -89,7 +94,6 @@ def prepare_again(config: DataConfig, rows: list[Row], quiet: bool = False) -> P
     Raises:
         UserError: an image is gone, cannot be used any more, or has other bytes.
     """
-    scan = look_into(config)
     refuse_changed_images(rows, scan.images)
     told = metadata_of(config, scan, quiet)
     metadata = {row.path: told[row.path] for row in rows if row.path in told}

@@ -137,8 +137,9 @@ def write_evaluation(
         stress=bool(disturbed),
     )
     trained = training_data(source.run)
-    seen, met = seen_in_training(source.run, trained, images_of, data)
-    results = judge(frozen, None, (found, known), baseline_images(trained, met), config, seed)
+    seen, met = seen_in_training(trained, images_of, data)
+    baseline = baseline_images(trained.data if trained else None, met)
+    results = judge(frozen, None, (found, known), baseline, config, seed)
     results |= {
         "stress": stress_of(frozen, found, disturbed, known, seed),
         "differences": differences(description.trained_on, known),

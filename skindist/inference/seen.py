@@ -1,13 +1,16 @@
 """What a model has seen before of the images that it is tested on: their bytes, their pictures, their patients."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from skindist.data.duplicates import near_duplicates, straddling
 from skindist.data.loading import sample_ids
 from skindist.data.metadata import IDS
-from skindist.data.prepare import Prepared, prepare_again
+from skindist.data.prepare import Prepared, prepared_of
 from skindist.data.remembering import memory_of
+from skindist.data.scan import ImageFile
+from skindist.data.split import Row
 from skindist.data.survey import look_into
 from skindist.errors import UserError
 from skindist.evaluation.known import Known
@@ -20,39 +23,50 @@ Id = tuple[str, str]  # a column, and what is in it
 COUNTED = ("train", "val", "near_duplicates", "patients")
 
 
-def training_data(run: Run | None) -> Prepared | None:
-    """The images of a run, with what their table says; None where they are not at hand as they were."""
-    try:
-        return prepare_again(run.config().data, run.split(), quiet=True) if run else None
-    except UserError:
+@dataclass(frozen=True)
+class Trained:
+    """The images of a run: its rows, what lies in their folder now, and the rows with what their table says; None where
+    they are not at hand as they were."""
+
+    rows: list[Row]
+    there: Sequence[ImageFile] = ()
+    data: Prepared | None = None
+
+
+def training_data(run: Run | None) -> Trained | None:
+    """What a run tells of its images, and one look into their folder; None where no run tells it."""
+    if run is None:
         return None
+    try:
+        config, rows = run.config().data, run.split()
+    except UserError:  # a run without the files that name its images
+        return None
+    try:
+        scan = look_into(config)
+    except UserError:
+        return Trained(rows)
+    try:
+        return Trained(rows, scan.images, prepared_of(config, rows, scan, quiet=True))
+    except UserError:
+        return Trained(rows, scan.images)
 
 
-def seen_in_training(
-    run: Run | None, trained: Prepared | None, tested: DataConfig, data: Prepared
-) -> tuple[dict[str, Any], set[str]]:
-    """How many of the images the run was trained on, or chosen by, as far as that is known.
-
-    Args:
-        trained: the run's images; None: not at hand.
+def seen_in_training(trained: Trained | None, tested: DataConfig, data: Prepared) -> tuple[dict[str, Any], set[str]]:
+    """How many of the images a run was trained on, or chosen by, as far as that is known.
 
     Returns:
         "train" and "val", images with the bytes of one of theirs; "near_duplicates", images that show the same picture
         as one of theirs in other bytes; "patients", other images of a patient or lesion of theirs: numbers or null;
         "note": one sentence. And the SHA-256 of those of their images that were met again in one of these ways.
     """
-    try:
-        rows, trained_on = (run.split(), run.config().data) if run else ([], None)
-    except UserError:  # a run without the files that name its images
-        rows, trained_on = [], None
-    if trained_on is None:
+    if trained is None:
         note = "not known whether the model was trained on these images: only its run folder could tell"
         return dict.fromkeys(COUNTED) | {"note": note}, set()
-    known = {row.sha256: row.split for row in rows if row.split != "test"}
+    known = {row.sha256: row.split for row in trained.rows if row.split != "test"}
     train, val = (sum(known.get(row.sha256) == split for row in data.rows) for split in ("train", "val"))
     ours = {row.sha256 for row in data.rows}
-    near, near_theirs = near_duplicates_of(set(known), trained_on, ours, tested)
-    people, people_theirs = of_the_same_people(trained, data, set(known)) if trained else (None, set())
+    near, near_theirs = near_duplicates_of(set(known), trained.there, ours, tested)
+    people, people_theirs = of_the_same_people(trained.data, data, set(known)) if trained.data else (None, set())
     of_all, said = f"of {plural(len(data.rows), 'image')}", []
     if train + val:
         said.append(f"{train + val:,} {of_all} were used to train or choose the model")
@@ -86,14 +100,11 @@ def baseline_images(trained: Prepared | None, met: set[str]) -> Known | str:
 
 
 def near_duplicates_of(
-    known: set[str], trained: DataConfig, ours: set[str], tested: DataConfig
+    known: set[str], there: Sequence[ImageFile], ours: set[str], tested: DataConfig
 ) -> tuple[int | None, set[str]]:
     """How many images of a set show the same picture as one that is known, in other bytes; None if the known ones are
-    not at hand. And the SHA-256 of those. Both sets are given by SHA-256, and by the folder that they are in."""
-    try:
-        then = [image for image in look_into(trained).images if image.sha256 in known]
-    except UserError:
-        return None, set()
+    not all `there`. And the SHA-256 of those. Both sets are given by SHA-256, the tested one also by its folder."""
+    then = [image for image in there if image.sha256 in known]
     if {image.sha256 for image in then} != known:
         return None, set()
     now = [image for image in look_into(tested).images if image.sha256 in ours - known]

@@ -3,11 +3,15 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from skindist.data.demo import draw_lesion
 from skindist.data.inspection import Facts
 from skindist.data.prepare import Prepared
+from skindist.data.scan import CLASSES, Scan
 from skindist.data.split import Row
+from skindist.data.survey import look_into
 from skindist.inference.seen import baseline_images, of_the_same_people, seen_in_training, training_data
 from skindist.recipe import DataConfig
 from skindist.run.folder import Run
@@ -58,7 +62,7 @@ def test_no_baseline_is_judged_on_what_it_learnt_from() -> None:
 def test_a_run_that_does_not_name_its_images_says_nothing_of_them(tmp_path: Path) -> None:
     """A run that was shared without its tables is no reason to lose the predictions of another set."""
     (tmp_path / "config.yaml").write_text("data: {}\n")
-    found, met = seen_in_training(Run(tmp_path), None, DataConfig(), images("test", {}))
+    found, met = seen_in_training(training_data(Run(tmp_path)), DataConfig(), images("test", {}))
     assert (found["train"], met) == (None, set())
     assert found["note"].startswith("not known whether")
 
@@ -72,5 +76,29 @@ def test_the_table_of_the_training_images_is_read_without_a_word(
     with caplog.at_level(logging.INFO, "skindist"):
         trained = training_data(run)
     assert trained
-    assert len(trained.metadata) == len(trained.rows)
+    assert trained.data
+    assert len(trained.data.metadata) == len(trained.rows)
     assert "metadata:" not in caplog.text
+
+
+def test_the_folder_of_the_training_images_is_looked_through_once(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may hold a million files, on a disk that is far away."""
+    run = made_run(tmp_path / "run", *prepared(demo, tmp_path / "table.csv"))
+    looked: list[str | None] = []
+
+    def look(config: DataConfig) -> Scan:
+        looked.append(config.path)
+        return look_into(config)
+
+    for module in ("data.prepare", "inference.seen"):
+        monkeypatch.setattr(f"skindist.{module}.look_into", look)
+    trained, tested = training_data(run), tmp_path / "tested"
+    (tested / "benign").mkdir(parents=True)
+    (tested / "malignant").mkdir()
+    for number, name in enumerate(CLASSES):
+        draw_lesion(np.random.default_rng(number), bool(number), 64).save(tested / name / "1.png")
+    found, _ = seen_in_training(trained, DataConfig(path=str(tested)), images("test", {}))
+    assert found["near_duplicates"] == 0
+    assert looked == [str(demo), str(tested)]
