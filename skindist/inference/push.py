@@ -90,9 +90,7 @@ def sign_in(repository: str) -> str:
         raise UserError("HF_HUB_OFFLINE is set, so nothing can be sent: unset it")
     if get_token() is None:
         raise UserError("no token of the Hugging Face Hub: run `hf auth login`, or set HF_TOKEN")
-    names: list[str] = []
-    asked(repository, lambda: within(NETWORK_SECONDS, lambda: names.append(HfApi().whoami()["name"])))
-    return names[0]
+    return asked(repository, lambda: within(NETWORK_SECONDS, lambda: str(HfApi().whoami()["name"])))
 
 
 def visibility(api: HfApi, repository: str) -> str:
