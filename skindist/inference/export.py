@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ OPSET = 18
 FREE = {axis: Dim(name) for axis, name in enumerate("NHW")}
 OWN_SIZE, RESIZED = 1e-4, 5e-3  # largest differences of probabilities
 Pixels = NDArray[np.uint8]
-Answer = Callable[[Pixels], tuple[NDArray[Any], NDArray[Any]]]
+Answer = Callable[[Pixels], Sequence[NDArray[Any]]]  # probability and decision
 log = logging.getLogger("skindist")
 
 
@@ -119,12 +119,7 @@ def onnx_answers(content: bytes) -> Answer:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-
-    def answer(images_NHWC: Pixels) -> tuple[NDArray[Any], NDArray[Any]]:
-        probability, decision = session.run(["probability", "decision"], {"images": images_NHWC})
-        return probability, decision
-
-    return answer
+    return lambda images_NHWC: session.run(["probability", "decision"], {"images": images_NHWC})
 
 
 def pt2_answers(content: bytes) -> Answer:
@@ -132,12 +127,7 @@ def pt2_answers(content: bytes) -> Answer:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given buffer is not writable")  # torch 2.11, of its own buffer
         module = torch.export.load(io.BytesIO(content)).module()
-
-    def answer(images_NHWC: Pixels) -> tuple[NDArray[Any], NDArray[Any]]:
-        probability, decision = module(torch.from_numpy(images_NHWC))
-        return probability.numpy(), decision.numpy()
-
-    return answer
+    return lambda images_NHWC: [found.numpy() for found in module(torch.from_numpy(images_NHWC))]
 
 
 WRITERS = {".onnx": to_onnx, ".pt2": to_pt2}

@@ -49,12 +49,12 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
         except OSError as error:
             raise UserError(f"--out {out}: cannot be written ({error.strerror}); give another file") from None
         try:
-            self.kept = self._take_up(json.dumps(depends_on), depends_on, batch)
+            self.kept = self._take_up(depends_on, batch)
         except BaseException:
             os.close(self._descriptor)
             raise
 
-    def _take_up(self, header: str, depends_on: Mapping[str, Any], batch: int) -> int:
+    def _take_up(self, depends_on: Mapping[str, Any], batch: int) -> int:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -63,7 +63,7 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
         first = next(lines, None)
         if first is None:
             os.ftruncate(self._descriptor, 0)
-            self._write([header])
+            self._write([json.dumps(depends_on)])
             return 0
         if differs := _differing(first, depends_on):
             raise UserError(
