@@ -12,8 +12,8 @@ from skindist.data.loading import LesionImages, sample_ids
 from skindist.data.prepare import Prepared, prepare_test
 from skindist.data.split import count_rows, describe
 from skindist.determinism import float32_of, tf32
-from skindist.distributed import group
-from skindist.distributed.group import decide
+from skindist.distributed import buffers, group
+from skindist.distributed.group import decide, on_main
 from skindist.evaluation.differences import differences
 from skindist.evaluation.judgement import judge
 from skindist.evaluation.predictions import Predictions
@@ -78,9 +78,11 @@ def evaluate_model(model: str, data: DataConfig, out: Path, asked: Asked = Asked
     config = replace(absolute, image_size=description.image_size)
     prepared = decide(accelerator, prepare_images, config, asked, may_take_hours=True)
     log.info(f"{describe(prepared.rows)}\n{group.describe(accelerator)}, {float32_of(accelerator.device)}")
-    load = partial(load_weights, source.folder)
     with memory_explained():
-        predictor = build_predictor(accelerator, build_module(description), load, pixels, description.views)
+        module = build_module(description)
+        on_main(accelerator, load_weights, source.folder, module, may_take_hours=True)
+        predictor = build_predictor(accelerator, module, pixels, description.views)
+        buffers.broadcast_weights(accelerator, module)  # the other processes have no weights yet
     store = open_store(accelerator, config, prepared, pixels.interpolation)
     images = LesionImages(store, prepared.rows, config.image_size, SEED, augmented=False)
     batch = images_at_a_time(predictor, config.image_size, BATCH)

@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 
 from skindist.data.listing import list_files
-from skindist.data.transforms import normalizer
 from skindist.determinism import float32_of
 from skindist.distributed import group, host
 from skindist.distributed.group import Accelerator, decide, on_all, on_main
@@ -35,7 +34,7 @@ from skindist.inference.table import WRITERS, GrowingTable, part_of
 from skindist.prediction.evaluate import progress
 from skindist.prediction.memory import images_at_a_time, memory_explained
 from skindist.prediction.outcome import hardware
-from skindist.prediction.predictor import Predictor
+from skindist.prediction.predictor import Predictor, build_predictor
 from skindist.report.words import figure_text, origin_of_threshold
 from skindist.wording import plural
 
@@ -74,10 +73,9 @@ def predict(
     total = decide(accelerator, look, given, out, overwrite, maps, may_take_hours=True)
     saved = fetch(accelerator, model, views)
     description, device = saved.description, accelerator.device
-    pixels, on_cpu = description.preprocessing, device.type == "cpu"
+    on_cpu = device.type == "cpu"
     with memory_explained():
-        module = saved.module.to(memory_format=torch.channels_last).to(device)
-    predictor = Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, device), views=description.views)
+        predictor = build_predictor(accelerator, saved.module, description.preprocessing, description.views)
     seen = f"each image is seen in {plural(views, 'position')}; the threshold stays as it is\n" if views else ""
     log.info(f"{describe_frozen(description.frozen)}\n{seen}{group.describe(accelerator)}, {float32_of(device)}")
     if maps:

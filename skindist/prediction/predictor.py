@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from skindist.data.loading import Batch
 from skindist.data.transforms import mean_of_views, normalizer
-from skindist.distributed import buffers, group
 from skindist.distributed.group import Accelerator
 from skindist.model import Preprocessing
 
@@ -42,16 +41,8 @@ class Predictor:
         return self.normalize(images_BCHW, colours_B2C), batch.labels_B.to(device, non_blocking=aside)
 
 
-def build_predictor(
-    accelerator: Accelerator,
-    module: nn.Module,
-    load: Callable[[nn.Module], None],
-    pixels: Preprocessing,
-    views: int = 1,
-) -> Predictor:
-    """The model on this process's device. Only the main process loads weights, and hands them to the others."""
-    group.on_main(accelerator, load, module, may_take_hours=True)
+def build_predictor(accelerator: Accelerator, module: nn.Module, pixels: Preprocessing, views: int) -> Predictor:
+    """The model on this process's device."""
     module.to(memory_format=torch.channels_last)
     module.to(accelerator.device)
-    buffers.broadcast_weights(accelerator, module)
     return Predictor(accelerator, module, normalizer(pixels.mean, pixels.std, accelerator.device), views=views)
