@@ -72,9 +72,6 @@ def in_one_line(message: str) -> str:
     message = re.sub(r"<class '(\w+)'>|typing\.", r"\1", message)
     message = re.sub(r"expected float\. Got value: (-?(nan|inf))$", r"must be a finite number. Got value: \1", message)
     message = re.sub(r'^Parser key "config"', "--config", message)
-    message = re.sub(
-        r'^Parser key "([\w.]+)": Exceeds the limit.*', r"--\1: has thousands of digits; give fewer", message
-    )
     surplus = re.match(r"unrecognized arguments: ([^-]\S*)((?: \S+)*)$", message)
     if surplus and (surplus[2] or "." in surplus[1]):  # a lone word without a dot is no file of a pattern
         more = f" and {len(others):,} more" if (others := surplus[2].split()) else ""
