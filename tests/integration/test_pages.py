@@ -22,6 +22,7 @@ from torch.distributed.run import get_args_parser
 
 import skindist
 from skindist import cli, folds, verify
+from skindist.commands import models
 from skindist.config import Config
 from skindist.data import unpack as unpacking
 from skindist.inference import evaluation, export, joining, push
@@ -163,6 +164,7 @@ class Check:
         self.monkeypatch.setattr(report_words, "describe_ensemble", str)
         self.monkeypatch.setattr(unpacking, "unpack", lambda source, out, column: 0)
         self.monkeypatch.setattr(verify, "verify_resume", verify_resume)
+        self.monkeypatch.setattr(models, "require", lambda *_: None)  # tests do without the packages of export
         self.monkeypatch.setattr(export, "export_model", export_model)
         self.monkeypatch.setattr(push, "push_model", lambda model, *_: push.checked(model))
         self.monkeypatch.setattr(evaluation, "evaluate_model", evaluate_model)
