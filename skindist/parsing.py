@@ -11,6 +11,7 @@ import jsonargparse
 
 from skindist.config import Config
 from skindist.errors import UserError, remedy_of_locale
+from skindist.section import shortened
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -85,7 +86,7 @@ def in_one_line(message: str) -> str:
         message,
     )
     message = re.sub(r"expected (a )?tuple\.", "expected a list, such as '[a, b]'.", message)
-    message = re.sub(r"(\S{200})\S+", r"\1...", message)
+    message = re.sub(r"\S+", lambda word: shortened(word[0]), message)
     return f"{message}{remedy_of_locale()}" if "codec can't" in message else message
 
 
