@@ -31,6 +31,7 @@ OTHER_WORDS = (
     "unable to find an engine to execute this computation",
 )
 """What GPU libraries say instead when there is no memory left for them."""
+GONE = (ConnectionRefusedError, ConnectionResetError, EOFError)  # what a batch says whose worker has just been killed
 log = logging.getLogger("skindist")
 
 
@@ -87,7 +88,8 @@ def memory_explained() -> Iterator[None]:
                 "out of memory for the model itself, or in training for its optimizer and the average of its weights: "
                 "use a device with more memory, end what else uses it, or in training choose a smaller --model.name"
             ) from error
-        if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
+        noticed = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+        if not noticed and not isinstance(error, GONE):
             raise
         forked = multiprocessing.get_start_method() == "fork"
         guard = "" if forked else '; a script that calls fit needs if __name__ == "__main__":, as workers import it'

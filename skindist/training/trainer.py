@@ -71,7 +71,7 @@ def fit(config: Config) -> dict[str, Any]:
         OutOfMemory: raised on the process that it happened to.
         Stopped: SIGTERM or SIGUSR1 came; the state is saved, and the same config continues it.
     """
-    with RunLock() as lock, memory_explained():
+    with memory_explained(), RunLock() as lock:
         return _fit(config.with_absolute_paths(), lock)
 
 

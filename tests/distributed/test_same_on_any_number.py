@@ -11,7 +11,7 @@ import pytest
 
 from skindist.data.store import clear_cache
 from tests.helpers import jobs
-from tests.helpers.ranks import run_ranks, said
+from tests.helpers.ranks import run_ranks, said, said_by
 from tests.helpers.torture import BAD, BENIGN, CONFLICTING, MALIGNANT, write_torture_folder
 
 WORLD_SIZES = (1, 2, 3)
@@ -148,9 +148,8 @@ def test_a_killed_loader_worker_is_explained(demo: Path, tmp_path: Path, killer:
 
 def test_the_benchmark_of_training_runs_on_several_processes(demo: Path, tmp_path: Path) -> None:
     run_ranks(2, tmp_path, jobs.benchmark_training, demo)
-    words = (tmp_path / "rank0.log").read_text()
-    assert "| training EfficientNet-B0 on 2 x cpu, mixed precision no, images/s | " in words
-    assert (tmp_path / "rank1.log").read_text() == ""
+    assert "| training EfficientNet-B0 on 2 x cpu, mixed precision no, images/s | " in said_by(0, tmp_path)
+    assert said_by(1, tmp_path) == ""
 
 
 def test_the_torture_folder_is_the_same_on_1_and_3_processes(tmp_path: Path) -> None:

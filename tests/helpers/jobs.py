@@ -469,7 +469,8 @@ def status_when_a_loader_worker_dies(killer: int, data: Path, run: Path, *flags:
         if next(steps) == 1:
             for worker in psutil.Process().children():
                 worker.send_signal(killer)
-                worker.wait()
+                while worker.status() != psutil.STATUS_ZOMBIE:  # not waited for: torch is to see it, and its batches
+                    time.sleep(0.01)
         return original(*args)
 
     replace(engine, "train_step", train_step)

@@ -133,6 +133,13 @@ def test_a_real_refusal_of_the_machine_is_recognised() -> None:
     assert is_out_of_memory(refused.value)
 
 
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111), ConnectionResetError(104), EOFError()])
+def test_a_batch_of_a_killed_worker_cannot_be_fetched(error: Exception) -> None:
+    """Where the batch is asked for before torch hears of the death."""
+    with pytest.raises(OutOfMemory, match="a loader worker was killed"), memory_explained():
+        raise error
+
+
 @pytest.mark.parametrize(("method", "names_the_script"), [("fork", False), ("spawn", True), ("forkserver", True)])
 def test_where_workers_import_the_script_it_may_be_the_cause(
     monkeypatch: pytest.MonkeyPatch, method: str, names_the_script: bool
