@@ -4,6 +4,7 @@ import functools
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
     os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
     os.environ["SKINDIST_CACHE"] = tempfile.mkdtemp(prefix="skindist-tests-")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's job in the background would ignore
     for variable in ("WANDB_API_KEY", "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"):
         os.environ.pop(variable, None)
 
