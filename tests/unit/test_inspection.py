@@ -85,7 +85,9 @@ def test_a_decompression_bomb_is_not_decoded(
 
 def test_a_file_that_cannot_be_read_has_a_reason(tmp_path: Path) -> None:
     assert inspect(tmp_path / "gone.png").reason == "cannot be read (No such file or directory)"
-    assert inspect(tmp_path / "a\0b.png").reason == "cannot be read (embedded null byte)"
+    words = inspect(tmp_path / "a\0b.png").reason or ""
+    assert words.startswith("cannot be read (")
+    assert "embedded null" in words
 
 
 def test_what_a_good_file_tells(tmp_path: Path) -> None:
