@@ -3,11 +3,13 @@
 import gc
 import logging
 import multiprocessing
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 
 import torch
+from torch.utils.data import dataloader
 
 from skindist.data.loading import Batch
 from skindist.data.transforms import IDENTITY
@@ -31,7 +33,6 @@ OTHER_WORDS = (
     "unable to find an engine to execute this computation",
 )
 """What GPU libraries say instead when there is no memory left for them."""
-GONE = (ConnectionRefusedError, ConnectionResetError, EOFError)  # what a batch says whose worker has just been killed
 log = logging.getLogger("skindist")
 
 
@@ -40,6 +41,15 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, OutOfMemory | torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words.lower() in str(error).lower() for words in OTHER_WORDS)
+
+
+def is_death_of_a_worker(error: Exception) -> bool:
+    """Whether torch says that a loader worker has died, or one of its batches cannot be fetched before torch hears of
+    it."""
+    if isinstance(error, ConnectionRefusedError | ConnectionResetError | EOFError):
+        frames = traceback.walk_tb(error.__traceback__)
+        return any(frame.f_globals.get("__name__") == dataloader.__name__ for frame, _ in frames)
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 @contextmanager
@@ -88,8 +98,7 @@ def memory_explained() -> Iterator[None]:
                 "out of memory for the model itself, or in training for its optimizer and the average of its weights: "
                 "use a device with more memory, end what else uses it, or in training choose a smaller --model.name"
             ) from error
-        noticed = isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
-        if not noticed and not isinstance(error, GONE):
+        if not is_death_of_a_worker(error):
             raise
         forked = multiprocessing.get_start_method() == "fork"
         guard = "" if forked else '; a script that calls fit needs if __name__ == "__main__":, as workers import it'

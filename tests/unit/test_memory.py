@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from skindist.data.loading import Batch
 from skindist.distributed import group
@@ -135,9 +136,17 @@ def test_a_real_refusal_of_the_machine_is_recognised() -> None:
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111), ConnectionResetError(104), EOFError()])
 def test_a_batch_of_a_killed_worker_cannot_be_fetched(error: Exception) -> None:
-    """Where the batch is asked for before torch hears of the death."""
-    with pytest.raises(OutOfMemory, match="a loader worker was killed"), memory_explained():
+    """Where the batch is asked for before torch hears of the death. Elsewhere, the same error says something else."""
+
+    def cannot(batch: object) -> None:
         raise error
+
+    batches: DataLoader[int] = DataLoader([0], collate_fn=cannot)  # type: ignore[arg-type]
+    with pytest.raises(OutOfMemory, match="a loader worker was killed"), memory_explained():
+        next(iter(batches))
+    with pytest.raises(type(error)) as passed_on, memory_explained():
+        raise error.with_traceback(None)
+    assert passed_on.value is error
 
 
 @pytest.mark.parametrize(("method", "names_the_script"), [("fork", False), ("spawn", True), ("forkserver", True)])
